@@ -1,0 +1,178 @@
+"""The way of a row: read, made a record, selected, fitted, written; or rejected with its reason.
+
+Every row read is written or rejected: `Summary.read == Summary.written + Summary.rejected`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from aft_factory.convert.targets import TARGETS
+from aft_factory.errors import RecordError
+from aft_factory.fitting import DoesNotFit, Fitter
+from aft_factory.prompts import PAPER, Aggregation, sanitise, select
+from aft_factory.records import Columns, Record, Row
+from aft_factory.tables import Line, Rejects, TableWriter
+
+DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
+BYTES_PER_TOKEN = 4.0  # of English prose under a vocabulary of 32k to 128k, for estimates
+FIT_CHUNK = 128  # rows tokenized as one parallel batch
+
+ReadRow = Callable[[Any, Columns, "Counter[str]"], Record]
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a conversion did, in numbers that reconcile.
+
+    Attributes:
+        read: Rows read; `written + rejected`.
+        over: Rows written that are longer than the cutoff (measured, or estimated without tokenizer).
+        cut_rows: Rows with proposals shortened; `tokens_removed` of `tokens_before` in these rows.
+        notes: What sources repaired or left out.
+    """
+
+    read: int = 0
+    written: int = 0
+    rejected: int = 0
+    over: int = 0
+    cut_rows: int = 0
+    cut_proposals: int = 0
+    tokens_before: int = 0
+    tokens_removed: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What to convert rows to.
+
+    Attributes:
+        read_row: The source: from a row to a record.
+        target: A key of `targets.TARGETS`.
+        options: Which proposals, and under which aggregator prompt.
+        columns: Column names that differ from the usual ones.
+        fitter: Measures rows, and fits them if it has a limit; None estimates.
+        cutoff: The length that rows are compared with.
+    """
+
+    read_row: ReadRow
+    target: str
+    options: Aggregation = PAPER
+    columns: Columns = Columns()  # noqa: RUF009 - frozen
+    fitter: Fitter | None = None
+    cutoff: int = DEFAULT_CUTOFF
+
+    def run(
+        self,
+        lines: Iterable[Line],
+        table: TableWriter | None,
+        rejects: Rejects,
+        on_record: Callable[[Record], object] = lambda _: None,
+    ) -> Summary:
+        """Convert every line; without a table, only go through the motions."""
+        summary = Summary()
+        rows = self._fitted(self._records(lines, rejects, summary), rejects, summary)
+        to_row = TARGETS[self.target][1]
+        for line, record, tokens in rows:
+            try:
+                row = to_row(record, self.options)
+                size = table.write(row) if table is not None else len(orjson.dumps(row))
+            except RecordError as error:
+                rejects.add(line, error.problem, error.field)
+            except TypeError as error:  # JSON has no form for it: a lone surrogate, a huge integer
+                rejects.add(line, f"cannot be written: {error}", "row")
+            else:
+                on_record(record)
+                summary.written += 1
+                if tokens is None:
+                    tokens = self._estimate(record, size)
+                summary.over += tokens > self.cutoff
+        summary.rejected = rejects.count
+        return summary
+
+    def _records(
+        self, lines: Iterable[Line], rejects: Rejects, summary: Summary
+    ) -> Iterator[tuple[Line, Record]]:
+        target_text = TARGETS[self.target][0]
+        for line in lines:
+            summary.read += 1
+            if line.problem is not None:
+                rejects.add(line, line.problem)
+                continue
+            try:
+                record = self.read_row(line.value, self.columns, summary.notes)
+                target_text(record)
+            except RecordError as error:
+                rejects.add(line, error.problem, error.field)
+            except TypeError as error:
+                rejects.add(line, f"cannot be read: {error}", "row")
+            else:
+                yield line, select(record, self.options)
+
+    def _fitted(
+        self, rows: Iterator[tuple[Line, Record]], rejects: Rejects, summary: Summary
+    ) -> Iterator[tuple[Line, Record, int | None]]:
+        if self.fitter is None:
+            for line, record in rows:
+                yield line, record, None
+            return
+        target_text = TARGETS[self.target][0]
+        while chunk := list(islice(rows, FIT_CHUNK)):
+            inputs = [
+                (
+                    record.messages,
+                    [] if self.target == "sft" else self._sanitised(record),
+                    target_text(record),
+                )
+                for _, record in chunk
+            ]
+            lengths = self.fitter.lengths(inputs)
+            for (line, record), (messages, proposals, target), length in zip(
+                chunk, inputs, lengths, strict=True
+            ):
+                try:
+                    fitted = self.fitter.fit(messages, proposals, target, length)
+                except DoesNotFit as error:
+                    rejects.add(line, str(error), "cutoff_len")
+                    continue
+                if fitted.cut:
+                    summary.cut_rows += 1
+                    summary.cut_proposals += fitted.cut
+                    summary.tokens_before += length
+                    summary.tokens_removed += fitted.tokens_removed
+                if self.target != "sft":
+                    record = replace(record, proposals=fitted.proposals)
+                yield line, record, fitted.tokens
+
+    def _sanitised(self, record: Record) -> list[str]:
+        assert self.fitter is not None
+        return [sanitise(text, self.fitter.markers) for text in record.proposals]
+
+    def _estimate(self, record: Record, size: int) -> float:
+        """Tokens of a row from its bytes as JSON: rough, but free."""
+        if not size:  # Parquet
+            size = sum(map(len, record.proposals)) + sum(len(m["content"]) for m in record.messages)
+        prompt = 700 if self.target == "aggregation" else 0
+        return (size + prompt) / BYTES_PER_TOKEN
+
+
+def preview(record: Record, target: str, options: Aggregation) -> str:
+    """Return one rendered conversation for a person to read."""
+    row: Row = TARGETS["sft" if target == "sft" else "sharegpt"][1](
+        record if record.aggregation else replace(record, aggregation="(no aggregation yet)"), options
+    )
+    turns = [f"[{turn['from']}]\n{turn['value']}" for turn in row["conversations"]]
+    return f"{'=' * 30} {record.id}\n" + "\n\n".join(turns) + "\n"
+
+
+def default_rejects(output: Path) -> Path:
+    """`data/out.jsonl` -> `data/out.rejects.jsonl`."""
+    return output.with_name(f"{output.name.split('.')[0] or output.name}.rejects.jsonl")

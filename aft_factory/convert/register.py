@@ -1,0 +1,62 @@
+"""Entries in LLaMA-Factory's `dataset_info.json`.
+
+    {"my_aft": {"file_name": "my_aft.jsonl", "formatting": "aggregation"}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from aft_factory.errors import UsageError
+from aft_factory.prompts import PAPER, Aggregation
+from aft_factory.tables import write_text_whole
+
+TRAINABLE = (".jsonl", ".json", ".parquet")  # LLaMA-Factory looks at the last suffix only
+
+
+def dataset_entry(file_name: str, target: str, options: Aggregation) -> dict[str, Any]:
+    """Return the entry for a converted file.
+
+    The proposals in the file are selected and shuffled already, so of the options only the template
+    matters to training, and only in records.
+    """
+    if target != "aggregation":
+        return {"file_name": file_name, "formatting": "sharegpt"}
+    entry: dict[str, Any] = {"file_name": file_name, "formatting": "aggregation"}
+    if options.template != PAPER.template:
+        entry["aggregation"] = {"template": options.template}
+    return entry
+
+
+def check_registration(folder: Path, name: str, output: Path, overwrite: bool) -> dict[str, Any]:
+    """Return the content of the folder's `dataset_info.json`, to be called before work starts.
+
+    Raises:
+        UsageError: If the entry could not be added at the end.
+    """
+    if output.suffix not in TRAINABLE:
+        raise UsageError(f"LLaMA-Factory does not read {output.suffix} files; write .jsonl to --register it")
+    info = folder / "dataset_info.json"
+    if not folder.is_dir():
+        raise UsageError(f"--register {folder}: no such folder")
+    try:
+        entries = json.loads(info.read_text(encoding="utf-8")) if info.exists() else {}
+    except ValueError as error:
+        raise UsageError(f"{info}: not JSON ({error}); mend it first") from None
+    if not isinstance(entries, dict):
+        raise UsageError(f"{info}: expected a JSON object of data sets")
+    if name in entries and not overwrite:
+        raise UsageError(f"{info} has a data set {name!r} already; choose another --name or pass --overwrite")
+    return entries
+
+
+def register(folder: Path, name: str, output: Path, target: str, options: Aggregation) -> None:
+    """Add or replace one entry of the folder's `dataset_info.json` and keep all others."""
+    entries = check_registration(folder, name, output, overwrite=True)
+    file_name = os.path.relpath(output.resolve(), folder.resolve())
+    entries[name] = dataset_entry(file_name, target, options)
+    text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+    write_text_whole(folder / "dataset_info.json", text)

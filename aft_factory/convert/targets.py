@@ -1,0 +1,78 @@
+"""Targets: what a record is written as.
+
+| target | row | trains with |
+| --- | --- | --- |
+| `aggregation` | the record itself | the plugin, `"formatting": "aggregation"` |
+| `sharegpt` | aggregator prompt as system turn, query, aggregation | any LLaMA-Factory, no plugin |
+| `sft` | query and reference, no proposals (the paper's SFT baseline) | any LLaMA-Factory |
+
+    {"id": "1", "conversations": [{"from": "system", "value": "You have been provided ..."},
+     {"from": "human", "value": "6 pails of 5 litres?"}, {"from": "gpt", "value": "30 litres."}]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from aft_factory.errors import RecordError
+from aft_factory.prompts import Aggregation, conversation
+from aft_factory.records import Message, Record, Row
+
+SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
+
+
+def aggregation_target(record: Record) -> str | None:
+    """The text that AFT trains on; None in records that wait for the aggregation stage."""
+    return record.aggregation
+
+
+def required_aggregation(record: Record) -> str:
+    """The text that AFT trains on.
+
+    Raises:
+        RecordError: If the record has none.
+    """
+    if record.aggregation is None or not record.aggregation.strip():
+        raise RecordError("aggregation", "missing or empty; write --target aggregation and aggregate first")
+    return record.aggregation
+
+
+def required_reference(record: Record) -> str:
+    """The text that the SFT baseline trains on.
+
+    Raises:
+        RecordError: If the record has none.
+    """
+    if record.reference is None or not record.reference.strip():
+        raise RecordError("reference", "missing or empty; no response to train the baseline on")
+    return record.reference
+
+
+def to_aggregation(record: Record, options: Aggregation) -> Row:
+    """Return the record as it is exchanged between stages and read by the plugin."""
+    return record.to_row()
+
+
+def to_sharegpt(record: Record, options: Aggregation) -> Row:
+    """Return the rendered conversation, for stock LLaMA-Factory."""
+    return _sharegpt(record.id, conversation(record, options), required_aggregation(record))
+
+
+def to_sft(record: Record, options: Aggregation) -> Row:
+    """Return query and reference, without proposals."""
+    return _sharegpt(record.id, record.messages, required_reference(record))
+
+
+def _sharegpt(name: str, messages: Sequence[Message], answer: str) -> Row:
+    turns = [{"from": SHAREGPT_ROLES[m["role"]], "value": m["content"]} for m in messages]
+    return {"id": name, "conversations": [*turns, {"from": "gpt", "value": answer}]}
+
+
+Target = tuple[Callable[[Record], str | None], Callable[[Record, Aggregation], Row]]
+
+# name: (the text to train on, the row to write)
+TARGETS: dict[str, Target] = {
+    "aggregation": (aggregation_target, to_aggregation),
+    "sharegpt": (required_aggregation, to_sharegpt),
+    "sft": (required_reference, to_sft),
+}

@@ -1,0 +1,53 @@
+"""The errors a user can meet. Each says what was expected, what was got and what to do.
+
+One base, and each is also the standard-library type it specialises, so `except ValueError` works.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AftError(Exception):
+    """Base of every error that a command shows as a message instead of a traceback."""
+
+
+class UsageError(AftError, ValueError):
+    """Options, paths or settings that cannot work."""
+
+
+class RecordError(AftError, ValueError):
+    """A row that is not a record.
+
+    Attributes:
+        field: Where in the row the problem is, such as `messages[2].role`.
+        problem: What was expected and what was got.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)  # both positional, so that the error pickles across workers
+        self.field = field
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}"
+
+
+class MissingPackage(AftError, ImportError):
+    """A feature whose optional package is not installed."""
+
+    def __init__(self, feature: str, package: str) -> None:
+        super().__init__(f"{feature} needs {package}; install it with: pip install {package}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that helps with an unknown name: the closest known one, or all of them.
+
+    Example:
+        >>> suggest("tempalte", ["template", "seed"])
+        "did you mean 'template'?"
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

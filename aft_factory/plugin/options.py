@@ -1,0 +1,70 @@
+"""What a data set entry can say about aggregation data, for both of LLaMA-Factory's engines.
+
+    "my_aft": {"file_name": "my_aft.jsonl", "formatting": "aggregation",
+               "columns": {"proposals": "drafts", "aggregation": "answer"},
+               "aggregation": {"template": "paper", "max_proposals": 5, "shuffle_proposals": true}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from aft_factory.convert.targets import required_aggregation
+from aft_factory.errors import RecordError, UsageError, suggest
+from aft_factory.prompts import PAPER, Aggregation
+from aft_factory.records import USUAL_COLUMNS, Columns, Record, record_from_row
+
+NAME = "aggregation"
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetOptions:
+    """One data set's options.
+
+    Attributes:
+        dataset: How LLaMA-Factory calls it, for messages.
+        columns: Column names that differ from the usual ones.
+        aggregation: Which proposals, and under which aggregator prompt.
+        fit: Shorten proposals to `cutoff_len` instead of letting LLaMA-Factory cut the query off.
+    """
+
+    dataset: str
+    columns: Columns = USUAL_COLUMNS
+    aggregation: Aggregation = PAPER
+    fit: bool = True
+
+    def record(self, row: Mapping[str, Any], place: str) -> Record:
+        """Read one row for training.
+
+        Raises:
+            RecordError: If it cannot be used; names the data set, the row and the column.
+        """
+        try:
+            record = record_from_row(row, self.columns)
+            required_aggregation(record)
+        except RecordError as error:
+            raise RecordError(f"data set {self.dataset!r}, {place}, column {error.field}", error.problem) from None
+        return record
+
+
+def parse_entry(dataset: str, entry: Mapping[str, Any]) -> DatasetOptions:
+    """Read the `columns` and `aggregation` blocks of a data set entry.
+
+    Raises:
+        UsageError: If a key or value is wrong; names the data set and the key.
+    """
+    options = dict(entry.get("aggregation") or {})
+    known = {f.name for f in fields(Aggregation)} | {"fit"}
+    try:
+        for key in options:
+            if key not in known:
+                raise UsageError(f"aggregation.{key}: unknown option; {suggest(key, known)}")
+        fit = options.pop("fit", True)
+        if not isinstance(fit, bool):
+            raise UsageError(f"aggregation.fit: expected true or false, got {fit!r}")
+        columns = Columns.from_mapping(dict(entry.get("columns") or {}))
+        return DatasetOptions(dataset, columns, Aggregation(**options), fit)
+    except UsageError as error:
+        raise UsageError(f"data set {dataset!r}: {error}") from None

@@ -1,0 +1,112 @@
+"""LLaMA-Factory's standard engine (v0): `"formatting": "aggregation"` in `dataset_info.json`.
+
+Two hooks: the parser keeps our blocks of a data set entry, and the converter turns a row of records into
+LLaMA-Factory's `_system`, `_prompt` and `_response`, with the place of every proposal in `_system` beside
+them, so that `v0_fitting` can shorten proposals when the row is tokenized.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from aft_factory import __version__
+from aft_factory.plugin.options import NAME, DatasetOptions, parse_entry
+from aft_factory.prompts import conversation, load_template, proposal_spans, select
+
+SPANS = "_aft_spans"
+
+
+def hook_parser(module: ModuleType) -> None:
+    """Make `DatasetAttr.join` keep our options, which it would drop as unknown."""
+    original = module.DatasetAttr.join
+
+    @functools.wraps(original)
+    def join(self: Any, attr: dict[str, Any]) -> None:
+        original(self, attr)
+        if attr.get("formatting") == NAME:
+            self.aft_options = parse_entry(self.dataset_name, attr)
+
+    module.DatasetAttr.join = join
+
+
+def hook_converter(module: ModuleType) -> None:
+    """Register the converter, and give it the number of each row for its messages."""
+    module.DATASET_CONVERTERS[NAME] = AggregationConverter
+    original = module.align_dataset
+
+    @functools.wraps(original)
+    def align_dataset(dataset: Any, dataset_attr: Any, *args: Any, **kwargs: Any) -> Any:
+        if dataset_attr.formatting == NAME:
+            dataset = _WithRowNumbers(dataset)
+        return original(dataset, dataset_attr, *args, **kwargs)
+
+    module.align_dataset = align_dataset
+
+
+class _WithRowNumbers:
+    """A data set whose `map` also passes the row's index, counted over all workers."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Any:
+        return iter(self._dataset)
+
+    def map(self, function: Any, **kwargs: Any) -> Any:
+        return self._dataset.map(function, with_indices=True, **kwargs)
+
+
+class AggregationConverter:
+    """Turns a record row into LLaMA-Factory's aligned row.
+
+    Attributes:
+        salt: Changes with our version, options and template text: `datasets` names its cache after
+            the pickled converter, and would not see these change.
+    """
+
+    def __init__(self, dataset_attr: Any, data_args: Any) -> None:
+        self.options: DatasetOptions = getattr(dataset_attr, "aft_options", None) or DatasetOptions(str(dataset_attr))
+        template = load_template(self.options.aggregation.template)
+        self.salt = hashlib.blake2b(
+            f"{__version__} {self.options} {template.fingerprint}".encode(), digest_size=8
+        ).hexdigest()
+        self._warn_about_template(getattr(data_args, "template", None))
+
+    def __call__(self, example: Mapping[str, Any], index: int | None = None) -> dict[str, Any]:
+        """Convert one row.
+
+        Raises:
+            RecordError: If the row cannot be used; names the data set, the row and the column.
+        """
+        place = "a row" if index is None else f"row {index + 1}"
+        record = self.options.record(example, place)
+        record = select(record, self.options.aggregation)
+        messages = conversation(record, self.options.aggregation)
+        system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+        spans = proposal_spans(record, self.options.aggregation) if self.options.fit else None
+        return {
+            "_prompt": messages,
+            "_response": [{"role": "assistant", "content": record.aggregation}],
+            "_system": system,
+            "_tools": "",
+            "_images": None,
+            "_videos": None,
+            "_audios": None,
+            SPANS: spans,
+        }
+
+    def _warn_about_template(self, name: str | None) -> None:
+        from aft_factory.plugin.templates import aggregator_of
+
+        inside, asked = aggregator_of(name), self.options.aggregation.template
+        if inside is not None and inside != asked:
+            from llamafactory.extras import logging
+
+            logging.get_logger(__name__).warning_rank0(
+                f"aft-factory: data set {self.options.dataset!r} trains on the aggregator prompt {asked!r}, but the "
+                f"chat template of {name!r} will use {inside!r} at inference; make the two the same."
+            )

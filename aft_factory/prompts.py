@@ -1,0 +1,286 @@
+"""Prompts: the one place that turns a query and its proposals into what a model reads.
+
+The converters, the LLaMA-Factory plugin, the runner and the server all call this module, and the chat
+templates under `templates/chat/` carry the same text, so that training and inference see the same tokens.
+Pure: reads template files, knows nothing of data files, models or command lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+
+from aft_factory.errors import UsageError, suggest
+from aft_factory.records import Message, Record
+
+_PACKAGED = Path(__file__).parent / "templates"
+TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "templates"
+
+ZERO_WIDTH_SPACE = "\u200b"
+
+# What tokenizers and LLaMA-Factory turn into control tokens wherever it stands in a text. An entry is a
+# whole marker or the beginning of a family of them; `templates/chat/*.jinja` repeat the list (tested).
+MARKERS = (
+    *(f"<|{letter}" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"),
+    *('<|"|>', "<｜", "<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<mask>", "<cls>", "<sep>"),
+    *("<start_of_", "<end_of_", "<start_function_", "<end_function_", "<image_soft_token>"),
+    *("<audio_soft_token>", "<unused", "<turn|>", "<channel|>", "<tool|>", "<tool_call|>"),
+    *("<tool_response|>", "<image|>", "<audio|>", "<video|>", "<image>", "</image>", "<video>"),
+    *("</video>", "<audio>", "</audio>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
+    *("<tool_response>", "</tool_response>", "<tools>", "</tools>", "<fim_", "<file_sep>"),
+    *("<reponame>", "<filename>", "<jupyter_", "<<SYS>>", "<</SYS>>", "[INST]", "[/INST]"),
+    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+    *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CONTENT]", "[ARGS]", "[CALL_ID]"),
+    *("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[AUDIO]", "[BEGIN_AUDIO]", "[PREFIX]", "[MIDDLE]"),
+    *("[SUFFIX]", "[THINK]", "[/THINK]", "[MODEL_SETTINGS]", "[/MODEL_SETTINGS]", "[REFERENCE_DOC_"),
+    *("[gMASK]", "[MASK]", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[BOS]", "[EOS]"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatorTemplate:
+    """A loaded aggregator prompt.
+
+    Attributes:
+        name: As it was asked for.
+        source: The Jinja text.
+        compiled: Renders with `compiled.render(proposals=[...])`.
+    """
+
+    name: str
+    source: str
+    compiled: jinja2.Template
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the template's text, for caches."""
+        return hashlib.blake2b(self.source.encode(), digest_size=8).hexdigest()
+
+    def render(self, proposals: Sequence[str]) -> str:
+        """Return the aggregator prompt for proposals that are sanitised already."""
+        return self.compiled.render(proposals=proposals)
+
+
+@cache
+def load_template(name: str) -> AggregatorTemplate:
+    """Load an aggregator prompt by name (`paper`, `moa`, `release`) or from a path.
+
+    Raises:
+        UsageError: If there is no such template, or its variables are not the ones documented.
+    """
+    path = TEMPLATES / "aggregate" / f"{name}.jinja"
+    if not name.isidentifier() or not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        known = [p.stem for p in sorted((TEMPLATES / "aggregate").glob("*.jinja"))]
+        raise UsageError(
+            f"no aggregator template {name!r}; {suggest(name, known)}, or give the path of a .jinja file"
+        )
+    source = path.read_text(encoding="utf-8")
+    # The environment that transformers and vLLM give chat templates, but strict about names.
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    try:
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        compiled = environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageError(f"{path}:{error.lineno}: {error.message}") from None
+    if variables != {"proposals"}:
+        found = ", ".join(sorted(variables)) or "none"
+        raise UsageError(f"{path}: a template has the one variable 'proposals', this one has: {found}")
+    return AggregatorTemplate(name=name, source=source, compiled=compiled)
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """How a record becomes a prompt. The defaults are the paper's.
+
+    Attributes:
+        template: `paper`, `moa`, `release`, or the path of a Jinja file that uses `proposals`.
+        max_proposals: Keep the first K proposals (after shuffling); None keeps all.
+        shuffle_proposals: Put the proposals in an order drawn from `seed` and the record's id.
+        seed: Of the shuffle.
+        ablation: `without_proposals` trains on query -> aggregation (the paper's ablation a).
+    """
+
+    template: str = "paper"
+    max_proposals: int | None = None
+    shuffle_proposals: bool = False
+    seed: int = 42
+    ablation: Literal["none", "without_proposals"] = "none"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.max_proposals is not None and (
+            not isinstance(self.max_proposals, int) or self.max_proposals < 1
+        ):
+            problems.append(f"max_proposals: expected a number from 1, got {self.max_proposals!r}")
+        if not isinstance(self.shuffle_proposals, bool):
+            problems.append(f"shuffle_proposals: expected true or false, got {self.shuffle_proposals!r}")
+        if not isinstance(self.seed, int):
+            problems.append(f"seed: expected a whole number, got {self.seed!r}")
+        if self.ablation not in ("none", "without_proposals"):
+            problems.append(f"ablation: expected 'none' or 'without_proposals', got {self.ablation!r}")
+        try:
+            load_template(self.template)
+        except UsageError as error:
+            problems.append(f"template: {error}")
+        if problems:
+            raise UsageError("; ".join(problems))
+
+
+PAPER = Aggregation()
+
+
+def chat_template(chat: str, aggregate: str = "paper") -> str:
+    """Return the chat template `llama3` or `mistral` with the given aggregator prompt inside.
+
+    The text is self-contained: it can be a model's `chat_template.jinja`, after which
+    `tokenizer.apply_chat_template(messages, proposals=[...])` gives the training tokens.
+
+    Raises:
+        UsageError: If either name is unknown.
+    """
+    path = TEMPLATES / "chat" / f"{chat}.jinja"
+    if not path.is_file():
+        known = [p.stem for p in sorted((TEMPLATES / "chat").glob("*.jinja"))]
+        raise UsageError(f"no chat template {chat!r}; {suggest(chat, known)}")
+    shipped = path.read_text(encoding="utf-8")
+    body = load_template(aggregate).source.removesuffix("\n")
+    return re.sub(
+        r"(?<={%- macro aggregator\(proposals\) -%}\n).*?(?=\n{%- endmacro %})",
+        lambda _: body,
+        shipped,
+        count=1,
+        flags=re.DOTALL,
+    )
+
+
+@lru_cache(maxsize=64)
+def marker_pattern(extra: frozenset[str] = frozenset()) -> re.Pattern[str]:
+    """Return a pattern that matches the first character of every marker (see `sanitise`)."""
+    rest_by_first: dict[str, list[str]] = {"<": [r"\|[A-Za-z_]"]}
+    for marker in (*MARKERS, *sorted(extra)):
+        if not re.match(r"<\|[A-Za-z_]", marker):
+            rest_by_first.setdefault(marker[0], []).append(re.escape(marker[1:]))
+    return re.compile(
+        "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rest_by_first.items())
+    )
+
+
+def sanitise(text: str, pattern: re.Pattern[str] | None = None) -> str:
+    r"""Break every control-token marker in a model's text by a zero-width space.
+
+    The space goes after the marker's first character: the text reads the same, but neither a
+    tokenizer nor LLaMA-Factory finds a control token or a media placeholder in it. Idempotent.
+
+    Args:
+        text: A proposal.
+        pattern: `marker_pattern(...)` with a tokenizer's own markers; by default the known families.
+
+    Example:
+        >>> sanitise("fine <|eot_id|>")
+        'fine <\u200b|eot_id|>'
+    """
+    if pattern is None:
+        if "<" not in text and "[" not in text:
+            return text
+        pattern = marker_pattern()
+    return pattern.sub(lambda match: match[0] + ZERO_WIDTH_SPACE, text)
+
+
+def select(record: Record, options: Aggregation = PAPER) -> Record:
+    """Return the record with the proposals that go into its prompt.
+
+    Blank proposals are left out; then the rest are shuffled and cut to the first K as asked. Scores
+    and model names stay with their proposals.
+    """
+    kept = [i for i, text in enumerate(record.proposals) if text and not text.isspace()]
+    if options.ablation == "without_proposals":
+        kept = []
+    if options.shuffle_proposals:
+        random.Random(f"{options.seed}:{record.id}").shuffle(kept)
+    kept = kept[: options.max_proposals]
+    if kept == list(range(len(record.proposals))):
+        return record
+    return replace(
+        record,
+        proposals=[record.proposals[i] for i in kept],
+        scores=record.scores and [record.scores[i] for i in kept],
+        proposal_models=record.proposal_models and [record.proposal_models[i] for i in kept],
+    )
+
+
+def with_aggregator(
+    messages: Sequence[Message], proposals: Sequence[str], template: AggregatorTemplate
+) -> list[Message]:
+    """Return the conversation that asks for an aggregation of sanitised proposals.
+
+    An existing system message stays first, then a blank line, then the aggregator prompt. Without
+    proposals the conversation is the plain one (layer 0). The input is not changed.
+    """
+    if not proposals:
+        return list(messages)
+    system = template.render(proposals)
+    if messages[0]["role"] == "system":
+        system = f"{messages[0]['content']}\n\n{system}"
+        messages = messages[1:]
+    return [{"role": "system", "content": system}, *messages]
+
+
+def conversation(record: Record, options: Aggregation = PAPER) -> list[Message]:
+    """Return the messages a model reads for this record, without the answer (equation 1's prompt)."""
+    proposals = [sanitise(text) for text in select(record, options).proposals]
+    return with_aggregator(record.messages, proposals, load_template(options.template))
+
+
+def proposal_spans(record: Record, options: Aggregation = PAPER) -> list[list[int]] | None:
+    """Return where each proposal stands in the system message of `conversation(record, options)`.
+
+    Args:
+        record: A record as `select` returned it.
+        options: As for `conversation`.
+
+    Returns:
+        [start, end) of each proposal, or None where there are no proposals or the template does not
+        hold each of them once, in order and unchanged.
+    """
+    if not record.proposals:
+        return None
+    template = load_template(options.template)
+    pieces = _pieces(template, len(record.proposals))
+    if len(pieces) != len(record.proposals) + 1:
+        return None
+    position = 0
+    if record.messages[0]["role"] == "system":
+        position = len(record.messages[0]["content"]) + 2
+    spans = []
+    for piece, text in zip(pieces[:-1], map(sanitise, record.proposals), strict=True):
+        start = position + len(piece)
+        position = start + len(text)
+        spans.append([start, position])
+    return spans
+
+
+@lru_cache(maxsize=64)
+def _pieces(template: AggregatorTemplate, count: int) -> list[str]:
+    """The fixed text of a template before, between and after `count` proposals."""
+    marks = [f"\ue000{i}\ue001" for i in range(count)]
+    rest, pieces = template.render(marks), []
+    for mark in marks:
+        piece, found, rest = rest.partition(mark)
+        if not found:
+            return []
+        pieces.append(piece)
+    return [] if "\ue000" in rest else [*pieces, rest]

@@ -1,0 +1,56 @@
+# make demo    the whole of AFT on a tiny model: convert, train SFT and AFT, compare
+# make test    all tests        make fast    the tests that train nothing
+# make check   lint and types   make format  mend what can be mended
+# make bench   the benchmarks   make lock    pin requirements/*.in anew
+#
+# Each sets up what it needs: one environment in .venv, from pinned files, once.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+BIN := .venv/bin
+READY := .venv/ready-$(ENGINE)
+
+.PHONY: setup demo test fast check format bench lock clean
+
+setup: $(READY)
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "aft-factory needs Python 3.11 or later"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv==0.13.9
+
+$(READY): requirements/$(ENGINE).txt requirements/override.txt pyproject.toml aft_factory_autoload.pth | $(BIN)/uv
+	$(BIN)/uv pip install --python $(BIN)/python --override requirements/override.txt -r requirements/$(ENGINE).txt
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py --output demo_output
+
+test: setup
+	$(BIN)/python -m pytest
+
+fast: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/convert.py
+	$(BIN)/python benchmarks/plugin.py
+
+lock: $(BIN)/uv
+	for engine in cpu gpu; do \
+		$(BIN)/uv pip compile --quiet --python-version 3.11 --override requirements/override.txt --no-header \
+			--no-annotate --no-emit-index-url --no-emit-find-links requirements/$$engine.in \
+			-o requirements/$$engine.txt; \
+	done
+
+clean:
+	rm -rf .venv demo_output build dist

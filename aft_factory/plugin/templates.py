@@ -9,31 +9,22 @@ from __future__ import annotations
 
 import copy
 from types import ModuleType
-from typing import Any
-
-from llamafactory.data.template import Llama2Template, Template
 
 from aft_factory.prompts import PAPER, chat_template
 
-CHATS = {"llama3": Template, "mistral": Llama2Template}
+CHATS = ("llama3", "mistral")
 AGGREGATORS = ("paper", "moa", "release")
 
 
-class _CarriesChatTemplate:
-    """Mixin: the Jinja text is ours instead of one derived from the slots."""
+class CarriedChatTemplate:
+    """Stands in for a template's `_get_jinja_template`: our text instead of one derived from the slots."""
 
-    aft_chat_template: str
+    def __init__(self, text: str) -> None:
+        self.text = text
 
-    def _get_jinja_template(self, tokenizer: Any) -> str:
-        return self.aft_chat_template
-
-
-class AftTemplate(_CarriesChatTemplate, Template):  # type: ignore[misc]
-    """LLaMA-Factory's general template with our Jinja text."""
-
-
-class AftLlama2Template(_CarriesChatTemplate, Llama2Template):  # type: ignore[misc]
-    """LLaMA-Factory's template that fuses the system text into the first turn, with our Jinja text."""
+    def __call__(self, tokenizer: object) -> str:
+        """Return the Jinja text."""
+        return self.text
 
 
 def template_name(chat: str, aggregator: str) -> str:
@@ -49,12 +40,9 @@ def aggregator_of(name: str | None) -> str | None:
 
 def hook_template(module: ModuleType) -> None:
     """Add our templates to `llamafactory.data.template.TEMPLATES`."""
-    for chat, kind in CHATS.items():
+    for chat in CHATS:
         for aggregator in AGGREGATORS:
             template = copy.deepcopy(module.TEMPLATES[chat])
-            if type(template) is not kind:
-                raise TypeError(f"template {chat} is a {type(template).__name__}, expected {kind.__name__}")
-            template.__class__ = AftTemplate if kind is Template else AftLlama2Template
             template.replace_jinja_template = True
-            template.aft_chat_template = chat_template(chat, aggregator)
+            template._get_jinja_template = CarriedChatTemplate(chat_template(chat, aggregator))
             module.TEMPLATES[template_name(chat, aggregator)] = template

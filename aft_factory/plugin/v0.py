@@ -106,7 +106,7 @@ class AggregationConverter:
         if inside is not None and inside != asked:
             from llamafactory.extras import logging
 
-            logging.get_logger(__name__).warning_rank0(
+            logging.get_logger("llamafactory.data.converter").warning_rank0(
                 f"aft-factory: data set {self.options.dataset!r} trains on the aggregator prompt {asked!r}, but the "
                 f"chat template of {name!r} will use {inside!r} at inference; make the two the same."
             )

@@ -34,6 +34,7 @@ class _Batch:
     """The rows of one `map` batch that hold proposals, and what was done to them."""
 
     spans_by_prompt: dict[int, list[list[int]]]
+    too_long: list[int]  # stands for a row that cannot fit until it is dropped
     rows: int = 0
     shortened: int = 0
     proposals_shortened: int = 0
@@ -51,14 +52,17 @@ def _reporting_preprocess(original: Any, module: ModuleType) -> Any:
             return original(self, examples)
         examples = dict(examples)  # lists that stay the same objects, to know a prompt by its identity
         spans = zip(examples["_prompt"], examples[SPANS], strict=True)
-        batch = _Batch({id(prompt): places for prompt, places in spans if places})
+        batch = _Batch(
+            {id(prompt): places for prompt, places in spans if places},
+            too_long=[0] * (self.data_args.cutoff_len + 1),
+        )
         self._aft_batch = batch
         try:
             outputs = original(self, examples)
         finally:
             del self._aft_batch
         if batch.dropped:
-            _drop_longer(outputs, self.data_args.cutoff_len)
+            _drop(outputs, batch.too_long)
         _report(batch, self.data_args.cutoff_len, module)
         return outputs
 
@@ -94,8 +98,94 @@ def _fitting_encode(original: Any) -> Any:
         except DoesNotFit as error:
             batch.dropped += 1
             batch.first_dropped = batch.first_dropped or f"{prompt[-1]['content'][:60]!r} {error}"
-            too_long = [0] * (limit + 1)  # packing drops rows over the limit itself; the others: _drop_longer
-            return too_long, too_long
+            return batch.too_long, batch.too_long  # packing drops rows over the limit itself; else: _drop
+        if not fitted.cut:
+            return encoded
+        batch.shortened += 1
+        batch.proposals_shortened += fitted.cut
+        batch.tokens_removed += fitted.tokens_removed
+        text = _replace_spans(system, spans, fitted.proposals)
+        return original(self, prompt, response, text, *args, **kwargs)  # type: ignore[no-any-return]
+
+    return encode
+
+
+def _length(encoded: tuple[list[int], list[int]]) -> int:
+    """Tokens of an encoded row: training labels are as long as the ids, those of prediction come on top."""
+    ids, labels = encoded
+    return len(ids) if len(ids) == len(labels) else len(ids) + len(labels)
+
+
+def _replace_spans(text: str, spans: Sequence[Sequence[int]], replacements: Sequence[str]) -> str:
+    pieces, last = [], 0
+    for (start, end), replacement in zip(spans, replacements, strict=True):
+        pieces += [text[last:start], replacement]
+        last = end
+    return "".join([*pieces, text[last:]])
+
+
+def _drop(outputs: dict[str, list[Any]], too_long: list[int]) -> None:
+    kept = [i for i, ids in enumerate(outputs["input_ids"]) if ids is not too_long]
+    for key, values in outputs.items():
+        outputs[key] = [values[i] for i in kept]
+
+
+def _reporting_preprocess(original: Any, module: ModuleType) -> Any:
+    """Hand the places of the proposals to `_encode_data_example`, drop what cannot fit, report."""
+
+    @functools.wraps(original)
+    def preprocess_dataset(self: Any, examples: Any) -> Any:
+        if SPANS not in examples:
+            return original(self, examples)
+        examples = dict(examples)  # lists that stay the same objects, to know a prompt by its identity
+        spans = zip(examples["_prompt"], examples[SPANS], strict=True)
+        batch = _Batch(
+            {id(prompt): places for prompt, places in spans if places},
+            too_long=[0] * (self.data_args.cutoff_len + 1),
+        )
+        self._aft_batch = batch
+        try:
+            outputs = original(self, examples)
+        finally:
+            del self._aft_batch
+        if batch.dropped:
+            _drop(outputs, batch.too_long)
+        _report(batch, self.data_args.cutoff_len, module)
+        return outputs
+
+    return preprocess_dataset
+
+
+def _fitting_encode(original: Any) -> Any:
+    @functools.wraps(original)
+    def encode(
+        self: Any, prompt: Any, response: Any, system: str | None, *args: Any, **kwargs: Any
+    ) -> tuple[list[int], list[int]]:
+        encoded: tuple[list[int], list[int]] = original(self, prompt, response, system, *args, **kwargs)
+        batch: _Batch | None = self.__dict__.get("_aft_batch")
+        spans = batch.spans_by_prompt.get(id(prompt)) if batch is not None else None
+        if batch is None or spans is None or system is None:
+            return encoded
+        batch.rows += 1
+        limit = self.data_args.cutoff_len
+        if _length(encoded) < limit:
+            return encoded
+
+        untruncated = copy.copy(self)
+        untruncated.data_args = copy.copy(self.data_args)
+        untruncated.data_args.cutoff_len = NO_LIMIT
+
+        def measure(proposals: Sequence[str]) -> int:
+            text = _replace_spans(system, spans, proposals)
+            return _length(original(untruncated, prompt, response, text, *args, **kwargs))
+
+        proposals = [system[start:end] for start, end in spans]
+        try:
+            fitted = fit(proposals, limit, measure, token_boundaries(self.tokenizer))
+        except DoesNotFit as error:
+            batch.dropped += 1
+            batch.first_dropped = batch.first_dropped or f"{prompt[-1]['content'][:60]!r} {error}"
+            return batch.too_long, batch.too_long  # packing drops rows over the limit itself; else: _drop
         if not fitted.cut:
             return encoded
         batch.shortened += 1

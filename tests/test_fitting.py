@@ -1,0 +1,135 @@
+"""Fitting: nothing but proposals is cut, at token boundaries, longest first. Run: pytest tests/test_fitting.py"""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aft_factory.errors import UsageError
+from aft_factory.fitting import (
+    MIN_PROPOSAL_TOKENS,
+    DoesNotFit,
+    Fitter,
+    common_cap,
+    fit,
+    load_tokenizer,
+    resolve_chat_template,
+    token_boundaries,
+    tokenizer_markers,
+)
+from aft_factory.prompts import chat_template, load_template, sanitise
+
+FIXED = 40  # tokens of the row beside its proposals
+
+
+def word_boundaries(text):
+    """A toy tokenizer: a token is a word with the blank before it."""
+    ends = [i for i, character in enumerate(text) if character == " "]
+    return [*[end for end in ends if end], len(text)] if text else []
+
+
+def measure(proposals):
+    return FIXED + sum(len(word_boundaries(text)) for text in proposals)
+
+
+def words(count):
+    return " ".join(["word"] * count)
+
+
+@given(st.lists(st.integers(0, 200)), st.integers(0, 1000))
+def test_common_cap_is_the_largest_that_fits(lengths, available):
+    cap = common_cap(lengths, available)
+    assert sum(min(length, cap) for length in lengths) <= available or cap == 0
+    if cap < max(lengths, default=0):
+        assert sum(min(length, cap + 1) for length in lengths) > available
+
+
+def test_a_row_that_fits_is_not_touched():
+    drafts = [words(20), words(30)]
+    fitted = fit(drafts, FIXED + 50, measure, word_boundaries)
+    assert (fitted.proposals, fitted.tokens, fitted.cut) == (drafts, FIXED + 50, 0)
+
+
+def test_the_longest_proposals_are_cut_to_one_cap():
+    fitted = fit([words(20), words(300), words(100)], FIXED + 120, measure, word_boundaries)
+    assert fitted.proposals == [words(20), words(50), words(50)]
+    assert (fitted.tokens, fitted.cut, fitted.tokens_removed) == (FIXED + 120, 2, 300)
+
+
+def test_a_row_that_cannot_fit_says_its_numbers():
+    with pytest.raises(DoesNotFit, match=f"needs {FIXED} tokens before any of its 1 proposals, the limit is 30"):
+        fit([words(100)], 30, measure, word_boundaries)
+    with pytest.raises(DoesNotFit, match=f"leaves 20 tokens for 2 proposals .at least {MIN_PROPOSAL_TOKENS} each"):
+        fit([words(100), words(100)], FIXED + 20, measure, word_boundaries)
+
+
+def test_a_row_without_proposals_fits_or_not():
+    assert fit([], FIXED, measure, word_boundaries).tokens == FIXED
+    with pytest.raises(DoesNotFit):
+        fit([], FIXED - 1, measure, word_boundaries)
+
+
+@given(st.lists(st.integers(0, 400), max_size=8), st.integers(0, 600))
+def test_the_limit_always_holds(lengths, limit):
+    drafts = [words(length) if length else "" for length in lengths]
+    try:
+        fitted = fit(drafts, limit, measure, word_boundaries)
+    except DoesNotFit:
+        return
+    assert measure(fitted.proposals) == fitted.tokens <= limit
+    assert all(draft.startswith(shorter) for draft, shorter in zip(drafts, fitted.proposals, strict=True))
+
+
+@pytest.mark.parametrize("chat", ["llama3", "mistral"])
+def test_real_tokens_multibyte_text_is_cut_between_characters(chat, request):
+    folder = request.getfixturevalue("tiny_llama" if chat == "llama3" else "tiny_mistral")
+    tokenizer = load_tokenizer(str(folder))
+    fitter = Fitter(tokenizer, chat_template(chat), 600, load_template("paper"))
+    drafts = ["日本語の長い文章です。😀" * 60, "Короткий текст. " * 40, "short"]
+    query = [{"role": "user", "content": "質問 ?"}]
+    total = fitter.lengths([(query, drafts, "answer")])[0]
+    fitted = fitter.fit(query, drafts, "answer", total)
+    assert total > 600 >= fitted.tokens == fitter.lengths([(query, fitted.proposals, "answer")])[0]
+    assert fitted.tokens > 560  # close to the limit, not far below it
+    assert fitted.proposals[2] == "short"
+    assert all(draft.startswith(shorter) for draft, shorter in zip(drafts, fitted.proposals, strict=True))
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_boundaries_are_positions_in_the_text(tiny_llama, text):
+    ends = token_boundaries(load_tokenizer_once(str(tiny_llama)))(text)
+    assert ends == sorted(ends)
+    assert (not text and not ends) or ends[-1] == len(text)
+
+
+_tokenizers = {}
+
+
+def load_tokenizer_once(name):
+    if name not in _tokenizers:
+        _tokenizers[name] = load_tokenizer(name)
+    return _tokenizers[name]
+
+
+def test_chat_template_is_told_from_the_tokenizer(tiny_llama, tiny_mistral, tmp_path):
+    llama, mistral = load_tokenizer(str(tiny_llama)), load_tokenizer(str(tiny_mistral))
+    assert resolve_chat_template("auto", llama) == chat_template("llama3")
+    assert resolve_chat_template("auto", mistral) == chat_template("mistral")
+    mistral.chat_template = "mine"
+    assert resolve_chat_template("auto", mistral) == "mine"
+    with pytest.raises(UsageError, match="has no chat template"):
+        resolve_chat_template("own", llama)
+    with pytest.raises(UsageError, match="did you mean 'llama3'"):
+        resolve_chat_template("lama3", llama)
+
+
+def test_a_tokenizers_own_special_tokens_are_markers_too(tiny_llama):
+    tokenizer = load_tokenizer(str(tiny_llama))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["@@stop@@"]})
+    assert sanitise("a @@stop@@ b", tokenizer_markers(tokenizer)) == "a @\u200b@stop@@ b"
+    assert sanitise("a <|eot_id|> b", tokenizer_markers(tokenizer)) == "a <\u200b|eot_id|> b"
+
+
+def test_a_missing_tokenizer_is_one_clear_error():
+    with pytest.raises(UsageError, match="cannot load the tokenizer './nowhere'"):
+        load_tokenizer("./nowhere")

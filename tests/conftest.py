@@ -1,7 +1,9 @@
 """Fixtures that several test files share: tiny models with real tokenizers, made once per session."""
 
+import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,19 @@ def tiny_mistral(tmp_path_factory):
 def llama3_tokenizer_dir(tiny_llama):
     """A folder from which AutoTokenizer loads a Llama-3-type tokenizer."""
     return tiny_llama
+
+
+@pytest.fixture(scope="session")
+def real_mistral(tmp_path_factory, tiny_mistral):
+    """The vocabulary of Mistral-7B-v0.1 itself, as the package mistral-common (of vLLM) brings it; the folder."""
+    package = importlib.util.find_spec("mistral_common")
+    source = package and Path(package.origin).parent / "data" / "tokenizer.model.v1"
+    if not source or not source.exists():
+        pytest.skip("mistral-common is not installed (it comes with vLLM)")
+    folder = tmp_path_factory.mktemp("real-mistral")
+    shutil.copy(source, folder / "tokenizer.model")
+    shutil.copy(tiny_mistral / "config.json", folder)
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "unk_token": "<unk>"}
+    settings |= {"bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder

@@ -58,6 +58,10 @@ def test_plugin_stock_sharegpt_and_chat_template_agree_on_alpaca_eval(chat, tmp_
     same_tokens(tmp_path, alpaca_rows(300), request.getfixturevalue(MODELS[chat]), chat)
 
 
+def test_prompts_agree_under_mistrals_real_vocabulary(tmp_path, real_mistral):
+    same_tokens(tmp_path, alpaca_rows(100), real_mistral, "mistral")
+
+
 def test_they_agree_with_system_message_and_history(tmp_path, tiny_llama):
     history = [
         {"role": "system", "content": "Be brief."},

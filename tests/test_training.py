@@ -73,7 +73,7 @@ def test_an_adapter_trains_on_aggregation_data_and_the_merged_model_carries_our_
     export |= {"template": "aft_llama3", "finetuning_type": "lora", "export_dir": str(merged)}
     cli(tmp_path, "export", export)
     tokenizer = AutoTokenizer.from_pretrained(merged)
-    assert tokenizer.chat_template == chat_template("llama3").removesuffix("\n")
+    assert tokenizer.chat_template == chat_template("llama3")
     text = tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], proposals=["a", "b"], tokenize=False)
     assert "Responses from models:\n1. a\n2. b<|eot_id|>" in text
     assert AutoModelForCausalLM.from_pretrained(merged).num_parameters() > 0

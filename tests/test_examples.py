@@ -1,0 +1,222 @@
+"""The examples: LLaMA-Factory accepts them, and they are the paper's.
+
+Run: pytest tests/test_examples.py
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+import yaml
+from conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
+TRAININGS = sorted([*EXAMPLES.glob("aft_*.yaml"), *EXAMPLES.glob("sft_*.yaml")])
+DEEPSPEED = sorted((EXAMPLES / "deepspeed").glob("*.json"))
+GPUS = 4  # of the paper
+
+
+def named(path):
+    return path.stem
+
+
+def read(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def parse_training(path, folder):
+    """Parse with LLaMA-Factory's own parser, which loads no model.
+
+    Two keys differ from the file: `use_cpu`, since transformers refuses bf16 where there is no
+    GPU, and `output_dir`, since the parser looks there for a training to resume.
+    """
+    from llamafactory.hparams import get_train_args
+
+    changes = {"use_cpu": True, "output_dir": str(folder / "output")}
+    return get_train_args({**read(path), **changes})
+
+
+def datasets(names):
+    from llamafactory.data.parser import get_dataset_list
+
+    return get_dataset_list(names, str(ROOT))
+
+
+def convert_command(path):
+    """Parse the convert command in the file's comment with the converter's own parser."""
+    from aft_factory.convert.__main__ import build_parser
+
+    comment = path.read_text(encoding="utf-8").replace("\\\n#", "")
+    command = re.search(r"python -m aft_factory\.convert (.+)", comment)
+    return build_parser().parse_args(shlex.split(command[1]))
+
+
+def test_every_yaml_here_is_tested():
+    tested = {*TRAININGS, EXAMPLES / "export_llama.yaml"}
+    assert set(EXAMPLES.glob("*.yaml")) == tested
+    assert {path.name for path in (EXAMPLES / "v1").iterdir()} == {"aft_qwen3.yaml", "dataset.yaml"}
+
+
+@pytest.mark.parametrize("path", TRAININGS, ids=named)
+def test_training_has_the_hyper_parameters_of_the_paper(path, tmp_path):
+    model, data, training, finetuning, _ = parse_training(path, tmp_path)
+    base, chat = {
+        "llama": ("meta-llama/Llama-3.1-8B", "aft_llama3"),
+        "mistral": ("mistralai/Mistral-7B-v0.1", "aft_mistral"),
+    }[path.stem.split("_")[1]]
+    assert (model.model_name_or_path, data.template) == (base, chat)
+    assert (finetuning.stage, finetuning.finetuning_type) == ("sft", "lora")
+    assert (finetuning.lora_rank, finetuning.lora_target) == (8, ["all"])
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps * GPUS == 128
+    assert (training.learning_rate, training.lr_scheduler_type) == (1e-4, "cosine")
+    assert training.get_warmup_steps(500) == 50
+    assert (training.num_train_epochs, training.max_steps, training.bf16) == (1, -1, True)
+    assert data.cutoff_len == 4096
+
+
+def test_all_trainings_differ_in_model_and_data_only():
+    own = ("model_name_or_path", "dataset", "template", "output_dir")
+    shared = [{k: v for k, v in read(path).items() if k not in own} for path in TRAININGS]
+    assert shared == [shared[0]] * 4
+
+
+@pytest.mark.parametrize("path", TRAININGS, ids=named)
+def test_comment_has_the_commands_that_train_and_make_the_data(path, tmp_path):
+    _, data, *_ = parse_training(path, tmp_path)
+    assert data.dataset_dir == "."
+    (dataset,) = datasets(data.dataset)
+    made = convert_command(path)
+    assert str(made.output) == dataset.dataset_name  # for a local file, its name
+    target = {"aggregation": "aggregation", "sft": "sharegpt"}[made.target]
+    assert dataset.formatting == target
+    assert made.cutoff_len in (None, data.cutoff_len)
+    assert f"llamafactory-cli train examples/{path.name}\n" in path.read_text(encoding="utf-8")
+
+
+def test_dataset_info_has_every_training_set_of_the_paper():
+    names = list(json.loads((ROOT / "dataset_info.json").read_text(encoding="utf-8")))
+    assert names == [
+        "aft_on_policy_llama",
+        "aft_on_policy_mistral",
+        "aft_off_policy",
+        "aft_without_proposals",
+        "ultrafeedback_sft",
+    ]
+    on, mistral, off, without, sft = datasets(names)
+    assert [d.formatting for d in (on, mistral, off, without)] == ["aggregation"] * 4
+    assert sft.formatting == "sharegpt"
+    assert without.dataset_name == on.dataset_name
+    assert len({d.dataset_name for d in (on, mistral, off)}) == 3
+    ablations = [d.aft_options.aggregation.ablation for d in (on, off, without)]
+    assert ablations == ["none", "none", "without_proposals"]
+
+
+@pytest.mark.parametrize("path", [*TRAININGS, EXAMPLES / "export_llama.yaml"], ids=named)
+def test_every_template_is_registered(path):
+    from llamafactory.data.template import TEMPLATES
+
+    assert read(path)["template"] in TEMPLATES
+
+
+def test_export_merges_what_aft_llama_trained():
+    from llamafactory.hparams import get_infer_args
+
+    training = read(EXAMPLES / "aft_llama.yaml")
+    model, data, finetuning, _ = get_infer_args(read(EXAMPLES / "export_llama.yaml"))
+    assert model.model_name_or_path == training["model_name_or_path"]
+    assert model.adapter_name_or_path == [training["output_dir"]]
+    assert (data.template, finetuning.finetuning_type) == (training["template"], "lora")
+    assert model.export_dir == "saves/aft_llama_merged"
+
+
+def test_v1_training_has_the_hyper_parameters_of_the_paper():
+    from llamafactory.v1.config import get_args
+
+    from aft_factory.plugin.options import DatasetOptions, parse_entry
+
+    path = EXAMPLES / "v1" / "aft_qwen3.yaml"
+    model, data, training, _ = get_args(read(path))
+    assert (model.peft_config.name, model.peft_config["r"]) == ("lora", 8)
+    assert (training.global_batch_size, training.learning_rate) == (128, 1e-4)
+    assert (training.num_train_epochs, training.max_steps, training.bf16) == (1, None, True)
+
+    ((name, entry),) = read(ROOT / data.train_dataset).items()
+    assert (entry["source"], entry["converter"]) == ("local", "aggregation")
+    assert parse_entry(name, entry) == DatasetOptions(name)  # it spells out the defaults
+    made = convert_command(path)
+    assert (str(made.output), made.cutoff_len) == (entry["path"], training.cutoff_len)
+    assert made.tokenizer == model.model
+
+
+@pytest.mark.parametrize("path", DEEPSPEED, ids=named)
+def test_transformers_fills_every_auto_of_the_deepspeed_files(path, tmp_path):
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+    from transformers import LlamaConfig
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    class WithoutDeepSpeed(HfTrainerDeepSpeedConfig, HfDeepSpeedConfig):
+        """Transformers' own, less its check that DeepSpeed is installed."""
+
+        def __init__(self, file):
+            HfDeepSpeedConfig.__init__(self, file)
+            self.mismatches = []
+
+    class Model:
+        config = LlamaConfig()
+
+    training = parse_training(EXAMPLES / "aft_llama.yaml", tmp_path)[2]
+    config = WithoutDeepSpeed(str(path))
+    config.trainer_config_process(training)
+    config.trainer_config_finalize(training, Model, num_training_steps=500)
+    assert config.config["zero_optimization"]["stage"] == int(path.stem.removeprefix("zero"))
+    assert config.config["train_micro_batch_size_per_gpu"] == 4
+    assert config.config["gradient_accumulation_steps"] == 8
+    assert config.config["bf16"] == {"enabled": True}
+    assert '"auto"' not in json.dumps(config.config)
+
+
+@pytest.fixture
+def multi_node(tmp_path):
+    """Run multi_node.sh with a llamafactory-cli that prints what it was called with."""
+    cli = tmp_path / "llamafactory-cli"
+    cli.write_text(
+        '#!/bin/sh\necho "$FORCE_TORCHRUN $NNODES $NODE_RANK $MASTER_ADDR:$MASTER_PORT $*"\n'
+    )
+    cli.chmod(0o755)
+
+    def run(*arguments, **variables):
+        return subprocess.run(
+            [EXAMPLES / "multi_node.sh", *arguments],
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **variables},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+TWO_NODES = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}
+
+
+def test_multi_node_keeps_the_total_batch(multi_node):
+    finished = multi_node("a.yaml", "bf16=false", **TWO_NODES)
+    assert finished.stdout == (
+        "1 2 1 10.0.0.1:29500 train a.yaml"
+        " per_device_train_batch_size=4 gradient_accumulation_steps=4 bf16=false\n"
+    )
+
+
+@pytest.mark.parametrize("missing", TWO_NODES)
+def test_multi_node_names_the_missing_variable(multi_node, missing):
+    finished = multi_node("a.yaml", **{k: v for k, v in TWO_NODES.items() if k != missing})
+    assert finished.returncode != 0
+    assert f"{missing}: set it to" in finished.stderr
+
+
+def test_multi_node_refuses_a_number_of_gpus_that_changes_the_batch(multi_node):
+    finished = multi_node("a.yaml", **{**TWO_NODES, "NNODES": "3"})
+    assert finished.returncode == 2
+    assert finished.stderr == ("3 x 4 GPUs x 4 rows = 48 does not divide the total batch of 128\n")

@@ -26,7 +26,7 @@ class RecordError(AftError, ValueError):
     """
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(field, problem)  # both positional, so that the error pickles across workers
+        super().__init__(field, problem)  # positional: so it pickles across workers
         self.field = field
         self.problem = problem
 

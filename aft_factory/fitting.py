@@ -1,30 +1,30 @@
 """Fitting: shorten proposals so that a row fits a token budget, and nothing else loses a token.
 
-LLaMA-Factory cuts the tail of a prompt at `cutoff_len`, and the query stands at the tail: a long row
-silently loses its query. `fit` shortens the proposals instead, longest first down to one common cap
-(water-filling), at token boundaries, and never the query, the instructions or the target. The same
-function serves the converters and the plugin (against `cutoff_len`) and inference (against the context
-length). Pure but for the tokenizer it is handed.
+LLaMA-Factory cuts the tail of a prompt at `cutoff_len`, and the query stands at the tail: a long
+row silently loses its query. `fit` shortens the proposals instead, longest first down to one common
+cap (water-filling), at token boundaries, and never the query, the instructions or the target. The
+same function serves the converters and the plugin (against `cutoff_len`) and inference (against the
+context length). Pure but for the tokenizer it is handed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from aft_factory.errors import AftError, MissingPackage, UsageError
-from aft_factory.prompts import (
-    MARKERS,
-    TEMPLATES,
-    AggregatorTemplate,
-    chat_template,
-    marker_pattern,
-    with_aggregator,
-)
+from aft_factory.errors import AftError, UsageError
+from aft_factory.prompts import AggregatorTemplate, with_aggregator
 from aft_factory.records import Message
+from aft_factory.tokenizer import tokenizer_markers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Conversation = tuple[list[Message], Sequence[str], str | None]  # messages, proposals, target
 
 MIN_PROPOSAL_TOKENS = 16  # a shorter stump of a draft teaches nothing: the row does not fit
 
@@ -72,7 +72,32 @@ def fit(
     before = measure(proposals) if total is None else total
     if before <= limit:
         return Fitted(list(proposals), before)
-    ends = [boundaries(text) for text in proposals]
+    attempts = shorten(proposals, limit, [boundaries(text) for text in proposals], before)
+    shorter = next(attempts)
+    while True:
+        try:
+            shorter = attempts.send(measure(shorter))
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+
+def shorten(
+    proposals: Sequence[str], limit: int, ends: Sequence[Sequence[int]], before: int
+) -> Generator[list[str], int, Fitted]:
+    """Do the work of `fit` without measuring, so that many rows can be measured together.
+
+    Args:
+        proposals: Sanitised drafts.
+        limit: Most tokens of the whole row, which is longer.
+        ends: Of each proposal, the positions at which its tokens end.
+        before: Tokens of the whole row.
+
+    Yields:
+        Proposals to try; wants to be sent the tokens of the whole row with them.
+
+    Raises:
+        DoesNotFit: As `fit`.
+    """
     lengths = [len(e) for e in ends]
     cap = common_cap(lengths, sum(lengths) - (before - limit))
     while cap >= min(MIN_PROPOSAL_TOKENS, max(lengths, default=0)) > 0:
@@ -80,13 +105,13 @@ def fit(
             text if length <= cap else text[: end[cap - 1]]
             for text, end, length in zip(proposals, ends, lengths, strict=True)
         ]
-        after = measure(shorter)
+        after = yield shorter
         cut = sum(length > cap for length in lengths)
         if after <= limit:
             return Fitted(shorter, after, cut, before - after)
         # A cut text may tokenize a little longer than its share; take the excess off the cap.
         cap -= max(1, math.ceil((after - limit) / max(cut, 1)))
-    rest = measure([""] * len(proposals))
+    rest = yield [""] * len(proposals)
     raise DoesNotFit(
         f"needs {rest} tokens before any of its {len(proposals)} proposals, the limit is {limit}"
         if rest > limit
@@ -111,14 +136,13 @@ def common_cap(lengths: Sequence[int], available: int) -> int:
     return max(lengths, default=0)
 
 
-def token_boundaries(tokenizer: Any) -> Callable[[str], list[int]]:
+def token_boundaries(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], list[int]]:
     """Return the `boundaries` of `fit` for a fast tokenizer.
 
     Raises:
         UsageError: If the tokenizer is a slow one, which cannot tell where its tokens end.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise UsageError("fitting needs a fast tokenizer (a tokenizer.json); convert this one first")
+    require_fast(tokenizer)
 
     def boundaries(text: str) -> list[int]:
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -127,9 +151,21 @@ def token_boundaries(tokenizer: Any) -> Callable[[str], list[int]]:
     return boundaries
 
 
+def require_fast(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a tokenizer that cannot tell where its tokens end.
+
+    Raises:
+        UsageError: If it is a slow one.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise UsageError(
+            "fitting needs a fast tokenizer (a tokenizer.json); convert this one first"
+        )
+
+
 @dataclass(slots=True)
 class Fitter:
-    """Fits rows for one tokenizer and chat template; counts what it does.
+    """Measures and fits rows for one tokenizer and chat template.
 
     Attributes:
         tokenizer: A fast Hugging Face tokenizer.
@@ -138,102 +174,114 @@ class Fitter:
         template: The aggregator prompt.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     chat: str
     limit: int | None
     template: AggregatorTemplate
-    markers: Any = field(init=False)
+    markers: re.Pattern[str] = field(init=False)
 
     def __post_init__(self) -> None:
+        require_fast(self.tokenizer)
+        # Leaves its core as it is to be here: without the padding or cut-off it was saved with.
+        self.tokenizer("", add_special_tokens=False)
         self.markers = tokenizer_markers(self.tokenizer)
 
-    def lengths(self, rows: Sequence[tuple[list[Message], Sequence[str], str | None]]) -> list[int]:
-        """Return the tokens of each (messages, proposals, target), encoded as one parallel batch."""
-        texts: list[str] = []
-        for messages, proposals, target in rows:
-            texts += self._segments(with_aggregator(messages, proposals, self.template), target)
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    def lengths(self, rows: Sequence[Conversation]) -> list[int]:
+        """Return the tokens of each row."""
+        segments = [self._segments(*row) for row in rows]
+        counts = self._count([text for pair in segments for text in pair])
         return [
-            # Earlier answers are encoded apart by LLaMA-Factory; a seam may cost a token on each side.
-            len(encoded[2 * i]) + len(encoded[2 * i + 1]) + 2 * _earlier_answers(messages)
+            counts[2 * i] + counts[2 * i + 1] + _seams(messages)
             for i, (messages, _, _) in enumerate(rows)
         ]
 
-    def fit(
-        self, messages: list[Message], proposals: Sequence[str], target: str | None, total: int
-    ) -> Fitted:
-        """Fit one row whose length is known (see `fit`)."""
+    def fit_all(self, rows: Sequence[Conversation]) -> list[Fitted | DoesNotFit]:
+        """Fit rows (see `fit`), tokenizing all of them at once and then all that are too long."""
         if self.limit is None:
-            return Fitted(list(proposals), total)
-        return fit(
-            proposals,
-            self.limit,
-            lambda shorter: self.lengths([(messages, shorter, target)])[0],
-            token_boundaries(self.tokenizer),
-            total,
+            totals = zip(rows, self.lengths(rows), strict=True)
+            return [Fitted(list(proposals), total) for (_, proposals, _), total in totals]
+        segments = [self._segments(*row) for row in rows]
+        # Not the fast way to encode: it forgets where the tokens stand.
+        encoded = self.tokenizer.backend_tokenizer.encode_batch(
+            [text for pair in segments for text in pair], add_special_tokens=False
         )
+        results: dict[int, Fitted | DoesNotFit] = {}
+        attempts: dict[int, Generator[list[str], int, Fitted]] = {}
+        after_prompt = []
+        for i, (messages, proposals, _) in enumerate(rows):
+            prompt, answer = encoded[2 * i], encoded[2 * i + 1]
+            after_prompt.append(len(answer) + _seams(messages))
+            total = len(prompt) + after_prompt[i]
+            if total <= self.limit:
+                results[i] = Fitted(list(proposals), total)
+            else:
+                ends = self._ends(segments[i][0], prompt.offsets, proposals)
+                attempts[i] = shorten(proposals, self.limit, ends, total)
+        del encoded  # 100 bytes a token
 
-    def _segments(self, messages: list[Message], target: str | None) -> tuple[str, str]:
+        tries = {i: next(attempt) for i, attempt in attempts.items()}
+        while tries:
+            texts = [self._segments(rows[i][0], tries[i], rows[i][2])[0] for i in tries]
+            for i, count in zip(list(tries), self._count(texts), strict=True):
+                try:
+                    tries[i] = attempts[i].send(count + after_prompt[i])
+                except StopIteration as done:
+                    results[i] = done.value
+                    del tries[i]
+                except DoesNotFit as error:
+                    results[i] = error
+                    del tries[i]
+        return [results[i] for i in range(len(rows))]
+
+    def _count(self, texts: Sequence[str]) -> list[int]:
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(
+            list(texts), add_special_tokens=False
+        )
+        return [len(encoding) for encoding in encoded]
+
+    def _ends(
+        self, prompt: str, offsets: Sequence[tuple[int, int]], proposals: Sequence[str]
+    ) -> list[list[int]]:
+        """Return the ends of each proposal's tokens, as they are in the prompt around it.
+
+        A token that goes on into the text after a proposal is not the proposal's: it stays if the
+        proposal is cut.
+        """
+        token_ends = [end for _, end in offsets]
+        ends, position = [], 0
+        for text in proposals:
+            start = prompt.find(text, position)
+            if start < 0:  # the chat template changes it
+                ends.append(token_boundaries(self.tokenizer)(text))
+                continue
+            position = start + len(text)
+            first, last = bisect_right(token_ends, start), bisect_right(token_ends, position)
+            ends.append([end - start for end in token_ends[first:last]])
+        return ends
+
+    def _segments(
+        self, messages: list[Message], proposals: Sequence[str], target: str | None
+    ) -> tuple[str, str]:
         """Return prompt and target as the texts that LLaMA-Factory encodes apart."""
-        render = self.tokenizer.apply_chat_template
-        options = {"tokenize": False, "chat_template": self.chat}
-        prompt = render(messages, add_generation_prompt=True, **options)
+        messages = with_aggregator(messages, proposals, self.template)
+        prompt = self._render(messages, add_generation_prompt=True)
         if target is None:
             return prompt, ""
-        whole = render([*messages, {"role": "assistant", "content": target}], **options)
+        whole = self._render([*messages, {"role": "assistant", "content": target}])
         return (prompt, whole[len(prompt) :]) if whole.startswith(prompt) else (whole, "")
 
-
-def load_tokenizer(name: str) -> Any:
-    """Load a tokenizer from a folder or from the hub.
-
-    Raises:
-        MissingPackage: If transformers is not installed.
-        UsageError: If there is no such tokenizer.
-    """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise MissingPackage("--tokenizer", "transformers") from None
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load the tokenizer {name!r}: {error}") from None
+    def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
+                messages,
+                chat_template=self.chat,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except Exception as error:  # a template is a program, and can fail in any way
+            raise UsageError(f"the chat template to measure with fails: {error}") from error
 
 
-def resolve_chat_template(name: str, tokenizer: Any) -> str:
-    """Return the chat template to measure with: `llama3`, `mistral`, `own`, a path, or `auto`.
-
-    `auto` is `llama3` where the vocabulary has Llama 3's role headers, else the tokenizer's own, else
-    `mistral` where the vocabulary is of Llama's older kind.
-
-    Raises:
-        UsageError: If it cannot be told, or there is none of that name.
-    """
-    vocabulary = tokenizer.get_vocab()
-    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    if name == "auto" and "<|start_header_id|>" in vocabulary:
-        name = "llama3"
-    elif name == "auto" and own is None and "</s>" in vocabulary:
-        name = "mistral"
-    if name in ("auto", "own"):
-        if own is None:
-            raise UsageError("this tokenizer has no chat template; pass --chat-template llama3, mistral or a path")
-        return own
-    if not (TEMPLATES / "chat" / f"{name}.jinja").is_file() and Path(name).is_file():
-        return Path(name).read_text(encoding="utf-8")
-    return chat_template(name)
-
-
-def tokenizer_markers(tokenizer: Any) -> Any:
-    """Return the marker pattern of the known families plus this tokenizer's own special tokens."""
-    special = {
-        str(token.content)
-        for token in tokenizer.added_tokens_decoder.values()
-        if token.special and len(token.content) > 1 and not str(token.content).isspace()
-    }
-    return marker_pattern(frozenset(m for m in special if not m.startswith(MARKERS)))
-
-
-def _earlier_answers(messages: Sequence[Message]) -> int:
-    return sum(message["role"] == "assistant" for message in messages)
+def _seams(messages: Sequence[Message]) -> int:
+    """LLaMA-Factory encodes earlier answers apart, which may cost a token on each side."""
+    return 2 * sum(message["role"] == "assistant" for message in messages)

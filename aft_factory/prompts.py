@@ -1,8 +1,8 @@
 """Prompts: the one place that turns a query and its proposals into what a model reads.
 
-The converters, the LLaMA-Factory plugin, the runner and the server all call this module, and the chat
-templates under `templates/chat/` carry the same text, so that training and inference see the same tokens.
-Pure: reads template files, knows nothing of data files, models or command lines.
+The converters, the LLaMA-Factory plugin, the runner and the server all call this module, and the
+chat templates under `templates/chat/` carry the same text, so that training and inference see the
+same tokens. Pure: reads template files, knows nothing of data files, models or command lines.
 """
 
 from __future__ import annotations
@@ -13,38 +13,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import jinja2
 import jinja2.meta
 import jinja2.sandbox
+from jinja2 import nodes
 
 from aft_factory.errors import UsageError, suggest
+from aft_factory.markers import sanitise
 from aft_factory.records import Message, Record
 
 _PACKAGED = Path(__file__).parent / "templates"
 TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "templates"
-
-ZERO_WIDTH_SPACE = "\u200b"
-
-# What tokenizers and LLaMA-Factory turn into control tokens wherever it stands in a text. An entry is a
-# whole marker or the beginning of a family of them; `templates/chat/*.jinja` repeat the list (tested).
-MARKERS = (
-    *(f"<|{letter}" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"),
-    *('<|"|>', "<｜", "<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<mask>", "<cls>", "<sep>"),
-    *("<start_of_", "<end_of_", "<start_function_", "<end_function_", "<image_soft_token>"),
-    *("<audio_soft_token>", "<unused", "<turn|>", "<channel|>", "<tool|>", "<tool_call|>"),
-    *("<tool_response|>", "<image|>", "<audio|>", "<video|>", "<image>", "</image>", "<video>"),
-    *("</video>", "<audio>", "</audio>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
-    *("<tool_response>", "</tool_response>", "<tools>", "</tools>", "<fim_", "<file_sep>"),
-    *("<reponame>", "<filename>", "<jupyter_", "<<SYS>>", "<</SYS>>", "[INST]", "[/INST]"),
-    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
-    *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CONTENT]", "[ARGS]", "[CALL_ID]"),
-    *("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[AUDIO]", "[BEGIN_AUDIO]", "[PREFIX]", "[MIDDLE]"),
-    *("[SUFFIX]", "[THINK]", "[/THINK]", "[MODEL_SETTINGS]", "[/MODEL_SETTINGS]", "[REFERENCE_DOC_"),
-    *("[gMASK]", "[MASK]", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[BOS]", "[EOS]"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +51,22 @@ class AggregatorTemplate:
 
     def render(self, proposals: Sequence[str]) -> str:
         """Return the aggregator prompt for proposals that are sanitised already."""
-        return self.compiled.render(proposals=proposals)
+        pieces = _pieces(self, len(proposals))
+        if not pieces:
+            return self.render_slowly(proposals)
+        # What Jinja would give, at a tenth of its time.
+        return "".join([*chain.from_iterable(zip(pieces, proposals, strict=False)), pieces[-1]])
+
+    def render_slowly(self, proposals: Sequence[str]) -> str:
+        """Return what Jinja gives.
+
+        Raises:
+            UsageError: If the template fails, such as on an index that is not there.
+        """
+        try:
+            return self.compiled.render(proposals=proposals)
+        except Exception as error:  # a template is a program, and can fail in any way
+            raise UsageError(f"template {self.name!r} fails: {error}") from error
 
 
 @cache
@@ -84,9 +82,13 @@ def load_template(name: str) -> AggregatorTemplate:
     if not path.is_file():
         known = [p.stem for p in sorted((TEMPLATES / "aggregate").glob("*.jinja"))]
         raise UsageError(
-            f"no aggregator template {name!r}; {suggest(name, known)}, or give the path of a .jinja file"
+            f"no aggregator template {name!r}; {suggest(name, known)}, "
+            "or give the path of a .jinja file"
         )
-    source = path.read_text(encoding="utf-8")
+    try:
+        source = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not a text in UTF-8: {error}") from None
     # The environment that transformers and vLLM give chat templates, but strict about names.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -98,7 +100,9 @@ def load_template(name: str) -> AggregatorTemplate:
         raise UsageError(f"{path}:{error.lineno}: {error.message}") from None
     if variables != {"proposals"}:
         found = ", ".join(sorted(variables)) or "none"
-        raise UsageError(f"{path}: a template has the one variable 'proposals', this one has: {found}")
+        raise UsageError(
+            f"{path}: a template has the one variable 'proposals', this one has: {found}"
+        )
     return AggregatorTemplate(name=name, source=source, compiled=compiled)
 
 
@@ -127,11 +131,15 @@ class Aggregation:
         ):
             problems.append(f"max_proposals: expected a number from 1, got {self.max_proposals!r}")
         if not isinstance(self.shuffle_proposals, bool):
-            problems.append(f"shuffle_proposals: expected true or false, got {self.shuffle_proposals!r}")
+            problems.append(
+                f"shuffle_proposals: expected true or false, got {self.shuffle_proposals!r}"
+            )
         if not isinstance(self.seed, int):
             problems.append(f"seed: expected a whole number, got {self.seed!r}")
         if self.ablation not in ("none", "without_proposals"):
-            problems.append(f"ablation: expected 'none' or 'without_proposals', got {self.ablation!r}")
+            problems.append(
+                f"ablation: expected 'none' or 'without_proposals', got {self.ablation!r}"
+            )
         try:
             load_template(self.template)
         except UsageError as error:
@@ -165,39 +173,6 @@ def chat_template(chat: str, aggregate: str = "paper") -> str:
         count=1,
         flags=re.DOTALL,
     )
-
-
-@lru_cache(maxsize=64)
-def marker_pattern(extra: frozenset[str] = frozenset()) -> re.Pattern[str]:
-    """Return a pattern that matches the first character of every marker (see `sanitise`)."""
-    rest_by_first: dict[str, list[str]] = {"<": [r"\|[A-Za-z_]"]}
-    for marker in (*MARKERS, *sorted(extra)):
-        if not re.match(r"<\|[A-Za-z_]", marker):
-            rest_by_first.setdefault(marker[0], []).append(re.escape(marker[1:]))
-    return re.compile(
-        "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rest_by_first.items())
-    )
-
-
-def sanitise(text: str, pattern: re.Pattern[str] | None = None) -> str:
-    r"""Break every control-token marker in a model's text by a zero-width space.
-
-    The space goes after the marker's first character: the text reads the same, but neither a
-    tokenizer nor LLaMA-Factory finds a control token or a media placeholder in it. Idempotent.
-
-    Args:
-        text: A proposal.
-        pattern: `marker_pattern(...)` with a tokenizer's own markers; by default the known families.
-
-    Example:
-        >>> sanitise("fine <|eot_id|>")
-        'fine <\u200b|eot_id|>'
-    """
-    if pattern is None:
-        if "<" not in text and "[" not in text:
-            return text
-        pattern = marker_pattern()
-    return pattern.sub(lambda match: match[0] + ZERO_WIDTH_SPACE, text)
 
 
 def select(record: Record, options: Aggregation = PAPER) -> Record:
@@ -240,17 +215,22 @@ def with_aggregator(
 
 
 def conversation(record: Record, options: Aggregation = PAPER) -> list[Message]:
-    """Return the messages a model reads for this record, without the answer (equation 1's prompt)."""
-    proposals = [sanitise(text) for text in select(record, options).proposals]
+    """Return the messages a model reads for this record, without the answer (eq. 1's prompt)."""
+    return selected_conversation(select(record, options), options)
+
+
+def selected_conversation(record: Record, options: Aggregation = PAPER) -> list[Message]:
+    """Return the same for a record as `select` returned it; to select twice would shuffle twice."""
+    proposals = [sanitise(text) for text in record.proposals]
     return with_aggregator(record.messages, proposals, load_template(options.template))
 
 
 def proposal_spans(record: Record, options: Aggregation = PAPER) -> list[list[int]] | None:
-    """Return where each proposal stands in the system message of `conversation(record, options)`.
+    """Return where each proposal stands in the system message of `selected_conversation`.
 
     Args:
         record: A record as `select` returned it.
-        options: As for `conversation`.
+        options: As for `selected_conversation`.
 
     Returns:
         [start, end) of each proposal, or None where there are no proposals or the template does not
@@ -275,12 +255,45 @@ def proposal_spans(record: Record, options: Aggregation = PAPER) -> list[list[in
 
 @lru_cache(maxsize=64)
 def _pieces(template: AggregatorTemplate, count: int) -> list[str]:
-    """The fixed text of a template before, between and after `count` proposals."""
+    """A template's fixed text before, between and after `count` proposals; [] if it has none."""
+    if not _is_verbatim(template.compiled.environment.parse(template.source)):
+        return []
     marks = [f"\ue000{i}\ue001" for i in range(count)]
-    rest, pieces = template.render(marks), []
+    rest, pieces = template.render_slowly(marks), []
     for mark in marks:
         piece, found, rest = rest.partition(mark)
         if not found:
             return []
         pieces.append(piece)
-    return [] if "\ue000" in rest else [*pieces, rest]
+    pieces.append(rest)
+    return [] if any("\ue000" in piece for piece in pieces) else pieces
+
+
+def _is_verbatim(tree: nodes.Template) -> bool:
+    """Tell whether a template only goes through the proposals and writes each one as it is.
+
+    Such a template is of text, `for proposal in proposals`, and outputs in which a proposal is at
+    most joined with `~`. Anything more is taken to change something.
+    """
+    fine: set[int] = set()  # the places where a name may stand
+    for node in tree.find_all(nodes.Node):  # each before what is in it
+        match node:
+            case nodes.TemplateData() | nodes.Const():
+                pass
+            case nodes.Output(nodes=parts) | nodes.Concat(nodes=parts):
+                fine |= {id(p) for p in parts if not _is_name(p, "proposals")}
+            case nodes.For(target=nodes.Name(), iter=iterable, test=None):
+                if not _is_name(iterable, "proposals") or _is_name(node.target, "proposals"):
+                    return False
+                fine |= {id(node.target), id(iterable)}
+            case nodes.Getattr(node=of, attr="index" | "index0") if _is_name(of, "loop"):
+                fine.add(id(of))
+            case nodes.Name() if id(node) in fine:
+                pass
+            case _:
+                return False
+    return True
+
+
+def _is_name(node: nodes.Node, name: str) -> bool:
+    return isinstance(node, nodes.Name) and node.name == name

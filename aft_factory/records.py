@@ -1,10 +1,11 @@
 """The shapes that cross stages: one query with its proposals and, once made, its aggregation.
 
-Reads and writes nothing; knows no file format, template or model. On disk a record is one JSON object:
+Reads and writes nothing; knows no file format, template or model. On disk a record is one object:
 
     {"id": "gsm8k-17", "messages": [{"role": "user", "content": "6 pails of 5 litres?"}],
      "proposals": ["6 x 5 = 30", "It is 11."], "aggregation": "6 x 5 = 30 litres.",
-     "reference": null, "source": "gsm8k", "scores": [0.9, 0.1], "proposal_models": null, "meta": "{}"}
+     "reference": null, "source": "gsm8k", "scores": [0.9, 0.1], "proposal_models": null,
+     "meta": "{}"}
 
 Every key is always written, so that Arrow infers one schema for the whole file.
 """
@@ -19,6 +20,16 @@ from typing import Any, TypedDict
 import orjson
 
 from aft_factory.errors import RecordError, UsageError, suggest
+from aft_factory.fields import (
+    LIST,
+    OBJECT,
+    kind,
+    names_of,
+    optional_text,
+    parse_id,
+    parse_list,
+    short,
+)
 
 Row = dict[str, Any]
 
@@ -83,7 +94,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The column that holds each field of a record; None takes the usual names (`Record.from_row`)."""
+    """The column that holds each field of a record; None takes the usual names."""
 
     id: str | None = None
     messages: str | None = None
@@ -125,14 +136,14 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
     Raises:
         RecordError: If the row is no record; names the field.
     """
-    if not isinstance(row, Mapping):
-        raise RecordError("row", f"expected an object, got {_kind(row)}")
+    if not isinstance(row, OBJECT):
+        raise RecordError("row", f"expected an object, got {kind(row)}")
     used: set[str] = set()
 
     def take(*names: str, given: str | None) -> tuple[str, Any]:
         if given is not None:
             if given not in row:
-                raise RecordError(given, f"no such column; the row has: {', '.join(map(str, row))}")
+                raise RecordError(given, f"no such column; the row has: {names_of(row)}")
             names = (given,)
         present = [name for name in names if name in row]
         name = next((n for n in present if row[n] is not None), present[0] if present else "")
@@ -143,7 +154,7 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
     messages = parse_messages(value, name)
     if columns.system is not None:
         name, value = take(given=columns.system)
-        system = _optional_text(value, name)
+        system = optional_text(value, name)
         if system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
 
@@ -151,14 +162,15 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
     proposals, models, scores = _parse_proposals(value, name)
     if "scores" in row:
         used.add("scores")
-        scores = _parse_list(row["scores"], "scores", (int, float), len(proposals)) or scores
+        scores = parse_list(row["scores"], "scores", (int, float), len(proposals)) or scores
     if "proposal_models" in row:
         used.add("proposal_models")
-        models = _parse_list(row["proposal_models"], "proposal_models", (str,), len(proposals)) or models
+        models = (
+            parse_list(row["proposal_models"], "proposal_models", (str,), len(proposals)) or models
+        )
 
-    name, identity = take("id", given=columns.id)
-    if identity is not None and not isinstance(identity, str | int):
-        raise RecordError(name, f"expected text or a whole number, got {_kind(identity)}")
+    name, value = take("id", given=columns.id)
+    identity = parse_id(value, name)
     texts = {}
     for key, given in (
         ("aggregation", columns.aggregation),
@@ -166,13 +178,13 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
         ("source", columns.source),
     ):
         name, value = take(key, given=given)
-        texts[key] = _optional_text(value, name)
+        texts[key] = optional_text(value, name)
 
     meta = _parse_meta(row["meta"]) if "meta" in row else {}
     used.add("meta")
     meta |= {str(key): value for key, value in row.items() if key not in used}
     return Record(
-        id="" if identity is None else str(identity),
+        id=identity,
         messages=messages,
         proposals=proposals,
         aggregation=texts["aggregation"],
@@ -194,23 +206,27 @@ def parse_messages(value: Any, field: str) -> list[Message]:
         value = [{"role": "user", "content": value}]
     if value is None:
         raise RecordError(field, f"missing; expected one of {', '.join(MESSAGE_KEYS)}")
-    if not isinstance(value, Sequence) or not value:
-        raise RecordError(field, f"expected a text or a list of messages, got {_kind(value)}")
+    if not isinstance(value, LIST) or not value:
+        raise RecordError(field, f"expected a text or a list of messages, got {kind(value)}")
     messages: list[Message] = []
     for index, message in enumerate(value):
         place = f"{field}[{index}]"
-        if not isinstance(message, Mapping):
-            raise RecordError(place, f"expected an object with role and content, got {_kind(message)}")
+        if not isinstance(message, OBJECT):
+            raise RecordError(
+                place, f"expected an object with role and content, got {kind(message)}"
+            )
         role, content = message.get("role"), message.get("content")
         if not isinstance(content, str):
-            raise RecordError(f"{place}.content", f"expected a text, got {_kind(content)}")
+            raise RecordError(f"{place}.content", f"expected a text, got {kind(content)}")
         if index == 0 and role == "system":
             pass
         elif role != (wanted := _expected_role(messages)):
-            raise RecordError(f"{place}.role", f"expected {wanted!r}, got {role!r}")
+            raise RecordError(f"{place}.role", f"expected {wanted!r}, got {short(role)}")
         messages.append({"role": str(role), "content": content})
     if messages[-1]["role"] != "user":
-        raise RecordError(field, f"the last message must be the user's, got {messages[-1]['role']!r}")
+        raise RecordError(
+            field, f"the last message must be the user's, got {messages[-1]['role']!r}"
+        )
     if not messages[-1]["content"].strip():
         raise RecordError(field, "the query is empty")
     return messages
@@ -231,42 +247,32 @@ def _parse_proposals(
 ) -> tuple[list[str], list[str | None] | None, list[float | None] | None]:
     if value is None:
         return [], None, None
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise RecordError(field, f"expected a list, got {_kind(value)}")
+    if not isinstance(value, LIST) or isinstance(value, str):
+        raise RecordError(field, f"expected a list, got {kind(value)}")
     texts: list[str] = []
     models: list[str | None] = []
     scores: list[float | None] = []
     for index, item in enumerate(value):
         model = score = None
         text = item
-        if isinstance(item, Mapping):
+        if isinstance(item, OBJECT):
             text = next((item[key] for key in TEXT_KEYS if key in item), None)
             model, score = item.get("model"), item.get("score")
         if not isinstance(text, str):
             expected = f"a text, or an object with {' or '.join(TEXT_KEYS)}"
-            raise RecordError(f"{field}[{index}]", f"expected {expected}, got {_kind(item)}")
-        if not _is_number(score) and score is not None:
-            raise RecordError(f"{field}[{index}].score", f"expected a number, got {_kind(score)}")
+            raise RecordError(f"{field}[{index}]", f"expected {expected}, got {kind(item)}")
+        if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
+            raise RecordError(f"{field}[{index}].score", f"expected a number, got {kind(score)}")
         if model is not None and not isinstance(model, str):
-            raise RecordError(f"{field}[{index}].model", f"expected a text, got {_kind(model)}")
+            raise RecordError(f"{field}[{index}].model", f"expected a text, got {kind(model)}")
         texts.append(text)
         models.append(model)
         scores.append(score)
-    return texts, models if any(models) else None, scores if any(s is not None for s in scores) else None
-
-
-def _parse_list(value: Any, field: str, types: tuple[type, ...], length: int) -> list[Any] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise RecordError(field, f"expected a list, got {_kind(value)}")
-    if len(value) != length:
-        raise RecordError(field, f"expected {length} entries, one per proposal, got {len(value)}")
-    for index, item in enumerate(value):
-        if item is not None and (isinstance(item, bool) or not isinstance(item, types)):
-            wanted = " or ".join(t.__name__ for t in types)
-            raise RecordError(f"{field}[{index}]", f"expected {wanted}, got {_kind(item)}")
-    return list(value)
+    return (
+        texts,
+        models if any(models) else None,
+        scores if any(s is not None for s in scores) else None,
+    )
 
 
 def _parse_meta(value: Any) -> Row:
@@ -277,22 +283,6 @@ def _parse_meta(value: Any) -> Row:
             raise RecordError("meta", "expected an object or JSON text of one") from None
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
-        raise RecordError("meta", f"expected an object, got {_kind(value)}")
+    if not isinstance(value, OBJECT):
+        raise RecordError("meta", f"expected an object, got {kind(value)}")
     return dict(value)
-
-
-def _optional_text(value: Any, field: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise RecordError(field, f"expected a text, got {_kind(value)}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _kind(value: Any) -> str:
-    """Describe a wrong value shortly: its type, and itself where it is small."""
-    text = repr(value)
-    return "nothing" if value is None else f"{type(value).__name__} {text if len(text) < 40 else text[:36] + '...'}"

@@ -1,32 +1,31 @@
 """Reading and writing tables of rows, one at a time, whatever the file format.
 
-Reads JSON, JSON Lines (plain, .gz, .zst), Parquet, local `datasets` folders and names on the Hugging
-Face hub. Writes JSON, JSON Lines (the same) and Parquet, whole or not at all: into a file aside that
-is renamed at the end. Memory does not grow with the file. Knows nothing of what the rows mean.
+Reads JSON, JSON Lines (plain, .gz, .zst), Parquet, local `datasets` folders and names on the
+Hugging Face hub. Writes JSON, JSON Lines (the same) and Parquet, whole or not at all. Memory does
+not grow with the file. Knows nothing of what the rows mean.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
-import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import orjson
 
-from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.errors import AftError, MissingPackage, UsageError
+from aft_factory.files import CHUNK, array_elements, check_writable, named, open_bytes, replacing
+from aft_factory.parquet import ParquetSink, read_parquet
 from aft_factory.records import Row
 
 FORMATS = (".jsonl", ".json", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
-PARQUET_ROWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +63,22 @@ def read_rows(
         on_bytes: Told how many bytes of the file were read since the last call (for progress).
 
     Raises:
-        UsageError: If there is nothing of that name, the format is unknown, or a file that must be
-            read as a whole (.json, .parquet, compressed) is damaged; names the place.
+        UsageError: If there is nothing of that name, the format is unknown, or a file is damaged
+            beyond single lines; names the place.
     """
     path = Path(name)
     if path.is_dir():
         return _read_folder(path, split)
     if not path.exists():
         if path.suffix or name.startswith(("/", ".")) or name.count("/") != 1:
-            raise UsageError(f"{name}: no such file, and not the OWNER/NAME of a data set on the hub")
+            raise UsageError(
+                f"{name}: no such file, and not the OWNER/NAME of a data set on the hub"
+            )
         return _read_hub(name, split)
     suffix = table_format(path)
     if suffix == ".parquet":
         return _read_parquet(path, on_bytes)
-    if suffix == ".json" and not _is_json_lines(path):
-        return _read_json(path, on_bytes)
-    return _read_json_lines(path, on_bytes)
+    return _read_json(path, on_bytes, may_be_array=suffix == ".json")
 
 
 def table_format(path: Path) -> str:
@@ -109,209 +108,103 @@ class TableWriter:
         self.path = path
         self.rows = 0
         self._format = table_format(path)
-        if path.exists() and not overwrite:
-            raise UsageError(f"{path} exists; pass --overwrite to replace it")
-        self._aside = path.with_name(f".{path.name}.part")
+        check_writable(path, overwrite=overwrite)
         self._stack = contextlib.ExitStack()
         self._write_bytes: Callable[[bytes], object]
-        self._parquet: _ParquetSink | None = None
+        self._parquet: ParquetSink | None = None
 
     def __enter__(self) -> TableWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self._stack.enter_context(replacing(self.path))
         if self._format == ".parquet":
-            self._parquet = _ParquetSink(self._aside)
-        else:
-            raw = self._stack.enter_context(self._aside.open("wb"))
-            stream = raw
-            if self.path.suffix == ".gz":
-                # No time stamp and no name inside, so that equal rows give equal bytes.
-                stream = gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0)  # type: ignore[assignment]
-            elif self.path.suffix == ".zst":
-                import zstandard
+            self._parquet = ParquetSink(aside)
+            self._stack.push(self._finish)
+            return self
+        stream: Any = self._stack.enter_context(aside.open("wb", buffering=CHUNK))
+        if self.path.suffix == ".gz":
+            # No time stamp and no name inside, so that equal rows give equal bytes.
+            stream = gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=6, mtime=0)
+            self._stack.enter_context(stream)
+        elif self.path.suffix == ".zst":
+            import zstandard
 
-                stream = zstandard.ZstdCompressor(level=6).stream_writer(raw, closefd=False)  # type: ignore[assignment]
-            if stream is not raw:
-                self._stack.enter_context(stream)
-            self._write_bytes = stream.write
+            stream = zstandard.ZstdCompressor(level=6).stream_writer(stream, closefd=False)
+            self._stack.enter_context(stream)
+        self._write_bytes = stream.write
+        self._stack.push(self._finish)
         return self
 
     def write(self, row: Row) -> int:
         """Append one row and return how many bytes its JSON takes (0 for Parquet).
 
         Raises:
-            TypeError: If the row holds something that JSON has no form for; nothing is written then.
+            TypeError: If JSON has no form for something in the row; nothing is written then.
         """
-        if self._parquet is not None:
-            self._parquet.write(row)
-            size = 0
-        else:
+        data = b""
+        if self._parquet is None:
             data = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
             if self._format == ".json":
                 data = (b",\n" if self.rows else b"[\n") + data[:-1]
-            self._write_bytes(data)
-            size = len(data)
-        self.rows += 1
-        return size
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
         try:
+            if self._parquet is None:
+                self._write_bytes(data)
+            else:
+                self._parquet.write(row)
+        except OSError as error:
+            raise named(error, self.path) from None
+        self.rows += 1
+        return len(data)
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End what is being written; after an error, a second one would hide the first."""
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
             if self._parquet is not None:
                 self._parquet.close()
             elif self._format == ".json":
                 self._write_bytes(b"\n]\n" if self.rows else b"[]\n")
-            self._stack.close()
-            if kind is None:
-                with self._aside.open("rb") as written:
-                    os.fsync(written.fileno())
-                os.replace(self._aside, self.path)
-        finally:
-            self._aside.unlink(missing_ok=True)
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Write a small text file whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-class _ParquetSink:
-    """Collects rows into Parquet row groups; the schema is the records' own where the rows are."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[Row] = []
-        self._writer: Any = None
-
-    def write(self, row: Row) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= PARQUET_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if self._writer is None:
-            schema = _record_schema()
-            if self._rows and set(self._rows[0]) != set(schema.names):
-                schema = pa.Table.from_pylist(self._rows).schema
-            self._writer = pq.ParquetWriter(self._path, schema, compression="zstd")
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._writer.schema))
-        self._rows = []
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-
-
-def _record_schema() -> Any:
-    import pyarrow as pa
-
-    text = pa.string()
-    return pa.schema(
-        {
-            "id": text,
-            "messages": pa.list_(pa.struct({"role": text, "content": text})),
-            "proposals": pa.list_(text),
-            "aggregation": text,
-            "reference": text,
-            "source": text,
-            "scores": pa.list_(pa.float64()),
-            "proposal_models": pa.list_(text),
-            "meta": text,
-        }
-    )
-
-
-def _open(path: Path, on_bytes: Callable[[int], object]) -> IO[bytes]:
-    raw: IO[bytes] = io.BufferedReader(_Counted(path, on_bytes), buffer_size=1 << 20)
-    if path.suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        import zstandard
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True), 1 << 20)  # type: ignore[type-var]
-    return raw
-
-
-class _Counted(io.FileIO):
-    """A file that tells how much of it was read, before any decompression."""
-
-    def __init__(self, path: Path, on_bytes: Callable[[int], object]) -> None:
-        super().__init__(path, "rb")
-        self._on_bytes = on_bytes
-
-    def readinto(self, buffer: Any) -> int | None:
-        count = super().readinto(buffer)
-        if count:
-            self._on_bytes(count)
-        return count
-
-
-def _is_json_lines(path: Path) -> bool:
-    """Tell JSON Lines that calls itself .json, as many published files do, from one JSON array."""
-    with _open(path, lambda _: None) as stream:
-        while character := stream.read(1):
-            if not character.isspace() and character not in b"\xef\xbb\xbf":
-                return character == b"{"
-    return True
-
-
-def _read_json_lines(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:
+def _read_json(
+    path: Path, on_bytes: Callable[[int], object], *, may_be_array: bool
+) -> Iterator[Line]:
+    """Read JSON Lines, or one array; many published files of JSON Lines call themselves .json."""
     source = str(path)
-    with _open(path, on_bytes) as stream, _damage(path):
-        for number, line in enumerate(stream, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            try:
-                yield Line(source, number, orjson.loads(line))
-            except orjson.JSONDecodeError as error:
-                if line.isspace():
-                    continue
-                text = line.decode("utf-8", errors="replace").rstrip("\r\n")
-                yield Line(source, number, None, f"not JSON: {error}", text)
+    with open_bytes(path, on_bytes) as stream:
+        if stream.peek(3)[:3] == codecs.BOM_UTF8:
+            stream.read(3)
+        blank = 0
+        while may_be_array and stream.peek(1)[:1].isspace():
+            blank += stream.read(1) == b"\n"
+        if may_be_array and stream.peek(1)[:1] == b"[":
+            yield from _read_array(source, stream)
+            return
+        for number, line in enumerate(stream, start=1 + blank):
+            if not line.isspace():
+                yield _parse(source, number, line)
 
 
-def _read_json(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:
-    import ijson
-
+def _read_array(source: str, stream: IO[bytes]) -> Iterator[Line]:
     number = 0
-    with _open(path, on_bytes) as stream, _damage(path):
-        try:
-            for number, value in enumerate(ijson.items(stream, "item", use_float=True), start=1):
-                yield Line(str(path), number, value)
-        except ijson.JSONError as error:
-            raise UsageError(f"{path}: damaged JSON after row {number}: {error}") from None
-    if not number and not _is_empty_array(path):
-        raise UsageError(f"{path}: expected a JSON array of objects (or use .jsonl)")
+    try:
+        for number, element in enumerate(array_elements(stream), start=1):
+            yield _parse(source, number, element)
+    except ValueError as error:
+        raise UsageError(f"{source}: damaged JSON after row {number}: {error}") from None
 
 
-def _is_empty_array(path: Path) -> bool:
-    with _open(path, lambda _: None) as stream:
-        return stream.read(4096).strip().startswith(b"[")
+def _parse(source: str, number: int, text: bytes) -> Line:
+    try:
+        return Line(source, number, orjson.loads(text))
+    except orjson.JSONDecodeError as error:
+        shown = text.decode("utf-8", errors="replace").rstrip("\r\n")
+        return Line(source, number, None, f"not JSON: {error}", shown)
 
 
 def _read_parquet(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"{path}: not a Parquet file: {error}") from None
-    size = path.stat().st_size
-    number = 0
-    for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-        for value in batch.to_pylist():
-            number += 1
-            yield Line(str(path), number, value)
-        on_bytes(size * batch.num_rows // max(file.metadata.num_rows, 1))
+    for number, row in enumerate(read_parquet(path, on_bytes), start=1):
+        yield Line(str(path), number, row)
 
 
 def _datasets() -> Any:
@@ -324,52 +217,49 @@ def _datasets() -> Any:
 
 def _read_folder(path: Path, split: str) -> Iterator[Line]:
     datasets = _datasets()
-    try:
+    with _explained(f"{path}: not a folder saved by datasets' save_to_disk"):
         table = datasets.load_from_disk(str(path))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: a folder, but not one saved by datasets' save_to_disk") from None
-    if isinstance(table, datasets.DatasetDict):
-        if split not in table:
-            raise UsageError(f"{path}: no split {split!r}; it has: {', '.join(table)}")
-        table = table[split]
-    for number, value in enumerate(table, start=1):
-        yield Line(str(path), number, value)
+        if isinstance(table, datasets.DatasetDict):
+            if split not in table:
+                raise UsageError(f"{path}: no split {split!r}; it has: {', '.join(table)}")
+            table = table[split]
+        for number, value in enumerate(table, start=1):
+            yield Line(str(path), number, value)
 
 
 def _read_hub(name: str, split: str) -> Iterator[Line]:
     datasets = _datasets()
-    try:
+    with _explained(f"{name}: neither a file nor a data set the hub gave"):
         table = datasets.load_dataset(name, split=split, streaming=True)
-    except Exception as error:  # the hub's client has a dozen error types; their words are clear
-        raise UsageError(f"{name}: neither a file nor a data set the hub gave: {error}") from error
-    for number, value in enumerate(table, start=1):
-        yield Line(f"{name}[{split}]", number, value)
+        for number, value in enumerate(table, start=1):
+            yield Line(f"{name}[{split}]", number, value)
 
 
 @contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Name the file where a compressed stream turns out damaged."""
-    import zlib
-
-    import zstandard
-
+def _explained(problem: str) -> Iterator[None]:
+    """Show whatever `datasets` raises as one error; of its dozen types the words are clear."""
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise UsageError(f"{path}: damaged or cut-off compressed file: {error}") from None
+    except AftError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{problem}: {error}") from error
 
 
 class Rejects:
-    """The rows that could not be used, each with its reason, in a JSON Lines file beside the output.
+    """The rows that could not be used, each with its reason, in a file of JSON Lines.
 
-    A file of the same name left by an earlier run is replaced; without rejects there is no file.
+    Without rejects there is no file; one left by an earlier run is removed. Without a path, rejects
+    are counted only.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None, *, overwrite: bool = False) -> None:
         self.path = path
         self.count = 0
         self.by_field: dict[str, tuple[int, str]] = {}  # field: how often, the first reason
-        self._aside = path.with_name(f".{path.name}.part")
+        if path is not None:
+            check_writable(path, overwrite=overwrite)
+        self._stack = contextlib.ExitStack()
         self._stream: IO[bytes] | None = None
 
     def __enter__(self) -> Rejects:
@@ -377,24 +267,31 @@ class Rejects:
 
     def add(self, line: Line, reason: str, field: str | None = None) -> None:
         """Keep a row with the reason why it was not used."""
-        if self._stream is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self._aside.open("wb")
-        row = {"file": line.source, "line": line.number, "field": field, "reason": reason}
-        row |= {"text": line.text} if line.value is None and line.text else {"row": line.value}
-        # The standard library's encoder: it takes whatever a reader gave, down to lone surrogates.
-        self._stream.write(json.dumps(row, default=str).encode("ascii") + b"\n")
         self.count += 1
         key = re.sub(r"\[\d+\]", "[]", field or "row")
         count, first = self.by_field.get(key, (0, reason))
         self.by_field[key] = (count + 1, first)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._stream is None:
-            if kind is None:
-                self.path.unlink(missing_ok=True)
+        if self.path is None:
             return
-        self._stream.close()
-        os.replace(self._aside, self.path)
+        if self._stream is None:
+            aside = self._stack.enter_context(replacing(self.path))
+            self._stream = self._stack.enter_context(aside.open("wb"))
+        row = {"file": line.source, "line": line.number, "field": field, "reason": reason}
+        row |= {"text": line.text} if line.value is None and line.text else {"row": line.value}
+        try:
+            self._stream.write(_dump_anything(row) + b"\n")
+        except OSError as error:
+            raise named(error, self.path) from None
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._stack.__exit__(kind, *error)
+        if self._stream is None and self.path is not None and kind is None:
+            self.path.unlink(missing_ok=True)
+
+
+def _dump_anything(row: Row) -> bytes:
+    """JSON of whatever a reader gave; of a row nested too deeply for that, only the place."""
+    try:
+        return json.dumps(row, default=str).encode("ascii")
+    except RecursionError:
+        return _dump_anything(row | {"row": None})

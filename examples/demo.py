@@ -1,9 +1,10 @@
-"""The demo behind `make demo`: the whole of AFT training on a tiny model, on CPU, without any download.
+"""The demo behind `make demo`: AFT training on a tiny model, on CPU, without any download.
 
     python examples/demo.py --output demo_output
 
-Real rows (GSM8K questions with four model solutions each) are converted, the real LLaMA-Factory trains an SFT
-and an AFT adapter on them, and their losses are set side by side (the paper's figure 6, left, in small).
+Real rows (GSM8K questions with four model solutions each) are converted, the real LLaMA-Factory
+trains an SFT and an AFT adapter on them, and their losses are set side by side (the paper's
+figure 6, left, in small).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ ROWS = Path(__file__).parent / "data" / "gsm8k_solutions.jsonl"
 TRAINING_ROWS = 200  # the rest stays unseen, for questions to the trained model
 CUTOFF = 1024
 
-# The paper's recipe in small: rank 8, cosine, 10% warm-up. Embedding and head are trained too, since the
-# weights under the adapters are random here and hold nothing to adapt.
+# The paper's recipe in small: rank 8, cosine, 10% warm-up. Embedding and head are trained too, as
+# the weights under the adapters are random here and hold nothing to adapt.
 TRAINING = """\
 model_name_or_path: {model}
 stage: sft
@@ -73,7 +74,11 @@ def train(name: str, dataset: str, output: Path) -> Run:
     config = output / f"{name}.yaml"
     config.write_text(
         TRAINING.format(
-            model=output / "model", data=output / "data", dataset=dataset, cutoff=CUTOFF, output=folder
+            model=output / "model",
+            data=output / "data",
+            dataset=dataset,
+            cutoff=CUTOFF,
+            output=folder,
         )
     )
     log = output / f"{name}.log"
@@ -81,18 +86,24 @@ def train(name: str, dataset: str, output: Path) -> Run:
     command = [str(Path(sys.executable).parent / "llamafactory-cli"), "train", str(config)]
     environment = os.environ | {"HF_DATASETS_CACHE": str(output / "cache"), "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment
+        )
         while process.poll() is None:
             time.sleep(1)
             show_progress(folder / "trainer_log.jsonl")
     if process.returncode:
         print(log.read_text(errors="replace")[-3000:], file=sys.stderr)
-        raise SystemExit(f"training {name} failed with exit code {process.returncode}; the whole log: {log}")
+        raise SystemExit(
+            f"training {name} failed with exit code {process.returncode}; the whole log: {log}"
+        )
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     steps = [entry for entry in history if "loss" in entry]
     rows = sum(1 for _ in (output / "data" / f"{dataset}.jsonl").open())
     print()
-    return Run(name, folder, rows, int(steps[-1]["num_input_tokens_seen"]), [s["loss"] for s in steps])
+    return Run(
+        name, folder, rows, int(steps[-1]["num_input_tokens_seen"]), [s["loss"] for s in steps]
+    )
 
 
 def show_progress(log: Path) -> None:
@@ -101,7 +112,7 @@ def show_progress(log: Path) -> None:
     if lines and sys.stderr.isatty():
         last = json.loads(lines[-1])
         print(
-            f"\r  step {last['current_steps']}/{last['total_steps']}  loss {last.get('loss', float('nan')):.3f} ",
+            f"\r  step {last['current_steps']}/{last['total_steps']}  loss {last.get('loss')} ",
             end="",
             file=sys.stderr,
         )
@@ -130,8 +141,12 @@ def plot(runs: Sequence[Run], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for everything it makes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo_output"), help="folder for everything it makes"
+    )
     output: Path = parser.parse_args(argv).output.resolve()
     started = time.monotonic()
     for name in ("model", "data", "cache", "sft", "aft"):
@@ -147,25 +162,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_tiny_model("llama3", output / "model", texts, hidden=128, context=4096)
 
     print(f"\n2. Convert {TRAINING_ROWS} real rows: query, four proposals, aggregation")
-    source = ["proposals", str(ROWS), "--limit", str(TRAINING_ROWS), "--register", str(output / "data")]
+    source = [
+        "proposals",
+        str(ROWS),
+        "--limit",
+        str(TRAINING_ROWS),
+        "--register",
+        str(output / "data"),
+    ]
     fit = ["--tokenizer", str(output / "model"), "--cutoff-len", str(CUTOFF)]
     for target, name in (("sft", "demo_sft"), ("aggregation", "demo_aft")):
-        arguments = [*source, *fit, "--target", target, "--output", str(output / "data" / f"{name}.jsonl")]
+        arguments = [
+            *source,
+            *fit,
+            "--target",
+            target,
+            "--output",
+            str(output / "data" / f"{name}.jsonl"),
+        ]
         print(f"$ python -m aft_factory.convert {' '.join(arguments)}")
         if convert([*arguments, "--overwrite", "--quiet"]):
             return 1
 
-    print("\n3. Train both with LLaMA-Factory: LoRA, the same queries and targets, with and without proposals")
+    print(
+        "\n3. Train both with LLaMA-Factory (LoRA): the same queries and targets, "
+        "without and with proposals"
+    )
     runs = [train("sft", "demo_sft", output), train("aft", "demo_aft", output)]
 
     plot(runs, output / "loss.png")
     print(f"\n{'run':<5}{'rows':>6}{'tokens':>10}{'first loss':>12}{'last loss':>11}   adapter")
     for run in runs:
         print(
-            f"{run.name.upper():<5}{run.rows:>6}{run.tokens:>10}{run.losses[0]:>12.3f}{run.losses[-1]:>11.3f}   {run.folder}"
+            f"{run.name.upper():<5}{run.rows:>6}{run.tokens:>10}"
+            f"{run.losses[0]:>12.3f}{run.losses[-1]:>11.3f}   {run.folder}"
         )
-    print(f"loss curves: {output / 'loss.png'} (numbers: loss.csv); {time.monotonic() - started:.0f} s in all")
-    print("The model is tiny and its weights started at random: what it writes is not meant to be good.")
+    print(
+        f"loss curves: {output / 'loss.png'} (numbers: loss.csv); "
+        f"{time.monotonic() - started:.0f} s in all"
+    )
+    print(
+        "The model is tiny and its weights started at random: "
+        "what it writes is not meant to be good."
+    )
     return 0
 
 

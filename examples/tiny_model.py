@@ -1,9 +1,10 @@
-"""Make a tiny model with a real tokenizer, without any download: for the demo, tests and benchmarks.
+"""Make a tiny model with a real tokenizer and no download, for demo, tests and benchmarks.
 
     python examples/tiny_model.py llama3 /tmp/tiny-llama
 
-`llama3` is a Llama with a byte-level BPE vocabulary and Llama 3's special tokens; `mistral` a Mistral with
-a SentencePiece-type BPE vocabulary. Weights are random: the text such a model writes means nothing.
+`llama3` is a Llama with a byte-level BPE vocabulary and Llama 3's special tokens; `mistral` a
+Mistral with a SentencePiece-type BPE vocabulary. Weights are random: the text such a model writes
+means nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def llama3_tokenizer(texts: Iterable[str], vocabulary: int = 2000) -> Any:
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, core.token_to_id(bos))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=bos, eos_token="<|end_of_text|>", clean_up_tokenization_spaces=False
+        tokenizer_object=core,
+        bos_token=bos,
+        eos_token="<|end_of_text|>",
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -69,9 +73,16 @@ def mistral_tokenizer(texts: Iterable[str], vocabulary: int = 2000) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     core.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     # SentencePiece never merges across words; training on words gives the same merges.
@@ -142,12 +153,19 @@ def make_tiny_model(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=("llama3", "mistral"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--texts", type=Path, nargs="*", help="text files to train the tokenizer on")
+    parser.add_argument(
+        "--texts", type=Path, nargs="*", help="text files to train the tokenizer on"
+    )
     args = parser.parse_args(argv)
-    files = args.texts or [Path(__file__), *sorted(Path(__file__).parents[1].glob("templates/**/*.jinja"))]
+    files = args.texts or [
+        Path(__file__),
+        *sorted(Path(__file__).parents[1].glob("templates/**/*.jinja")),
+    ]
     make_tiny_model(args.kind, args.folder, [file.read_text(encoding="utf-8") for file in files])
     print(args.folder)
     return 0

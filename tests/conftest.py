@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: tiny models with real tokenizers, made once per session."""
+"""Fixtures of several test files: tiny models with real tokenizers, made once per session."""
 
 import importlib.util
 import json
@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[1]
 
 def demo_rows() -> list[dict]:
     """The shipped rows: {query, proposals, aggregation, reference}, MIT licence."""
-    lines = (ROOT / "examples" / "data" / "gsm8k_solutions.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (ROOT / "examples" / "data" / "gsm8k_solutions.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     return [json.loads(line) for line in lines]
 
 
@@ -24,7 +28,9 @@ def _make(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_model import make_tiny_model
 
     texts = [text for row in demo_rows() for text in (row["query"], row["aggregation"])]
-    texts += [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("templates/**/*.jinja"))]
+    texts += [
+        path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("templates/**/*.jinja"))
+    ]
     return make_tiny_model(kind, tmp_path_factory.mktemp(f"tiny-{kind}"), texts)
 
 
@@ -48,7 +54,7 @@ def llama3_tokenizer_dir(tiny_llama):
 
 @pytest.fixture(scope="session")
 def real_mistral(tmp_path_factory, tiny_mistral):
-    """The vocabulary of Mistral-7B-v0.1 itself, as the package mistral-common (of vLLM) brings it; the folder."""
+    """Mistral-7B-v0.1's own vocabulary, which the package mistral-common brings; the folder."""
     package = importlib.util.find_spec("mistral_common")
     source = package and Path(package.origin).parent / "data" / "tokenizer.model.v1"
     if not source or not source.exists():

@@ -1,4 +1,4 @@
-"""What the plugin tests need of the real LLaMA-Factory: its own loading and tokenizing, in process."""
+"""What tests need of the real LLaMA-Factory: its own loading and tokenizing, in process."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,18 @@ from pathlib import Path
 
 def write_dataset(folder: Path, name: str, rows: list[dict], **entry) -> None:
     """Write rows as JSON Lines and add an entry to the folder's dataset_info.json."""
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / f"{name}.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     info = folder / "dataset_info.json"
     entries = json.loads(info.read_text()) if info.exists() else {}
     entries[name] = {"file_name": f"{name}.jsonl", "formatting": "aggregation"} | entry
     info.write_text(json.dumps(entries))
 
 
-def tokenize(folder: Path, dataset: str, model: Path, *, template="aft_llama3", cutoff_len=100_000, **options):
+def tokenize(
+    folder: Path, dataset: str, model: Path, *, template="aft_llama3", cutoff_len=100_000, **options
+):
     """Return LLaMA-Factory's tokenizer and its rows of input_ids and labels for training."""
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.hparams import get_train_args
@@ -43,7 +47,9 @@ def tokenize(folder: Path, dataset: str, model: Path, *, template="aft_llama3", 
 
 def prompt_ids(row: dict) -> list[int]:
     """The part of a tokenized row that is not trained on."""
-    return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+    return [
+        token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100
+    ]
 
 
 def trained_ids(row: dict) -> list[int]:

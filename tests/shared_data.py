@@ -1,4 +1,4 @@
-"""Real data for tests, read from `shared/data` beside the project; tests that need it skip without it."""
+"""Real data for tests, from `shared/data` beside the project; without it they skip."""
 
 import gzip
 import json

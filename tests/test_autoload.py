@@ -1,4 +1,7 @@
-"""The autoload hook: it loads in time, costs nothing elsewhere, fails softly. Run: pytest tests/test_autoload.py"""
+"""The autoload hook: it loads in time, costs nothing elsewhere, fails softly.
+
+Run: pytest tests/test_autoload.py
+"""
 
 import os
 import subprocess
@@ -8,7 +11,6 @@ from importlib.metadata import entry_points
 
 import pytest
 from conftest import ROOT
-
 
 
 def python(code, *, path=(), **environment):
@@ -44,7 +46,9 @@ def test_the_hook_runs_when_llamafactory_is_imported(fake_llamafactory):
 
 def test_it_can_be_turned_off(fake_llamafactory):
     code = "import llamafactory.data.parser as p; print(hasattr(p.DatasetAttr.join, '__wrapped__'))"
-    assert python(code, path=[fake_llamafactory], AFT_FACTORY_AUTOLOAD="0").stdout.strip() == "False"
+    assert (
+        python(code, path=[fake_llamafactory], AFT_FACTORY_AUTOLOAD="0").stdout.strip() == "False"
+    )
 
 
 def test_a_failing_hook_is_one_line_and_stops_nothing(fake_llamafactory):
@@ -66,7 +70,8 @@ def test_a_broken_installation_is_one_line_and_stops_nothing(fake_llamafactory):
 def test_install_twice_hooks_once(fake_llamafactory):
     code = (
         "from aft_factory.plugin.autoload import install; install(); install()\n"
-        "import llamafactory.data.parser as p; print(hasattr(p.DatasetAttr.join.__wrapped__, '__wrapped__'))"
+        "import llamafactory.data.parser as p\n"
+        "print(hasattr(p.DatasetAttr.join.__wrapped__, '__wrapped__'))"
     )
     assert python(code, path=[fake_llamafactory]).stdout.strip() == "False"
 
@@ -79,7 +84,9 @@ def test_pytorch_is_the_second_door():
 @pytest.mark.slow
 def test_the_wheel_installs_into_a_clean_environment_and_leaves_nothing(tmp_path):
     def run(*command):
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -96,8 +103,10 @@ def test_the_wheel_installs_into_a_clean_environment_and_leaves_nothing(tmp_path
     run(binary, "-m", "pip", "install", "--quiet", wheel)
     assert "UltraFeedback" in run(binary, "-m", "aft_factory.convert", "--help")
     code = (
-        "import sys; from aft_factory.prompts import TEMPLATES, chat_template as c; c('mistral', 'release');"
-        "print(TEMPLATES.parent.name, 'AftFactoryAutoload' in [type(f).__name__ for f in sys.meta_path])"
+        "import sys; from aft_factory.prompts import TEMPLATES, chat_template\n"
+        "chat_template('mistral', 'release')\n"
+        "finders = [type(finder).__name__ for finder in sys.meta_path]\n"
+        "print(TEMPLATES.parent.name, 'AftFactoryAutoload' in finders)"
     )
     assert run(binary, "-c", code).split() == ["aft_factory", "True"]
     run(binary, "-m", "pip", "uninstall", "--quiet", "--yes", "aft-factory")

@@ -1,4 +1,7 @@
-"""The plugin in LLaMA-Factory's standard engine: options, fitting, errors. Run: pytest tests/test_plugin_v0.py"""
+"""The plugin in LLaMA-Factory's standard engine: options, fitting, errors.
+
+Run: pytest tests/test_plugin_v0.py
+"""
 
 import logging
 
@@ -37,7 +40,10 @@ def test_options_reach_the_prompt_past_the_cache(tmp_path, tiny_llama):
     two = prompts(tmp_path, tiny_llama, aggregation={"max_proposals": 2, "template": "moa"})
     assert "open-source models" in two
     assert two.count("\n2. beta<|eot_id|>") == 1
-    shuffled = {prompts(tmp_path, tiny_llama, aggregation={"shuffle_proposals": True, "seed": s}) for s in range(9)}
+    shuffled = {
+        prompts(tmp_path, tiny_llama, aggregation={"shuffle_proposals": True, "seed": s})
+        for s in range(9)
+    }
     assert 1 < len(shuffled) <= 6
     plain = prompts(tmp_path, tiny_llama, aggregation={"ablation": "without_proposals"})
     assert plain == (
@@ -47,7 +53,12 @@ def test_options_reach_the_prompt_past_the_cache(tmp_path, tiny_llama):
 
 
 def test_columns_can_be_renamed(tmp_path, tiny_llama):
-    row = {"sys": "Be brief.", "ask": "How many?", "drafts": [{"text": "alpha", "model": "m"}], "best": "Six."}
+    row = {
+        "sys": "Be brief.",
+        "ask": "How many?",
+        "drafts": [{"text": "alpha", "model": "m"}],
+        "best": "Six.",
+    }
     columns = {"messages": "ask", "system": "sys", "proposals": "drafts", "aggregation": "best"}
     text = prompts(tmp_path, tiny_llama, row=row, columns=columns)
     assert "Be brief.\n\nYou have been provided" in text
@@ -58,11 +69,16 @@ def test_columns_can_be_renamed(tmp_path, tiny_llama):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"aggregation": None}, r"data set 'drafts.jsonl', row 4, column aggregation: missing or empty"),
+        (
+            {"aggregation": None},
+            r"data set 'drafts.jsonl', row 4, column aggregation: missing or empty",
+        ),
         ({"query": ""}, r"data set 'drafts.jsonl', row 4, column query: the query is empty"),
     ],
 )
-def test_a_wrong_row_is_one_error_with_data_set_row_and_column(wrong, message, workers, tmp_path, tiny_llama):
+def test_a_wrong_row_is_one_error_with_data_set_row_and_column(
+    wrong, message, workers, tmp_path, tiny_llama
+):
     write_dataset(tmp_path, "drafts", [ROW, ROW, ROW, ROW | wrong, ROW])
     with pytest.raises((RecordError, RuntimeError), match=message):
         tokenize(tmp_path, "drafts", tiny_llama, preprocessing_num_workers=workers)
@@ -70,15 +86,23 @@ def test_a_wrong_row_is_one_error_with_data_set_row_and_column(wrong, message, w
 
 def test_a_missing_column_is_named_with_those_there(tmp_path, tiny_llama):
     write_dataset(tmp_path, "drafts", [ROW], columns={"proposals": "drafts"})
-    with pytest.raises(RecordError, match=r"row 1, column drafts: no such column; the row has: query, proposals"):
+    with pytest.raises(
+        RecordError, match=r"row 1, column drafts: no such column; the row has: query, proposals"
+    ):
         tokenize(tmp_path, "drafts", tiny_llama)
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"aggregation": {"tempalte": "moa"}}, r"aggregation.tempalte: unknown option; did you mean 'template'"),
-        ({"aggregation": {"max_proposals": "5"}}, r"max_proposals: expected a number from 1, got '5'"),
+        (
+            {"aggregation": {"tempalte": "moa"}},
+            r"aggregation.tempalte: unknown option; did you mean 'template'",
+        ),
+        (
+            {"aggregation": {"max_proposals": "5"}},
+            r"max_proposals: expected a number from 1, got '5'",
+        ),
         ({"columns": {"response": "x"}}, r"columns: unknown field 'response'"),
     ],
 )
@@ -93,10 +117,17 @@ def test_fitting_can_be_turned_off_and_says_what_it_did(tmp_path, tiny_llama, lo
     write_dataset(tmp_path, "drafts", rows)
     tokenizer, fitted = tokenize(tmp_path, "drafts", tiny_llama, cutoff_len=600)
     assert any("aft-factory: shortened" in line for line in logged)
-    assert all(row["query"] in tokenizer.decode(ours["input_ids"]) for row, ours in zip(rows, fitted, strict=True))
+    assert all(
+        row["query"] in tokenizer.decode(ours["input_ids"])
+        for row, ours in zip(rows, fitted, strict=True)
+    )
     write_dataset(tmp_path, "drafts", rows, aggregation={"fit": False})
     tokenizer, cut = tokenize(tmp_path, "drafts", tiny_llama, cutoff_len=600)
-    lost = [row for row, theirs in zip(rows, cut, strict=True) if row["query"] not in tokenizer.decode(theirs["input_ids"])]
+    lost = [
+        row
+        for row, theirs in zip(rows, cut, strict=True)
+        if row["query"] not in tokenizer.decode(theirs["input_ids"])
+    ]
     assert len(lost) > 5  # what LLaMA-Factory does on its own
 
 
@@ -119,7 +150,12 @@ def test_mixing_with_another_data_set_leaves_that_one_alone(tmp_path, tiny_llama
 
 
 def test_templates_tell_their_aggregator_prompt():
-    assert [aggregator_of(name) for name in ("aft_llama3", "aft_mistral_moa", "llama3", None)] == ["paper", "moa", None, None]
+    assert [aggregator_of(name) for name in ("aft_llama3", "aft_mistral_moa", "llama3", None)] == [
+        "paper",
+        "moa",
+        None,
+        None,
+    ]
 
 
 def test_a_template_that_differs_from_the_data_sets_is_pointed_out(tmp_path, tiny_llama, logged):

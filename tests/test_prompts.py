@@ -11,27 +11,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aft_factory.errors import UsageError
+from aft_factory.markers import MARKERS, sanitise
 from aft_factory.prompts import (
-    MARKERS,
     TEMPLATES,
     Aggregation,
     chat_template,
     conversation,
     load_template,
     proposal_spans,
-    sanitise,
     select,
 )
 from aft_factory.records import Record
 
 INSTRUCTIONS = (
-    "Your task is to synthesize these responses into a single, high-quality response. It is crucial to "
-    "critically evaluate the information provided in these responses, recognizing that some of it may be biased "
-    "or incorrect. Your response should not simply replicate the given answers but should offer a refined, "
-    "accurate, and comprehensive reply to the instruction. Ensure your response is well-structured, coherent, "
-    "and adheres to the highest standards of accuracy and reliability."
+    "Your task is to synthesize these responses into a single, high-quality response. It is "
+    "crucial to critically evaluate the information provided in these responses, recognizing "
+    "that some of it may be biased or incorrect. Your response should not simply replicate "
+    "the given answers but should offer a refined, accurate, and comprehensive reply to the "
+    "instruction. Ensure your response is well-structured, coherent, and adheres to the "
+    "highest standards of accuracy and reliability."
 )
-PROVIDED = "You have been provided with a set of responses from various {} to the latest user query. "
+PROVIDED = (
+    "You have been provided with a set of responses from various {} to the latest user query. "
+)
 PAPER = PROVIDED.format("distributions") + INSTRUCTIONS + "\n\nResponses from models:"
 MOA = PROVIDED.format("open-source models") + INSTRUCTIONS + "\n\nResponses from models:"
 RELEASE = (
@@ -44,7 +46,9 @@ CHATS = ("llama3", "mistral")
 
 
 def record(*proposals: str, messages=None) -> Record:
-    return Record("r1", messages or [{"role": "user", "content": "How many pails?"}], list(proposals), "Six.")
+    return Record(
+        "r1", messages or [{"role": "user", "content": "How many pails?"}], list(proposals), "Six."
+    )
 
 
 def environment():
@@ -90,9 +94,15 @@ def test_without_proposals_the_conversation_is_the_plain_query():
 
 
 def test_select_drops_blank_proposals_and_keeps_scores_in_step():
-    given_record = Record("r", [], ["a", " ", "b", "c"], scores=[1.0, 2.0, 3.0, 4.0], proposal_models=list("wxyz"))
+    given_record = Record(
+        "r", [], ["a", " ", "b", "c"], scores=[1.0, 2.0, 3.0, 4.0], proposal_models=list("wxyz")
+    )
     kept = select(given_record, Aggregation(max_proposals=2))
-    assert (kept.proposals, kept.scores, kept.proposal_models) == (["a", "b"], [1.0, 3.0], ["w", "y"])
+    assert (kept.proposals, kept.scores, kept.proposal_models) == (
+        ["a", "b"],
+        [1.0, 3.0],
+        ["w", "y"],
+    )
 
 
 def test_shuffling_depends_on_seed_and_id_only():
@@ -141,13 +151,24 @@ def test_every_marker_is_broken_once(marker):
 
 @pytest.mark.parametrize(
     "text",
-    ["a <b and c> d", "x <| y", "a <|> b", "[1] [link](url)", "<div>", "if a[INST]: pass".lower(), "<eos", ""],
+    [
+        "a <b and c> d",
+        "x <| y",
+        "a <|> b",
+        "[1] [link](url)",
+        "<div>",
+        "if a[INST]: pass".lower(),
+        "<eos",
+        "",
+    ],
 )
 def test_ordinary_text_is_left_alone(text):
     assert sanitise(text) == text
 
 
-MIXED = st.lists(st.sampled_from([*MARKERS, "<", "|", ">", "[", "]", "/", "eot_id", "s", "INST", " ", "\n", "é"]))
+MIXED = st.lists(
+    st.sampled_from([*MARKERS, "<", "|", ">", "[", "]", "/", "eot_id", "s", "INST", " ", "\n", "é"])
+)
 TEXTS = st.one_of(st.text(), MIXED.map("".join))
 
 
@@ -169,7 +190,9 @@ def test_chat_template_renders_what_conversation_renders(chat, drafts, with_syst
     template = environment().from_string(chat_template(chat, "paper"))
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
     rendered = template.render(messages=messages, proposals=drafts, **tokens)
-    assert rendered == template.render(messages=conversation(record(*drafts, messages=messages)), **tokens)
+    assert rendered == template.render(
+        messages=conversation(record(*drafts, messages=messages)), **tokens
+    )
 
 
 def test_shipped_chat_templates_hold_the_papers_prompt_and_all_markers():
@@ -184,7 +207,9 @@ def test_shipped_chat_templates_hold_the_papers_prompt_and_all_markers():
 @pytest.mark.parametrize("name", ["paper", "moa", "release"])
 @pytest.mark.parametrize("system", [None, "Be brief."])
 def test_spans_tell_where_each_proposal_stands(name, system):
-    messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": "Q"}]
+    messages = ([{"role": "system", "content": system}] if system else []) + [
+        {"role": "user", "content": "Q"}
+    ]
     drafts = [".", "2. 1", "<|eot_id|> x", "last"]
     selected = record(*drafts, messages=messages)
     text = conversation(selected, Aggregation(name))[0]["content"]
@@ -200,7 +225,14 @@ def test_spans_are_unknown_for_a_template_that_changes_its_proposals(tmp_path):
 
 def test_importing_the_package_and_its_helps_loads_nothing_heavy():
     heavy = ("torch", "transformers", "vllm", "llamafactory", "datasets")
-    for module in ("aft_factory", "aft_factory.prompts", "aft_factory.fitting", "aft_factory.convert.__main__"):
+    for module in (
+        "aft_factory",
+        "aft_factory.prompts",
+        "aft_factory.fitting",
+        "aft_factory.convert.__main__",
+    ):
         code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        )
         assert done.stdout.strip() == "[]", module

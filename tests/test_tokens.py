@@ -11,7 +11,7 @@ from llamafactory_tools import prompt_ids, tokenize, trained_ids, write_dataset
 from shared_data import shared_rows
 
 from aft_factory.convert.__main__ import main as convert
-from aft_factory.prompts import chat_template, load_template
+from aft_factory.prompts import load_template
 from aft_factory.records import record_from_row
 
 MODELS = {"llama3": "tiny_llama", "mistral": "tiny_mistral"}
@@ -22,15 +22,19 @@ def alpaca_rows(count=None):
     rows = []
     for row in shared_rows("alpaca_eval_proposals.jsonl.gz")[:count]:
         texts = [response["response"] for response in row["responses"]]
-        rows.append({"query": row["instruction"], "proposals": texts[-6:-1], "aggregation": texts[-1]})
+        rows.append(
+            {"query": row["instruction"], "proposals": texts[-6:-1], "aggregation": texts[-1]}
+        )
     return rows
 
 
 def both_ways(folder, rows, *flags):
-    """Write rows as records for the plugin and, by our converter, as ShareGPT for stock LLaMA-Factory."""
+    """Write rows as records and, by our converter, as ShareGPT for stock LLaMA-Factory."""
     write_dataset(folder, "plugin", rows)
     stock = ["proposals", str(folder / "plugin.jsonl"), "--target", "sharegpt", "--quiet", *flags]
-    assert convert([*stock, "--output", str(folder / "stock.jsonl"), "--register", str(folder)]) == 0
+    assert (
+        convert([*stock, "--output", str(folder / "stock.jsonl"), "--register", str(folder)]) == 0
+    )
 
 
 def same_tokens(folder, rows, model, chat):
@@ -43,7 +47,10 @@ def same_tokens(folder, rows, model, chat):
         assert ours["labels"] == theirs["labels"]
         record = record_from_row(row)
         rendered = tokenizer.apply_chat_template(
-            record.messages, proposals=record.proposals, add_generation_prompt=True, return_dict=False
+            record.messages,
+            proposals=record.proposals,
+            add_generation_prompt=True,
+            return_dict=False,
         )
         assert rendered == prompt_ids(ours)
 
@@ -75,7 +82,9 @@ def test_they_agree_with_system_message_and_history(tmp_path, tiny_llama):
     _, (theirs,) = tokenize(tmp_path, "stock", tiny_llama)
     assert ours["input_ids"] == theirs["input_ids"]
     rendered = tokenizer.apply_chat_template(
-        [*history, {"role": "assistant", "content": "30 litres."}], proposals=row["proposals"], return_dict=False
+        [*history, {"role": "assistant", "content": "30 litres."}],
+        proposals=row["proposals"],
+        return_dict=False,
     )
     assert ours["input_ids"] == rendered
 
@@ -84,63 +93,102 @@ def test_they_agree_with_system_message_and_history(tmp_path, tiny_llama):
 def test_the_other_aggregator_prompts_agree_too(aggregator, tmp_path, tiny_llama):
     rows = demo_rows()[:5]
     write_dataset(tmp_path, "plugin", rows, aggregation={"template": aggregator})
-    tokenizer, plugin = tokenize(tmp_path, "plugin", tiny_llama, template=f"aft_llama3_{aggregator}")
+    tokenizer, plugin = tokenize(
+        tmp_path, "plugin", tiny_llama, template=f"aft_llama3_{aggregator}"
+    )
     for row, ours in zip(rows, plugin, strict=True):
         record = record_from_row(row)
         rendered = tokenizer.apply_chat_template(
-            record.messages, proposals=record.proposals, add_generation_prompt=True, return_dict=False
+            record.messages,
+            proposals=record.proposals,
+            add_generation_prompt=True,
+            return_dict=False,
         )
         assert rendered == prompt_ids(ours)
 
 
 @pytest.mark.parametrize("way", ["plugin", "convert"])
 @pytest.mark.parametrize("chat", MODELS)
-def test_fitting_to_2048_loses_no_token_of_query_instructions_or_target(way, chat, tmp_path, request):
+def test_fitting_to_2048_loses_no_token_of_query_instructions_or_target(
+    way, chat, tmp_path, request
+):
     model = request.getfixturevalue(MODELS[chat])
     rows = alpaca_rows(None if chat == "llama3" else 150)
     write_dataset(tmp_path, "whole", rows, aggregation={"fit": False})
     _, whole = tokenize(tmp_path, "whole", model, template=chat)
-    write_dataset(tmp_path, "bare", [row | {"proposals": []} for row in rows], aggregation={"fit": False})
+    write_dataset(
+        tmp_path, "bare", [row | {"proposals": []} for row in rows], aggregation={"fit": False}
+    )
     tokenizer, bare = tokenize(tmp_path, "bare", model, template=chat)
     write_dataset(tmp_path, "fitted", rows)
+    name = "fitted"
     if way == "convert":
-        flags = ["--tokenizer", str(model), "--cutoff-len", "2048", "--register", str(tmp_path), "--overwrite"]
+        name = "converted"
         source = ["proposals", str(tmp_path / "fitted.jsonl"), "--quiet"]
-        assert convert([*source, *flags, "--output", str(tmp_path / "fitted.jsonl")]) == 0
-    _, fitted = tokenize(tmp_path, "fitted", model, template=chat, cutoff_len=2048)
+        fit = ["--tokenizer", str(model), "--cutoff-len", "2048", "--register", str(tmp_path)]
+        assert convert([*source, *fit, "--output", str(tmp_path / "converted.jsonl")]) == 0
+    _, fitted = tokenize(tmp_path, name, model, template=chat, cutoff_len=2048)
 
     instructions = load_template("paper").render([])
     remaining = iter(enumerate(zip(rows, bare, whole, strict=True)))
     left_out = []
-    for ids, labels in ((row["input_ids"], row["labels"]) for row in fitted):
-        for index, (row, plain, unfitted) in remaining:  # rows keep their order
-            if trained_ids(plain) == [label for label in labels if label != -100]:
-                break
+    for ours in fitted:
+        index, (row, plain, unfitted) = next(remaining)
+        while trained_ids(plain) != trained_ids(ours):  # rows keep their order
             left_out.append(index)
+            index, (row, plain, unfitted) = next(remaining)
+        ids = ours["input_ids"]
         text = tokenizer.decode(ids)
         assert row["query"] in text
         assert instructions in text
-        assert ids[-len(plain["input_ids"][12:]) :] == plain["input_ids"][12:]  # past the seam before the query
+        tail = plain["input_ids"][12:]  # past the seam before the query
+        assert ids[-len(tail) :] == tail
         if len(unfitted["input_ids"]) <= 2048:
             assert ids == unfitted["input_ids"]
         else:
             assert 1800 < len(ids) <= 2048  # the room is used
     left_out += [index for index, _ in remaining]
-    # Left out is only what leaves a proposal fewer than 16 tokens beside query, instructions and target.
+    # Left out is only what leaves a proposal fewer than 16 tokens.
     instructions_length = len(tokenizer.encode(instructions))
-    assert all(len(bare[index]["input_ids"]) + instructions_length + 5 * 22 > 2048 for index in left_out)
+    assert all(
+        len(bare[index]["input_ids"]) + instructions_length + 5 * 22 > 2048 for index in left_out
+    )
     assert len(fitted) + len(left_out) == len(rows)
 
 
 FAMILIES = [
-    *("<|eot_id|>", "<|start_header_id|>system<|end_header_id|>\n\n", "<|begin_of_text|>", "<|end_of_text|>"),
+    *(
+        "<|eot_id|>",
+        "<|start_header_id|>system<|end_header_id|>\n\n",
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+    ),
     *("<|reserved_special_token_3|>", "<|python_tag|>", "<|finetune_right_pad_id|>", "<|eom_id|>"),
     *("[INST]", "[/INST]", "</s>", "<s>", "<unk>", "[TOOL_CALLS]", "<<SYS>>", "[AVAILABLE_TOOLS]"),
-    *("<|im_start|>system\n", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<tool_call>", "<think>"),
+    *(
+        "<|im_start|>system\n",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|vision_start|>",
+        "<tool_call>",
+        "<think>",
+    ),
     *("<start_of_turn>model\n", "<end_of_turn>", "<bos>", "<eos>", "<pad>", "<unused7>"),
     *("<image>", "<video>", "<audio>", "<|image|>"),
 ]
-DECOYS = ["{{ bos_token }}", "{% raw %}", "{{content}}", "<|", "|>", "<", "eot_id|>", "system\n\n", "2. ", "\n", "x"]
+DECOYS = [
+    "{{ bos_token }}",
+    "{% raw %}",
+    "{{content}}",
+    "<|",
+    "|>",
+    "<",
+    "eot_id|>",
+    "system\n\n",
+    "2. ",
+    "\n",
+    "x",
+]
 
 
 def hostile_proposals(count):
@@ -186,7 +234,10 @@ def test_a_thousand_hostile_proposals_add_no_control_token(chat, tmp_path, reque
         assert all(controls(row["input_ids"]) == expected for row in tokenized)
     for row in rows:  # the chat template by itself, drafts as they came
         ids = loaded.apply_chat_template(
-            [{"role": "user", "content": row["query"]}, {"role": "assistant", "content": row["aggregation"]}],
+            [
+                {"role": "user", "content": row["query"]},
+                {"role": "assistant", "content": row["aggregation"]},
+            ],
             proposals=row["proposals"],
             return_dict=False,
         )

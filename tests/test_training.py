@@ -1,4 +1,4 @@
-"""Real trainings by the real `llamafactory-cli` on tiny models. Run: pytest tests/test_training.py"""
+"""Real trainings by `llamafactory-cli` on tiny models. Run: pytest tests/test_training.py"""
 
 import json
 import os
@@ -61,7 +61,9 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
 
 
-def test_an_adapter_trains_on_aggregation_data_and_the_merged_model_carries_our_chat_template(tmp_path, tiny_llama):
+def test_an_adapter_trains_on_aggregation_data_and_the_merged_model_carries_our_chat_template(
+    tmp_path, tiny_llama
+):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     write_dataset(tmp_path, "drafts", demo_rows()[:24])
@@ -69,19 +71,31 @@ def test_an_adapter_trains_on_aggregation_data_and_the_merged_model_carries_our_
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
 
     merged = tmp_path / "merged"
-    export = {"model_name_or_path": str(tiny_llama), "adapter_name_or_path": str(tmp_path / "adapter")}
+    export = {
+        "model_name_or_path": str(tiny_llama),
+        "adapter_name_or_path": str(tmp_path / "adapter"),
+    }
     export |= {"template": "aft_llama3", "finetuning_type": "lora", "export_dir": str(merged)}
     cli(tmp_path, "export", export)
     tokenizer = AutoTokenizer.from_pretrained(merged)
     assert tokenizer.chat_template == chat_template("llama3")
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], proposals=["a", "b"], tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Q"}], proposals=["a", "b"], tokenize=False
+    )
     assert "Responses from models:\n1. a\n2. b<|eot_id|>" in text
     assert AutoModelForCausalLM.from_pretrained(merged).num_parameters() > 0
 
 
 def test_the_sft_baseline_trains(tmp_path, tiny_llama):
-    rows = [{"conversations": [{"from": "human", "value": row["query"]}, {"from": "gpt", "value": row["reference"]}]}
-            for row in demo_rows()[:24]]  # fmt: skip
+    rows = [
+        {
+            "conversations": [
+                {"from": "human", "value": row["query"]},
+                {"from": "gpt", "value": row["reference"]},
+            ]
+        }
+        for row in demo_rows()[:24]
+    ]
     write_dataset(tmp_path, "baseline", rows, formatting="sharegpt")
     cli(tmp_path, "train", training(tmp_path, tiny_llama, "baseline", template="llama3"))
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
@@ -90,9 +104,17 @@ def test_the_sft_baseline_trains(tmp_path, tiny_llama):
 def test_two_ranks_under_torchrun_with_preprocessing_workers(tmp_path, tiny_llama):
     write_dataset(tmp_path, "drafts", demo_rows()[:24])
     config = training(
-        tmp_path, tiny_llama, "drafts", max_steps=2, preprocessing_num_workers=2, ddp_timeout=600, cutoff_len=512
+        tmp_path,
+        tiny_llama,
+        "drafts",
+        max_steps=2,
+        preprocessing_num_workers=2,
+        ddp_timeout=600,
+        cutoff_len=512,
     )
-    output = cli(tmp_path, "train", config, FORCE_TORCHRUN="1", NPROC_PER_NODE="2", OMP_NUM_THREADS="1")
+    output = cli(
+        tmp_path, "train", config, FORCE_TORCHRUN="1", NPROC_PER_NODE="2", OMP_NUM_THREADS="1"
+    )
     assert len(losses(tmp_path)) == 2
     assert "num_proc=2" in output
     assert "aft-factory: shortened" in output

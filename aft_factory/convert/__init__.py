@@ -2,7 +2,7 @@
 
     python -m aft_factory.convert SOURCE INPUT... --output FILE
 
-One module per source (`ultrafeedback`, `proposals`): a pure function from a row to a record. One module
-of targets: pure functions from a record to an output row. `pipeline` joins them with reading, fitting,
-rejects and writing; `__main__` is the command line.
+One module per source (`ultrafeedback`, `proposals`): a pure function from a row to a record. One
+module of targets: pure functions from a record to an output row. `pipeline` joins them with
+reading, fitting, rejects and writing; `__main__` and `arguments` are the command line.
 """

@@ -17,9 +17,10 @@ import orjson
 from aft_factory.convert.targets import TARGETS
 from aft_factory.errors import RecordError
 from aft_factory.fitting import DoesNotFit, Fitter
-from aft_factory.prompts import PAPER, Aggregation, sanitise, select
+from aft_factory.markers import sanitise
+from aft_factory.prompts import PAPER, Aggregation, select
 from aft_factory.records import Columns, Record, Row
-from aft_factory.tables import Line, Rejects, TableWriter
+from aft_factory.tables import COMPRESSIONS, Line, Rejects, TableWriter
 
 DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
 BYTES_PER_TOKEN = 4.0  # of English prose under a vocabulary of 32k to 128k, for estimates
@@ -34,7 +35,7 @@ class Summary:
 
     Attributes:
         read: Rows read; `written + rejected`.
-        over: Rows written that are longer than the cutoff (measured, or estimated without tokenizer).
+        over: Rows written that are longer than the cutoff (estimated without a tokenizer).
         cut_rows: Rows with proposals shortened; `tokens_removed` of `tokens_before` in these rows.
         notes: What sources repaired or left out.
     """
@@ -92,9 +93,8 @@ class Conversion:
             else:
                 on_record(record)
                 summary.written += 1
-                if tokens is None:
-                    tokens = self._estimate(record, size)
-                summary.over += tokens > self.cutoff
+                length = self._estimate(record, size) if tokens is None else tokens
+                summary.over += length > self.cutoff
         summary.rejected = rejects.count
         return summary
 
@@ -134,19 +134,14 @@ class Conversion:
                 )
                 for _, record in chunk
             ]
-            lengths = self.fitter.lengths(inputs)
-            for (line, record), (messages, proposals, target), length in zip(
-                chunk, inputs, lengths, strict=True
-            ):
-                try:
-                    fitted = self.fitter.fit(messages, proposals, target, length)
-                except DoesNotFit as error:
-                    rejects.add(line, str(error), "cutoff_len")
+            for (line, record), fitted in zip(chunk, self.fitter.fit_all(inputs), strict=True):
+                if isinstance(fitted, DoesNotFit):
+                    rejects.add(line, str(fitted), "cutoff_len")
                     continue
                 if fitted.cut:
                     summary.cut_rows += 1
                     summary.cut_proposals += fitted.cut
-                    summary.tokens_before += length
+                    summary.tokens_before += fitted.tokens + fitted.tokens_removed
                     summary.tokens_removed += fitted.tokens_removed
                 if self.target != "sft":
                     record = replace(record, proposals=fitted.proposals)
@@ -167,12 +162,16 @@ class Conversion:
 def preview(record: Record, target: str, options: Aggregation) -> str:
     """Return one rendered conversation for a person to read."""
     row: Row = TARGETS["sft" if target == "sft" else "sharegpt"][1](
-        record if record.aggregation else replace(record, aggregation="(no aggregation yet)"), options
+        record
+        if (record.aggregation or "").strip()
+        else replace(record, aggregation="(no aggregation yet)"),
+        options,
     )
     turns = [f"[{turn['from']}]\n{turn['value']}" for turn in row["conversations"]]
     return f"{'=' * 30} {record.id}\n" + "\n\n".join(turns) + "\n"
 
 
 def default_rejects(output: Path) -> Path:
-    """`data/out.jsonl` -> `data/out.rejects.jsonl`."""
-    return output.with_name(f"{output.name.split('.')[0] or output.name}.rejects.jsonl")
+    """`data/out.v1.jsonl.gz` -> `data/out.v1.rejects.jsonl`."""
+    name = Path(output.stem) if output.suffix in COMPRESSIONS else output
+    return output.parent / f"{name.stem}.rejects.jsonl"

@@ -1,4 +1,4 @@
-"""Source `proposals`: our own records, or plain `{query, proposals[, aggregation]}` rows from anywhere.
+"""Source `proposals`: our own records, or plain `{query, proposals[, aggregation]}` rows.
 
 A row of the plainest kind, and what is accepted beyond it (`records.record_from_row`):
 
@@ -16,7 +16,15 @@ from aft_factory.records import Columns, Record, record_from_row
 def read_proposals(row: Any, columns: Columns, notes: Counter[str]) -> Record:
     """Return the record of a row; see `records.record_from_row` for the layouts.
 
+    Args:
+        row: A row in one of those layouts.
+        columns: Names of the columns, where they are not the usual ones.
+        notes: Counts rows without proposals; a misspelt column shows there.
+
     Raises:
         RecordError: If the row is no record.
     """
-    return record_from_row(row, columns)
+    record = record_from_row(row, columns)
+    if not record.proposals:
+        notes["rows without proposals"] += 1
+    return record

@@ -1,6 +1,6 @@
 """Entries in LLaMA-Factory's `dataset_info.json`.
 
-    {"my_aft": {"file_name": "my_aft.jsonl", "formatting": "aggregation"}}
+{"my_aft": {"file_name": "my_aft.jsonl", "formatting": "aggregation"}}
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import UsageError
+from aft_factory.files import write_whole
 from aft_factory.prompts import PAPER, Aggregation
-from aft_factory.tables import write_text_whole
 
 TRAINABLE = (".jsonl", ".json", ".parquet")  # LLaMA-Factory looks at the last suffix only
 
@@ -38,18 +38,30 @@ def check_registration(folder: Path, name: str, output: Path, overwrite: bool) -
         UsageError: If the entry could not be added at the end.
     """
     if output.suffix not in TRAINABLE:
-        raise UsageError(f"LLaMA-Factory does not read {output.suffix} files; write .jsonl to --register it")
+        raise UsageError(
+            f"LLaMA-Factory does not read {output.suffix} files; write .jsonl to --register it"
+        )
+    if not name or name != name.strip() or "," in name:
+        raise UsageError(
+            f"--name {name!r}: LLaMA-Factory needs a name without commas and outer blanks"
+        )
     info = folder / "dataset_info.json"
     if not folder.is_dir():
         raise UsageError(f"--register {folder}: no such folder")
     try:
         entries = json.loads(info.read_text(encoding="utf-8")) if info.exists() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{info}: not JSON ({error}); mend it first") from None
     if not isinstance(entries, dict):
         raise UsageError(f"{info}: expected a JSON object of data sets")
+    try:
+        _text({**entries, name: {}})
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{info}: cannot be written with {name!r} in it: {error}") from None
     if name in entries and not overwrite:
-        raise UsageError(f"{info} has a data set {name!r} already; choose another --name or pass --overwrite")
+        raise UsageError(
+            f"{info} has a data set {name!r} already; choose another --name or pass --overwrite"
+        )
     return entries
 
 
@@ -58,5 +70,8 @@ def register(folder: Path, name: str, output: Path, target: str, options: Aggreg
     entries = check_registration(folder, name, output, overwrite=True)
     file_name = os.path.relpath(output.resolve(), folder.resolve())
     entries[name] = dataset_entry(file_name, target, options)
-    text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
-    write_text_whole(folder / "dataset_info.json", text)
+    write_whole(folder / "dataset_info.json", _text(entries))
+
+
+def _text(entries: dict[str, Any]) -> bytes:
+    return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode()

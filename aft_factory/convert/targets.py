@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from aft_factory.errors import RecordError
-from aft_factory.prompts import Aggregation, conversation
+from aft_factory.prompts import Aggregation, selected_conversation
 from aft_factory.records import Message, Record, Row
 
 SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -33,7 +33,9 @@ def required_aggregation(record: Record) -> str:
         RecordError: If the record has none.
     """
     if record.aggregation is None or not record.aggregation.strip():
-        raise RecordError("aggregation", "missing or empty; write --target aggregation and aggregate first")
+        raise RecordError(
+            "aggregation", "missing or empty; write --target aggregation and aggregate first"
+        )
     return record.aggregation
 
 
@@ -54,8 +56,9 @@ def to_aggregation(record: Record, options: Aggregation) -> Row:
 
 
 def to_sharegpt(record: Record, options: Aggregation) -> Row:
-    """Return the rendered conversation, for stock LLaMA-Factory."""
-    return _sharegpt(record.id, conversation(record, options), required_aggregation(record))
+    """Return the rendered conversation of a selected record, for stock LLaMA-Factory."""
+    messages = selected_conversation(record, options)
+    return _sharegpt(record.id, messages, required_aggregation(record))
 
 
 def to_sft(record: Record, options: Aggregation) -> Row:

@@ -7,22 +7,24 @@
 * the same pairs flattened to texts, scores at the top or in `metadata`.
 
     {"source": "sharegpt", "instruction": "I am going to Cairo ...", "completions": [
-      {"model": "gpt-4", "response": "Cairo is ...", "overall_score": 8.5, "fine-grained_score": 4.25,
-       "annotations": {"helpfulness": {"Rating": "4", ...}, "honesty": {"Rating": "N/A", ...}}}]}
+      {"model": "gpt-4", "response": "Cairo is ...", "overall_score": 8.5,
+       "fine-grained_score": 4.25, "annotations": {"helpfulness": {"Rating": "4", ...}, ...}}]}
 
-Scores are on UltraFeedback's scale of 1 to 10. `overall_score` is taken where it is there; else twice
-the mean of the ratings (1 to 5). The reference is the response with the highest score; of equals, the
-first in the row (in pairs, the chosen one).
+Scores are on UltraFeedback's scale of 1 to 10. `overall_score` is taken where it is there; else
+twice the mean of the ratings (1 to 5). The reference is the response with the highest score; of
+equals, the first in the row (in pairs, the chosen one).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from aft_factory.errors import RecordError
+from aft_factory.fields import LIST, OBJECT, kind, names_of, optional_text, parse_id
 from aft_factory.records import Columns, Message, Record, parse_messages
 
 PLACEHOLDERS = ("N/A", "None")  # written by binarizing scripts where there was no second response
@@ -30,7 +32,7 @@ PAIR_SCORES = ("score_{0}", "{0}-rating", "{0}_score", "{0}_rating")
 
 
 def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Record:
-    """Return the record of a row: every distinct response is a proposal, there is no aggregation yet.
+    """Return the record of a row: every distinct response is a proposal.
 
     Args:
         row: A row in one of the layouts above.
@@ -40,57 +42,62 @@ def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Recor
     Raises:
         RecordError: If the row has no query or no response.
     """
-    if not isinstance(row, Mapping):
-        raise RecordError("row", f"expected an object, got {type(row).__name__}")
-    if "completions" in row:
+    if not isinstance(row, OBJECT):
+        raise RecordError("row", f"expected an object, got {kind(row)}")
+    if row.get(field := "completions") is not None:
         messages, responses, preferred = _read_completions(row, notes)
-    elif "chosen" in row:
+    elif row.get(field := "chosen") is not None:
         messages, responses, preferred = _read_pair(row, notes)
     else:
-        raise RecordError("completions", f"missing, and no 'chosen' either; the row has: {', '.join(map(str, row))}")
+        raise RecordError(
+            "completions", f"missing, and no 'chosen' either; the row has: {names_of(row)}"
+        )
 
     kept: dict[str, _Response] = {}
     for response in responses:
         if response.text in kept:
             notes["duplicate responses left out"] += 1
             earlier = kept[response.text]
-            if (response.score or 0) > (earlier.score or 0):
+            if response.rank > earlier.rank:
                 kept[response.text] = _Response(response.text, response.model, response.score)
-        elif not response.text.strip():
+        elif not response.text or response.text.isspace():
             notes["empty responses left out"] += 1
         elif response.text in PLACEHOLDERS:
             notes["placeholder responses left out"] += 1
         else:
             kept[response.text] = response
     if not kept:
-        raise RecordError("completions" if "completions" in row else "chosen", "no usable response")
-    best = max(kept.values(), key=lambda r: -1.0 if r.score is None else r.score)
+        raise RecordError(field, "no usable response")
+    best = max(kept.values(), key=lambda r: r.rank)
     reference = best.text if best.score is not None else None
     if preferred is not None:
         reference = preferred if preferred in kept else None
-    aggregation = row.get("aggregation")
-    if aggregation is not None and not isinstance(aggregation, str):
-        raise RecordError("aggregation", f"expected a text, got {type(aggregation).__name__}")
-    identity = next((row[key] for key in ("id", "prompt_id") if row.get(key) is not None), "")
+    name = "prompt_id" if row.get("id") is None else "id"
     return Record(
-        id=str(identity),
+        id=parse_id(row.get(name), name),
         messages=messages,
         proposals=list(kept),
-        aggregation=aggregation,
+        aggregation=optional_text(row.get("aggregation"), "aggregation"),
         reference=reference,
         source=row["source"] if isinstance(row.get("source"), str) else "",
-        scores=[r.score for r in kept.values()] if any(r.score is not None for r in kept.values()) else None,
-        proposal_models=[r.model for r in kept.values()] if any(r.model for r in kept.values()) else None,
+        scores=[r.score for r in kept.values()]
+        if any(r.score is not None for r in kept.values())
+        else None,
+        proposal_models=[r.model for r in kept.values()]
+        if any(r.model for r in kept.values())
+        else None,
     )
 
 
 def is_truthful_qa(row: Any) -> bool:
-    """Tell whether a row comes from TruthfulQA (811 of the published rows): they spoil its scores."""
-    if not isinstance(row, Mapping):
+    """Tell whether a row comes from TruthfulQA, as 811 published ones do: it spoils its scores."""
+    if not isinstance(row, OBJECT):
         return False
     answers = row.get("correct_answers")
     return row.get("source") == "truthful_qa" or bool(
-        isinstance(answers, Sequence) and not isinstance(answers, str) and list(answers) not in ([], ["None"])
+        isinstance(answers, LIST)
+        and not isinstance(answers, str)
+        and list(answers) not in ([], ["None"])
     )
 
 
@@ -100,24 +107,29 @@ class _Response:
     def __init__(self, text: str, model: str | None, score: float | None) -> None:
         self.text, self.model, self.score = text, model, score
 
+    @property
+    def rank(self) -> float:
+        """The score, for comparison; any score is better than none."""
+        return -math.inf if self.score is None else self.score
+
 
 def _read_completions(
     row: Mapping[str, Any], notes: Counter[str]
 ) -> tuple[list[Message], list[_Response], None]:
     messages = parse_messages(row.get("instruction"), "instruction")
     completions = row["completions"]
-    if not isinstance(completions, Sequence) or isinstance(completions, str) or not completions:
+    if not isinstance(completions, LIST) or isinstance(completions, str) or not completions:
         raise RecordError("completions", "expected a list with at least one completion")
     responses = []
     for index, completion in enumerate(completions):
         place = f"completions[{index}]"
-        if not isinstance(completion, Mapping):
-            raise RecordError(place, f"expected an object, got {type(completion).__name__}")
+        if not isinstance(completion, OBJECT):
+            raise RecordError(place, f"expected an object, got {kind(completion)}")
         text = completion.get("response")
         if text is None:
             text = ""
         if not isinstance(text, str):
-            raise RecordError(f"{place}.response", f"expected a text, got {type(text).__name__}")
+            raise RecordError(f"{place}.response", f"expected a text, got {kind(text)}")
         model = completion.get("model")
         score = _completion_score(completion, notes)
         responses.append(_Response(text, model if isinstance(model, str) else None, score))
@@ -129,11 +141,14 @@ def _read_pair(
 ) -> tuple[list[Message], list[_Response], str]:
     before, chosen = _split_answer(row["chosen"], "chosen")
     _, rejected = _split_answer(row.get("rejected"), "rejected")
-    prompt = next((row[key] for key in ("prompt", "instruction") if row.get(key) is not None), None)
-    if isinstance(prompt, str) and before and before[-1].get("content") == prompt:
-        prompt = before  # the list may hold earlier turns or a system message
-    messages = parse_messages(before if prompt is None else prompt, "chosen" if prompt is None else "prompt")
-    metadata = row.get("metadata") if isinstance(row.get("metadata"), Mapping) else {}
+    prompt = next((key for key in ("prompt", "instruction") if row.get(key) is not None), None)
+    if before:  # the whole conversation, where `prompt` may be one message of it
+        messages = parse_messages(before, "chosen")
+    elif prompt is not None:
+        messages = parse_messages(row[prompt], prompt)
+    else:
+        raise RecordError("prompt", "missing, and 'chosen' is no conversation that would hold it")
+    metadata = row.get("metadata") if isinstance(row.get("metadata"), OBJECT) else {}
     responses = []
     for side, text in (("chosen", chosen), ("rejected", rejected)):
         names = [name.format(side) for name in PAIR_SCORES]
@@ -150,45 +165,49 @@ def _split_answer(value: Any, field: str) -> tuple[list[Any] | None, str]:
         return None, ""
     if isinstance(value, str):
         return None, value
-    if isinstance(value, Sequence) and value and isinstance(value[-1], Mapping):
+    if isinstance(value, LIST) and value and isinstance(value[-1], OBJECT):
         content, role = value[-1].get("content"), value[-1].get("role")
         if role == "assistant" and isinstance(content, str):
             return list(value[:-1]), content
-        raise RecordError(f"{field}[{len(value) - 1}]", "expected the assistant's message with a text")
-    raise RecordError(field, f"expected a text or a list of messages, got {type(value).__name__}")
+        raise RecordError(
+            f"{field}[{len(value) - 1}]", "expected the assistant's message with a text"
+        )
+    raise RecordError(field, f"expected a text or a list of messages, got {kind(value)}")
 
 
 def _completion_score(completion: Mapping[str, Any], notes: Counter[str]) -> float | None:
     """Return the score on the scale of 1 to 10, with the known fault of `overall_score` mended.
 
     Copies made before 2023-12-29 hold 10 where the annotator wrote 1 (issue 8 of the data set). The
-    published repair: 10 with a mean rating up to 2 is a 1. Between 2 and 4 the repaired set was rated
-    anew, which cannot be done here: twice the mean stands in.
+    published repair: 10 with a mean rating up to 2 is a 1. Between 2 and 4 the repaired set was
+    rated anew, which cannot be done here: twice the mean stands in.
     """
     overall = _number(completion.get("overall_score"))
+    if overall is not None and overall != 10:
+        return overall
     mean = _number(completion.get("fine-grained_score"))
     if mean is None:
         mean = _mean_rating(completion.get("annotations"))
     if overall is None:
         return None if mean is None else 2 * mean
-    if overall == 10 and mean is not None and mean <= 2:
+    if mean is not None and mean <= 2:
         notes["overall_score 10 for 1 mended"] += 1
         return 1.0
-    if overall == 10 and mean is not None and mean <= 4:
+    if mean is not None and mean <= 4:
         notes["overall_score 10 in doubt, twice the mean rating taken"] += 1
         return 2 * mean
     return overall
 
 
 def _mean_rating(annotations: Any) -> float | None:
-    """Mean of the aspect ratings that are numbers; annotations are objects or lists of one object."""
-    if not isinstance(annotations, Mapping):
+    """Mean of the aspect ratings that are numbers; an annotation is an object or a list of one."""
+    if not isinstance(annotations, OBJECT):
         return None
     ratings = []
     for annotation in annotations.values():
-        if isinstance(annotation, Sequence) and not isinstance(annotation, str):
+        if isinstance(annotation, LIST) and not isinstance(annotation, str):
             annotation = annotation[0] if annotation else None
-        if isinstance(annotation, Mapping):
+        if isinstance(annotation, OBJECT):
             ratings.append(_number(annotation.get("Rating")))
     numbers = [rating for rating in ratings if rating is not None]
     return sum(numbers) / len(numbers) if numbers else None
@@ -196,10 +215,10 @@ def _mean_rating(annotations: Any) -> float | None:
 
 def _number(value: Any) -> float | None:
     """Read a number or the text of one ("7.5", "8/10"); everything else, such as "N/A", is None."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value) if value == value else None
-    if isinstance(value, str) and (match := re.match(r"\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?$", value)):
+    if isinstance(value, str) and (
+        match := re.match(r"\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?$", value)
+    ):
         return float(match[1])
     return None

@@ -1,10 +1,10 @@
 """Waits for LLaMA-Factory's modules and calls the plugin when one of them has been imported.
 
-LLaMA-Factory discovers no plugins. So `aft_factory_autoload.pth`, which runs at every start of Python,
-waits for the import of `llamafactory` and only then imports this module (an import at every start would
-cost milliseconds). It holds in torchrun ranks, `datasets.map` workers and the web UI. Where `.pth` files
-are switched off, PyTorch's `torch.backends` entry point calls `install` instead.
-`AFT_FACTORY_AUTOLOAD=0` turns the plugin off.
+LLaMA-Factory discovers no plugins. So `aft_factory_autoload.pth`, which runs at every start of
+Python, waits for the import of `llamafactory` and only then imports this module (an import at
+every start would cost milliseconds). It holds in torchrun ranks, `datasets.map` workers and the
+web UI. Where `.pth` files are switched off, PyTorch's `torch.backends` entry point calls
+`install` instead. `AFT_FACTORY_AUTOLOAD=0` turns the plugin off.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Finder:
             if spec is not None:
                 if spec.loader is not None:
                     # An attribute of this one loader object; type(spec.loader) stays as it is.
-                    spec.loader.exec_module = _then_hook(spec.loader.exec_module)  # type: ignore[method-assign]
+                    spec.loader.exec_module = _then_hook(spec.loader.exec_module)  # type: ignore[method-assign, assignment]
                 return spec
         return None
 
@@ -78,6 +78,7 @@ def _hook(module: ModuleType) -> None:
         getattr(importlib.import_module(f"aft_factory.plugin.{where}"), function)(module)
     except Exception as error:  # whatever it is, an unrelated training must go on
         print(
-            f"aft-factory: cannot hook into {module.__name__}, aggregation data will not load: {error!r}",
+            f"aft-factory: cannot hook into {module.__name__}, "
+            f"aggregation data will not load: {error!r}",
             file=sys.stderr,
         )

@@ -1,8 +1,8 @@
 """What a data set entry can say about aggregation data, for both of LLaMA-Factory's engines.
 
-    "my_aft": {"file_name": "my_aft.jsonl", "formatting": "aggregation",
-               "columns": {"proposals": "drafts", "aggregation": "answer"},
-               "aggregation": {"template": "paper", "max_proposals": 5, "shuffle_proposals": true}}
+"my_aft": {"file_name": "my_aft.jsonl", "formatting": "aggregation",
+           "columns": {"proposals": "drafts", "aggregation": "answer"},
+           "aggregation": {"template": "paper", "max_proposals": 5, "shuffle_proposals": true}}
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class DatasetOptions:
             record = record_from_row(row, self.columns)
             required_aggregation(record)
         except RecordError as error:
-            raise RecordError(f"data set {self.dataset!r}, {place}, column {error.field}", error.problem) from None
+            raise RecordError(
+                f"data set {self.dataset!r}, {place}, column {error.field}", error.problem
+            ) from None
         return record
 
 

@@ -1,8 +1,8 @@
 """Our chat templates among LLaMA-Factory's: `aft_llama3`, `aft_mistral` and their variants.
 
-They encode exactly as LLaMA-Factory's `llama3` and `mistral` do. What they add: the trained or exported
-tokenizer carries our Jinja chat template, which takes `proposals`. `aft_llama3` has the paper's
-aggregator prompt inside, `aft_llama3_moa` and `aft_llama3_release` the others.
+They encode exactly as LLaMA-Factory's `llama3` and `mistral` do. What they add: the trained or
+exported tokenizer carries our Jinja chat template, which takes `proposals`. `aft_llama3` has the
+paper's aggregator prompt inside, `aft_llama3_moa` and `aft_llama3_release` the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ AGGREGATORS = ("paper", "moa", "release")
 
 
 class CarriedChatTemplate:
-    """Stands in for a template's `_get_jinja_template`: our text instead of one derived from the slots."""
+    """Stands in for a template's `_get_jinja_template`: our text, not one made from the slots."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -34,7 +34,9 @@ def template_name(chat: str, aggregator: str) -> str:
 
 def aggregator_of(name: str | None) -> str | None:
     """Return the aggregator prompt inside one of our templates, None for all others."""
-    names = {template_name(chat, aggregator): aggregator for chat in CHATS for aggregator in AGGREGATORS}
+    names = {
+        template_name(chat, aggregator): aggregator for chat in CHATS for aggregator in AGGREGATORS
+    }
     return names.get(name or "")
 
 

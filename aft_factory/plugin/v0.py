@@ -1,8 +1,9 @@
 """LLaMA-Factory's standard engine (v0): `"formatting": "aggregation"` in `dataset_info.json`.
 
-Two hooks: the parser keeps our blocks of a data set entry, and the converter turns a row of records into
-LLaMA-Factory's `_system`, `_prompt` and `_response`, with the place of every proposal in `_system` beside
-them, so that `v0_fitting` can shorten proposals when the row is tokenized.
+Two hooks: the parser keeps our blocks of a data set entry, and the converter turns a row of
+records into LLaMA-Factory's `_system`, `_prompt` and `_response`, with the place of every
+proposal in `_system` beside them, so that `v0_fitting` can shorten proposals when the row is
+tokenized.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from aft_factory import __version__
 from aft_factory.plugin.options import NAME, DatasetOptions, parse_entry
-from aft_factory.prompts import conversation, load_template, proposal_spans, select
+from aft_factory.prompts import load_template, proposal_spans, select, selected_conversation
 
 SPANS = "_aft_spans"
 
 
-def hook_parser(module: ModuleType) -> None:
+def hook_parser(module: Any) -> None:
     """Make `DatasetAttr.join` keep our options, which it would drop as unknown."""
     original = module.DatasetAttr.join
 
@@ -33,7 +33,7 @@ def hook_parser(module: ModuleType) -> None:
     module.DatasetAttr.join = join
 
 
-def hook_converter(module: ModuleType) -> None:
+def hook_converter(module: Any) -> None:
     """Register the converter, and give it the number of each row for its messages."""
     module.DATASET_CONVERTERS[NAME] = AggregationConverter
     original = module.align_dataset
@@ -69,7 +69,9 @@ class AggregationConverter:
     """
 
     def __init__(self, dataset_attr: Any, data_args: Any) -> None:
-        self.options: DatasetOptions = getattr(dataset_attr, "aft_options", None) or DatasetOptions(str(dataset_attr))
+        self.options: DatasetOptions = getattr(dataset_attr, "aft_options", None) or DatasetOptions(
+            str(dataset_attr)
+        )
         template = load_template(self.options.aggregation.template)
         self.salt = hashlib.blake2b(
             f"{__version__} {self.options} {template.fingerprint}".encode(), digest_size=8
@@ -85,7 +87,7 @@ class AggregationConverter:
         place = "a row" if index is None else f"row {index + 1}"
         record = self.options.record(example, place)
         record = select(record, self.options.aggregation)
-        messages = conversation(record, self.options.aggregation)
+        messages = selected_conversation(record, self.options.aggregation)
         system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
         spans = proposal_spans(record, self.options.aggregation) if self.options.fit else None
         return {
@@ -107,6 +109,7 @@ class AggregationConverter:
             from llamafactory.extras import logging
 
             logging.get_logger("llamafactory.data.converter").warning_rank0(
-                f"aft-factory: data set {self.options.dataset!r} trains on the aggregator prompt {asked!r}, but the "
-                f"chat template of {name!r} will use {inside!r} at inference; make the two the same."
+                f"aft-factory: data set {self.options.dataset!r} trains on the aggregator prompt "
+                f"{asked!r}, but the chat template of {name!r} will use {inside!r} at inference; "
+                "make the two the same."
             )

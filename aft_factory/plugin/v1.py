@@ -47,7 +47,9 @@ def hook_data_engine(module: ModuleType) -> None:
     module.DataEngine._convert_data_sample = convert_data_sample
 
 
-def convert_row(raw_sample: Mapping[str, Any], options: DatasetOptions | None = None) -> dict[str, Any]:
+def convert_row(
+    raw_sample: Mapping[str, Any], options: DatasetOptions | None = None
+) -> dict[str, Any]:
     """Turn a record row into LLaMA-Factory's v1 sample.
 
     Raises:

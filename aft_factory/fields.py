@@ -1,0 +1,74 @@
+"""Fields: one value of a row, read or refused in words that name the field and what was got.
+
+Pure; knows nothing of what the fields mean.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aft_factory.errors import RecordError
+
+# For `isinstance`: the built-in type comes first, since asking the abstract one takes far longer.
+OBJECT = (dict, Mapping)
+LIST = (list, Sequence)
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 40
+_SHORT.maxlevel = _SHORT.maxdict = _SHORT.maxlist = 2
+
+short = _SHORT.repr  # at most a line, whatever the size or depth of the value
+
+
+def parse_id(value: Any, field: str) -> str:
+    """Read the name of a row; "" where it has none.
+
+    Raises:
+        RecordError: If it is neither a text nor a whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise RecordError(field, f"expected a text or a whole number, got {kind(value)}")
+    return "" if value is None else str(value)
+
+
+def parse_list(value: Any, field: str, types: tuple[type, ...], length: int) -> list[Any] | None:
+    """Read a list of so many values of the given types, each of which may be None.
+
+    Raises:
+        RecordError: If it is no such list.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, LIST) or isinstance(value, str):
+        raise RecordError(field, f"expected a list, got {kind(value)}")
+    if len(value) != length:
+        raise RecordError(field, f"expected {length} entries, one per proposal, got {len(value)}")
+    for index, item in enumerate(value):
+        if item is not None and (isinstance(item, bool) or not isinstance(item, types)):
+            wanted = " or ".join(t.__name__ for t in types)
+            raise RecordError(f"{field}[{index}]", f"expected {wanted}, got {kind(item)}")
+    return list(value)
+
+
+def optional_text(value: Any, field: str) -> str | None:
+    """Read a text or None.
+
+    Raises:
+        RecordError: If it is neither.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    raise RecordError(field, f"expected a text, got {kind(value)}")
+
+
+def names_of(row: Mapping[Any, Any]) -> str:
+    """List the columns of a row for a message, at no more length than helps."""
+    names = [short(str(name))[1:-1] for name in list(row)[:12]]  # escaped, but without the quotes
+    return ", ".join(names) + (", ..." if len(row) > 12 else "")
+
+
+def kind(value: Any) -> str:
+    """Describe a wrong value shortly: its type, and itself as far as it is small."""
+    return "nothing" if value is None else f"{type(value).__name__} {short(value)}"

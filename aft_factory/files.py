@@ -1,0 +1,182 @@
+"""Files as bytes: read through compression, split into JSON values, replaced whole or not at all.
+
+Knows nothing of rows or records; `tables` builds on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from aft_factory.errors import UsageError
+
+CODECS = {".gz": "gzip", ".zst": "zstd"}
+CHUNK = 1 << 20
+
+# A JSON string; the first form is exact unless the closing quote follows a backslash, and runs five
+# times as fast. Possessive quantifiers (`*+`) keep the time linear.
+_STRING = rb'(?:"[^"]*+(?:(?<=[^\\]\\)"[^"]*+)*+"(?<!\\")|"(?:[^"\\]++|\\.)*+")'
+
+
+def _up_to(brackets: bytes) -> re.Pattern[bytes]:
+    other = rb'[^"' + brackets + rb"]*+"
+    pattern = other + rb"(?:" + _STRING + other + rb")*+[" + brackets + rb"]"
+    return re.compile(pattern, re.DOTALL)
+
+
+_TO_BRACKET = _up_to(rb"\[\]{}")
+_TO_COMMA = _up_to(rb"\[\]{,")  # between the elements of an array
+
+
+@contextlib.contextmanager
+def open_bytes(
+    path: Path, on_bytes: Callable[[int], object] = lambda _: None
+) -> Iterator[io.BufferedReader]:
+    """Open a file for reading, through .gz and .zst.
+
+    Args:
+        path: The file.
+        on_bytes: Told how many bytes were read since the last call, before decompression.
+
+    Raises:
+        UsageError: Inside the block, where compressed data turn out to be damaged or cut off.
+    """
+    raw: Any = _Counted(path, on_bytes)
+    if path.suffix in CODECS:
+        import pyarrow as pa
+
+        # Python's own readers are slower, and zstandard's takes a cut-off file for a whole one.
+        raw = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), CODECS[path.suffix])
+    try:
+        with io.BufferedReader(raw, CHUNK) as stream:
+            yield stream
+    except OSError as error:
+        if error.errno is not None:
+            raise named(error, path) from None
+        raise UsageError(f"{path}: damaged or cut-off compressed file: {error}") from None
+
+
+class _Counted(io.FileIO):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, path: Path, on_bytes: Callable[[int], object]) -> None:
+        super().__init__(os.fspath(path), "rb")
+        self._on_bytes = on_bytes
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(-1 if size is None else size)
+        self._on_bytes(len(data))
+        return data
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = super().readinto(buffer)
+        if count:
+            self._on_bytes(count)
+        return count
+
+
+def array_elements(stream: IO[bytes]) -> Iterator[bytes]:
+    r"""Split the text of a JSON array into the texts of its elements, holding one at a time.
+
+    Example:
+        >>> list(array_elements(io.BytesIO(b'[{"a": [1]}, "],", x]')))
+        [b'{"a": [1]}', b'"],"', b'x']
+
+    Args:
+        stream: At the array's opening bracket.
+
+    Raises:
+        ValueError: If the text ends before the array does, or goes on after it.
+    """
+    buffer = stream.read(CHUNK)
+    start = position = 1  # of the element; of what is not looked at yet
+    depth, elements = 1, 0
+    while True:
+        match = (_TO_COMMA if depth == 1 else _TO_BRACKET).match(buffer, position)
+        if match is None:
+            # A string or an element goes beyond the buffer; twice the text keeps the time linear.
+            more = stream.read(max(CHUNK, len(buffer) - start))
+            if not more:
+                raise ValueError("the array does not end")
+            buffer = buffer[start:] + more
+            position -= start
+            start = 0
+            continue
+        position = match.end()
+        character = buffer[position - 1]
+        if character in b"[{":
+            depth += 1
+            continue
+        if character in b"]}":
+            depth -= 1
+        if depth > 1 or (depth == 1 and character != ord(",")):
+            continue
+        element = buffer[start : position - 1].strip()
+        start = position
+        if depth == 1:
+            elements += 1
+            yield element
+            continue
+        if element or elements:
+            yield element
+        if (buffer[position:] + stream.read(CHUNK)).strip():
+            raise ValueError("there is more after the array")
+        return
+
+
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """Check what can be checked of an output before work starts.
+
+    Raises:
+        UsageError: If there is such a file and it is not to be replaced, or it is no plain file.
+    """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: not a plain file; name one to write to")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists; pass --overwrite to replace it")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a file aside, which takes the place of `path` if the block ends well.
+
+    Folders are made as needed. A symbolic link stays one: the file it leads to is replaced.
+    """
+    target = Path(os.path.realpath(path))
+    # A name of its own, so that two runs at a time do not write into one file.
+    aside = target.with_name(f".aft-{secrets.token_hex(6)}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.touch()
+    except OSError as error:
+        raise named(error, path) from None
+    try:
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(aside, target)
+    except OSError as error:
+        if error.filename in (None, str(aside)):
+            raise named(error, path) from None
+        raise
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """Return an error of the operating system, such as a full disk, that tells the file it met."""
+    if error.errno is None:
+        return error
+    return OSError(error.errno, os.strerror(error.errno), str(path))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with replacing(path) as aside:
+        aside.write_bytes(data)

@@ -1,0 +1,68 @@
+"""Hugging Face tokenizers: loading one, finding its chat template and its control-token markers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.markers import MARKERS, marker_pattern
+from aft_factory.prompts import TEMPLATES, chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """Load a tokenizer from a folder or from the hub.
+
+    Raises:
+        MissingPackage: If transformers is not installed.
+        UsageError: If there is no such tokenizer.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise MissingPackage("--tokenizer", "transformers") from None
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # its readers raise anything, down to KeyError
+        raise UsageError(f"cannot load the tokenizer {name!r}: {error}") from error
+
+
+def resolve_chat_template(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the chat template to measure with: `llama3`, `mistral`, `own`, a path, or `auto`.
+
+    `auto` is `llama3` where the vocabulary has Llama 3's role headers, else the tokenizer's own,
+    else `mistral` where the vocabulary is of Llama's older kind.
+
+    Raises:
+        UsageError: If it cannot be told, or there is none of that name.
+    """
+    vocabulary = tokenizer.get_vocab()
+    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    if name == "auto" and "<|start_header_id|>" in vocabulary:
+        name = "llama3"
+    elif name == "auto" and own is None and "</s>" in vocabulary:
+        name = "mistral"
+    if name in ("auto", "own"):
+        if own is None:
+            raise UsageError(
+                "this tokenizer has no chat template; "
+                "pass --chat-template llama3, mistral or a path"
+            )
+        return own
+    if not (TEMPLATES / "chat" / f"{name}.jinja").is_file() and Path(name).is_file():
+        return Path(name).read_text(encoding="utf-8")
+    return chat_template(name)
+
+
+def tokenizer_markers(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
+    """Return the marker pattern of the known families plus this tokenizer's own special tokens."""
+    special = {
+        str(token.content)
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special and len(token.content) > 1 and not str(token.content).isspace()
+    }
+    return marker_pattern(frozenset(m for m in special if not m.startswith(MARKERS)))

@@ -41,14 +41,17 @@ def hook_converter(module: Any) -> None:
     @functools.wraps(original)
     def align_dataset(dataset: Any, dataset_attr: Any, *args: Any, **kwargs: Any) -> Any:
         if dataset_attr.formatting == NAME:
-            dataset = _WithRowNumbers(dataset)
+            dataset = _InBatches(dataset)
         return original(dataset, dataset_attr, *args, **kwargs)
 
     module.align_dataset = align_dataset
 
 
-class _WithRowNumbers:
-    """A data set whose `map` also passes the row's index, counted over all workers."""
+class _InBatches:
+    """A data set whose `map` hands a converter whole batches, and the rows' numbers with them.
+
+    Numbers are counted over all workers, for messages; batches cost a third of single rows.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -56,8 +59,9 @@ class _WithRowNumbers:
     def __iter__(self) -> Any:
         return iter(self._dataset)
 
-    def map(self, function: Any, **kwargs: Any) -> Any:
-        return self._dataset.map(function, with_indices=True, **kwargs)
+    def map(self, converter: AggregationConverter, **kwargs: Any) -> Any:
+        kwargs |= {"batched": True, "with_indices": True}
+        return self._dataset.map(converter.convert_batch, **kwargs)
 
 
 class AggregationConverter:
@@ -100,6 +104,18 @@ class AggregationConverter:
             "_audios": None,
             SPANS: spans,
         }
+
+    def convert_batch(
+        self, examples: Mapping[str, list[Any]], indices: list[int]
+    ) -> dict[str, list[Any]]:
+        """Convert the columns of some rows; see `__call__`."""
+        names = list(examples)
+        columns = zip(*(examples[name] for name in names), strict=True)
+        rows = [
+            self(dict(zip(names, values, strict=True)), index)
+            for values, index in zip(columns, indices, strict=True)
+        ]
+        return {key: [row[key] for row in rows] for key in rows[0]}
 
     def _warn_about_template(self, name: str | None) -> None:
         from aft_factory.plugin.templates import aggregator_of

@@ -3,8 +3,7 @@
 LLaMA-Factory cuts the tail of a prompt at `cutoff_len`, and the query stands at the tail: a long
 row silently loses its query. `fit` shortens the proposals instead, longest first down to one common
 cap (water-filling), at token boundaries, and never the query, the instructions or the target. The
-same function serves the converters and the plugin (against `cutoff_len`) and inference (against the
-context length). Pure but for the tokenizer it is handed.
+same function serves the converters and the plugin. Pure but for the tokenizer it is handed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Prompts: the one place that turns a query and its proposals into what a model reads.
 
-The converters, the LLaMA-Factory plugin, the runner and the server all call this module, and the
-chat templates under `templates/chat/` carry the same text, so that training and inference see the
-same tokens. Pure: reads template files, knows nothing of data files, models or command lines.
+The converters and the LLaMA-Factory plugin call this module, and the chat templates under
+`templates/chat/` carry the same text, so that training and inference see the same tokens. Pure:
+reads template files, knows nothing of data files, models or command lines.
 """
 
 from __future__ import annotations
@@ -127,20 +127,22 @@ class Aggregation:
     def __post_init__(self) -> None:
         problems = []
         if self.max_proposals is not None and (
-            not isinstance(self.max_proposals, int) or self.max_proposals < 1
+            type(self.max_proposals) is not int or self.max_proposals < 1
         ):
             problems.append(f"max_proposals: expected a number from 1, got {self.max_proposals!r}")
         if not isinstance(self.shuffle_proposals, bool):
             problems.append(
                 f"shuffle_proposals: expected true or false, got {self.shuffle_proposals!r}"
             )
-        if not isinstance(self.seed, int):
+        if type(self.seed) is not int:
             problems.append(f"seed: expected a whole number, got {self.seed!r}")
         if self.ablation not in ("none", "without_proposals"):
             problems.append(
                 f"ablation: expected 'none' or 'without_proposals', got {self.ablation!r}"
             )
         try:
+            if not isinstance(self.template, str):
+                raise UsageError(f"expected a name or a path, got {self.template!r}")
             load_template(self.template)
         except UsageError as error:
             problems.append(f"template: {error}")

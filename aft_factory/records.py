@@ -7,7 +7,9 @@ Reads and writes nothing; knows no file format, template or model. On disk a rec
      "reference": null, "source": "gsm8k", "scores": [0.9, 0.1], "proposal_models": null,
      "meta": "{}"}
 
-Every key is always written, so that Arrow infers one schema for the whole file.
+Every key is always written and `meta` is JSON text, so that Arrow finds equal columns in every row.
+(It takes a column's type from the first 10 MB of a JSON file: where a key is null in all of these
+and not later, `datasets` refuses the file. Parquet has no such trap.)
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class Record:
             "scores": self.scores,
             "proposal_models": self.proposal_models,
             # As JSON text: objects of varying shape would give Arrow no stable type.
-            "meta": orjson.dumps(self.meta).decode(),
+            "meta": orjson.dumps(self.meta, default=str).decode(),
         }
 
 

@@ -13,7 +13,7 @@
 
 Times are CPU time, of the started process or of this one, which a busy machine disturbs less than
 wall time; wall time stands beside it. Of starts the median difference counts, of preprocessing the
-best turn.
+best turn at each fifth of the rows.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ from uf_rows import ultrafeedback_rows, write_rows
 ROOT = Path(__file__).parents[1]
 MOST_MS, MOST_OVER_SHAREGPT = 2.0, 1.05
 CUTOFFS = {"roomy": 100_000, "tight": 2048}
-
-Times = dict[str, list[dict[str, float]]]
+TARGETS = ("aggregation", "sharegpt")
+PARTS = 5  # of the rows: short turns, of which more go undisturbed
 
 
 def start_up(starts: int, folder: Path) -> dict[str, float]:
@@ -52,7 +53,7 @@ def start_up(starts: int, folder: Path) -> dict[str, float]:
     (packages,) = (folder / "with" / "lib").glob("python*/site-packages")
     shutil.copy(ROOT / "aft_factory_autoload.pth", packages)
 
-    taken: Times = {name: [] for name in pythons}
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in pythons}
     for turn in range(starts + 1):
         for name, python in pythons.items():
             one = _start(python)
@@ -80,28 +81,33 @@ def _start(python: Path) -> dict[str, float]:
 
 def preprocessing(rows: int, repeats: int, folder: Path) -> dict[str, Any]:
     """Return the times of records over those of ShareGPT, with room and without."""
-    _prepare(rows, folder)
+    _prepare(rows // PARTS, folder)
     results: dict[str, Any] = {}
     for name, cutoff in CUTOFFS.items():
-        taken: Times = {"aggregation": [], "sharegpt": []}
-        tokens: dict[str, list[list[int]]] = {}
-        # With room the difference is within a busy machine's noise, so it takes more turns.
-        for turn in range(repeats if name == "roomy" else max(1, repeats // 3)):
-            # The second of two has warmer caches: take turns at that too.
-            for dataset in sorted(taken, reverse=bool(turn % 2)):
-                one, tokens[dataset] = _preprocess(dataset, cutoff, folder)
-                taken[dataset].append(one)
-                print(f"  {name} {dataset}: {one}", file=sys.stderr, flush=True)
-        if name == "roomy" and tokens["aggregation"] != tokens["sharegpt"]:
-            raise SystemExit("records and ShareGPT gave different tokens")
-        lengths = [len(row) for row in tokens["aggregation"]]
+        best = {target: {"cpu": 0.0, "wall": 0.0} for target in TARGETS}
+        lengths: list[int] = []
+        turns = repeats if name == "roomy" else max(1, repeats // 3)
+        for part in range(PARTS):
+            times: dict[str, list[dict[str, float]]] = {target: [] for target in TARGETS}
+            tokens: dict[str, list[list[int]]] = {}
+            for turn in range(turns):
+                for target in TARGETS if turn % 2 else reversed(TARGETS):
+                    dataset = f"{target}_{part}"
+                    taken, tokens[target] = _preprocess(dataset, cutoff, folder)
+                    times[target].append(taken)
+                    print(f"  {name} {dataset}: {taken}", file=sys.stderr, flush=True)
+            if name == "roomy" and tokens["aggregation"] != tokens["sharegpt"]:
+                raise SystemExit("records and ShareGPT gave different tokens")
+            for target, key in product(TARGETS, ("cpu", "wall")):
+                best[target][key] += min(one[key] for one in times[target])
+            lengths += [len(row) for row in tokens["aggregation"]]
         results[name] = {
             "cutoff_len": cutoff,
-            "turns": len(taken["sharegpt"]),
+            "turns": turns,
             "longest_row": max(lengths),
             "mean_row": statistics.mean(lengths),
-            "seconds": {d: min(one["cpu"] for one in times) for d, times in taken.items()},
-            **{key: _ratio(taken, key) for key in ("cpu", "wall")},
+            "seconds": {target: best[target]["cpu"] for target in TARGETS},
+            **{key: best["aggregation"][key] / best["sharegpt"][key] for key in ("cpu", "wall")},
         }
     return results
 
@@ -110,14 +116,15 @@ def _prepare(rows: int, folder: Path) -> None:
     """Make the data sets and a tiny model with a tokenizer of Llama 3's kind."""
     from aft_factory.convert.__main__ import main as convert
 
-    write_rows(folder / "rows.jsonl", rows)
-    for target in ("aggregation", "sharegpt"):
-        output = str(folder / f"{target}.jsonl")
-        options = ["--target", target, "--output", output, "--register", str(folder), "--quiet"]
-        with contextlib.redirect_stdout(None):
-            assert convert(["ultrafeedback", str(folder / "rows.jsonl"), *options]) == 0
+    for part in range(PARTS):
+        write_rows(folder / "rows.jsonl", rows, seed=part)
+        for target in TARGETS:
+            output = str(folder / f"{target}_{part}.jsonl")
+            options = ["--target", target, "--output", output, "--register", str(folder), "--quiet"]
+            with contextlib.redirect_stdout(None):
+                assert convert(["ultrafeedback", str(folder / "rows.jsonl"), *options]) == 0
     texts = folder / "texts.txt"
-    texts.write_text("\n".join(str(row) for row in ultrafeedback_rows(100, seed=1)))
+    texts.write_text("\n".join(str(row) for row in ultrafeedback_rows(100, seed=PARTS)))
     script = str(ROOT / "examples" / "tiny_model.py")
     command = [sys.executable, script, "llama3", str(folder / "model"), "--texts", str(texts)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -158,11 +165,6 @@ def _preprocess(
     return taken, ids
 
 
-def _ratio(taken: Times, key: str) -> float:
-    best = {dataset: min(one[key] for one in times) for dataset, times in taken.items()}
-    return best["aggregation"] / best["sharegpt"]
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep LLaMA-Factory's example rows, logs and bars away."""
@@ -189,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--rows", type=int, default=2000, help="rows to preprocess (default: 2000)")
-    add("--repeats", type=int, default=10, help="turns of preprocessing (default: 10)")
+    add("--repeats", type=int, default=9, help="turns of preprocessing (default: 9)")
     add("--starts", type=int, default=200, help="starts of Python (default: 200)")
     add("--json", type=Path, metavar="FILE", help="write the numbers there as well")
     args = parser.parse_args(argv)

@@ -104,6 +104,32 @@ def test_real_tokens_multibyte_text_is_cut_between_characters(chat, request):
     )
 
 
+@pytest.mark.parametrize("changes", [False, True])
+def test_many_rows_are_fitted_at_once_and_stay_in_order(changes, tiny_llama):
+    chat = chat_template("llama3")
+    if changes:  # proposals cannot be found in the prompt then
+        chat = chat.replace("~ system.text ~", "~ system.text | upper ~")
+        assert "upper" in chat
+    fitter = Fitter(load_tokenizer(str(tiny_llama)), chat, 400, load_template("paper"))
+    query = [{"role": "user", "content": "How many pails?"}]
+    rows = [
+        (query, ["five pails of water. " * 80, "six"], "Six."),
+        (query, ["five", "six"], "Six."),
+        ([{"role": "user", "content": "pail " * 500}], ["five"], "Six."),
+        (query, ["seven is too many. " * 40, "eight is far too many. " * 40], None),
+    ]
+    first, short, hopeless, last = fitter.fit_all(rows)
+    assert isinstance(hopeless, DoesNotFit)
+    assert (short.proposals, short.cut) == (["five", "six"], 0)
+    assert (first.proposals[1], first.cut, last.cut) == ("six", 1, 2)
+    for (messages, drafts, target), fitted in ((rows[0], first), (rows[3], last)):
+        before, after = fitter.lengths(
+            [(messages, drafts, target), (messages, fitted.proposals, target)]
+        )
+        assert 380 < fitted.tokens == after <= 400
+        assert fitted.tokens_removed == before - after
+
+
 @given(st.text(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_boundaries_are_positions_in_the_text(tiny_llama, text):

@@ -140,6 +140,22 @@ def test_rows_that_cannot_fit_are_left_out_with_their_numbers(tmp_path, tiny_lla
         assert any("left out 1 of 3 rows that do not fit cutoff_len 400" in line for line in logged)
 
 
+def test_rows_with_and_without_proposals_mix_across_writer_batches(tmp_path, tiny_llama):
+    write_dataset(tmp_path, "drafts", [ROW | {"proposals": []}] * 1001 + [ROW])
+    tokenizer, rows = tokenize(tmp_path, "drafts", tiny_llama)
+    assert len(rows) == 1002
+    assert "alpha" not in tokenizer.decode(rows[0]["input_ids"])
+    assert "alpha" in tokenizer.decode(rows[-1]["input_ids"])
+
+
+def test_a_row_without_proposals_that_is_too_long_is_left_out_too(tmp_path, tiny_llama, logged):
+    long = ROW | {"query": "very long " * 300, "proposals": []}
+    write_dataset(tmp_path, "drafts", [ROW, long])
+    _, rows = tokenize(tmp_path, "drafts", tiny_llama, cutoff_len=400)
+    assert len(rows) == 1
+    assert any("left out 1 of 2 rows" in line for line in logged)
+
+
 def test_mixing_with_another_data_set_leaves_that_one_alone(tmp_path, tiny_llama):
     other = {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]}
     write_dataset(tmp_path, "other", [other], formatting="sharegpt")

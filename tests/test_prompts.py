@@ -20,6 +20,7 @@ from aft_factory.prompts import (
     load_template,
     proposal_spans,
     select,
+    selected_conversation,
 )
 from aft_factory.records import Record
 
@@ -217,10 +218,38 @@ def test_spans_tell_where_each_proposal_stands(name, system):
     assert [text[start:end] for start, end in spans] == [sanitise(draft) for draft in drafts]
 
 
-def test_spans_are_unknown_for_a_template_that_changes_its_proposals(tmp_path):
-    path = tmp_path / "last_first.jinja"
-    path.write_text("{{ proposals | reverse | join(',') }}")
-    assert proposal_spans(record("a", "b"), Aggregation(str(path))) is None
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ proposals | reverse | join(',') }}",
+        "{% for p in proposals %}{{ p | trim }}{% endfor %}",
+        "{% for p in proposals %}{{ p }}{{ p }}{% endfor %}",
+        "{% for p in proposals %}{{ p if p != 'a' else 'first' }}{% endfor %}",
+        "{% set all = proposals %}{% for p in all %}{{ p }}{% endfor %}",
+        "{% for p in proposals if p != 'b ' %}{{ p }}{% endfor %}",
+    ],
+)
+def test_a_template_that_does_more_than_write_each_proposal_is_left_to_jinja(source, tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text(source)
+    template = load_template(str(path))
+    assert proposal_spans(record("a", "b "), Aggregation(str(path))) is None
+    assert template.render(["a", "b "]) == template.compiled.render(proposals=["a", "b "])
+
+
+@pytest.mark.parametrize("name", ["paper", "moa", "release"])
+@given(st.lists(TEXTS, max_size=12))
+def test_rendering_without_jinja_gives_what_jinja_gives(name, drafts):
+    template = load_template(name)
+    assert template.render(drafts) == template.compiled.render(proposals=drafts)
+
+
+def test_spans_follow_shuffled_proposals():
+    options = Aggregation(shuffle_proposals=True)
+    selected = select(record("x", "two", "three of them", "4444"), options)
+    text = selected_conversation(selected, options)[0]["content"]
+    spans = proposal_spans(selected, options)
+    assert [text[start:end] for start, end in spans] == selected.proposals
 
 
 def test_importing_the_package_and_its_helps_loads_nothing_heavy():

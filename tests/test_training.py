@@ -15,6 +15,7 @@ from aft_factory.prompts import chat_template
 pytestmark = pytest.mark.slow
 
 CLI = str(Path(sys.executable).parent / "llamafactory-cli")
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts torchrun by its name
 
 
 def cli(folder: Path, command: str, config: dict, **environment) -> str:
@@ -26,7 +27,7 @@ def cli(folder: Path, command: str, config: dict, **environment) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"HF_DATASETS_CACHE": str(folder / "cache")} | environment,
+        env=os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "PATH": PATH} | environment,
         timeout=600,
     )
     assert done.returncode == 0, done.stdout[-4000:]

@@ -27,7 +27,9 @@ def dataset_entry(file_name: str, target: str, options: Aggregation) -> dict[str
         return {"file_name": file_name, "formatting": "sharegpt"}
     entry: dict[str, Any] = {"file_name": file_name, "formatting": "aggregation"}
     if options.template != PAPER.template:
-        entry["aggregation"] = {"template": options.template}
+        path = Path(options.template)
+        template = str(path.resolve()) if path.is_file() else options.template
+        entry["aggregation"] = {"template": template}
     return entry
 
 

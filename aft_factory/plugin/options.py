@@ -57,9 +57,12 @@ def parse_entry(dataset: str, entry: Mapping[str, Any]) -> DatasetOptions:
     Raises:
         UsageError: If a key or value is wrong; names the data set and the key.
     """
-    options = dict(entry.get("aggregation") or {})
     known = {f.name for f in fields(Aggregation)} | {"fit"}
     try:
+        for block in ("aggregation", "columns"):
+            if not isinstance(entry.get(block) or {}, Mapping):
+                raise UsageError(f"{block}: expected an object, got {entry[block]!r}")
+        options = dict(entry.get("aggregation") or {})
         for key in options:
             if key not in known:
                 raise UsageError(f"aggregation.{key}: unknown option; {suggest(key, known)}")

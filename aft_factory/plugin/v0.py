@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,7 +94,9 @@ class AggregationConverter:
         record = select(record, self.options.aggregation)
         messages = selected_conversation(record, self.options.aggregation)
         system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
-        spans = proposal_spans(record, self.options.aggregation) if self.options.fit else None
+        spans = None
+        if self.options.fit:
+            spans = proposal_spans(record, self.options.aggregation) if record.proposals else []
         return {
             "_prompt": messages,
             "_response": [{"role": "assistant", "content": record.aggregation}],
@@ -102,7 +105,8 @@ class AggregationConverter:
             "_images": None,
             "_videos": None,
             "_audios": None,
-            SPANS: spans,
+            # As text: Arrow takes a column's type from its first rows, which may have no spans.
+            SPANS: json.dumps(spans),
         }
 
     def convert_batch(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -25,7 +26,9 @@ def hook_processor(module: ModuleType) -> None:
     for kind in list(vars(module).values()):
         if isinstance(kind, type) and kind.__module__ == module.__name__:
             if "_encode_data_example" in vars(kind):
-                kind._encode_data_example = _fitting_encode(kind._encode_data_example)  # type: ignore[attr-defined]
+                predicts = kind.__name__.startswith("Unsupervised")
+                encode = _fitting_encode(kind._encode_data_example, predicts)  # type: ignore[attr-defined]
+                kind._encode_data_example = encode  # type: ignore[attr-defined]
             if "preprocess_dataset" in vars(kind):
                 kind.preprocess_dataset = _reporting_preprocess(kind.preprocess_dataset, module)  # type: ignore[attr-defined]
 
@@ -34,7 +37,7 @@ def hook_processor(module: ModuleType) -> None:
 class _Batch:
     """The rows of one `map` batch that hold proposals, and what was done to them."""
 
-    spans_by_prompt: dict[int, list[list[int]]]
+    spans_by_prompt: dict[int, list[list[int]] | None]
     too_long: list[int]  # stands for a row that cannot fit until it is dropped
     rows: int = 0
     shortened: int = 0
@@ -56,7 +59,7 @@ def _reporting_preprocess(original: Any, module: ModuleType) -> Any:
         )  # lists that stay the same objects, to know a prompt by its identity
         spans = zip(examples["_prompt"], examples[SPANS], strict=True)
         batch = _Batch(
-            {id(prompt): places for prompt, places in spans if places},
+            {id(prompt): json.loads(places) for prompt, places in spans if places},
             too_long=[0] * (self.data_args.cutoff_len + 1),
         )
         self._aft_batch = batch
@@ -72,7 +75,12 @@ def _reporting_preprocess(original: Any, module: ModuleType) -> Any:
     return preprocess_dataset
 
 
-def _fitting_encode(original: Any) -> Any:
+def _fitting_encode(original: Any, predicts: bool) -> Any:
+    def length(encoded: tuple[list[int], list[int]]) -> int:
+        """Tokens of a row: labels of training cover the ids, those of prediction follow them."""
+        ids, labels = encoded
+        return len(ids) + len(labels) if predicts else len(ids)
+
     @functools.wraps(original)
     def encode(
         self: Any, prompt: Any, response: Any, system: str | None, *args: Any, **kwargs: Any
@@ -86,7 +94,7 @@ def _fitting_encode(original: Any) -> Any:
             return encoded
         batch.rows += 1
         limit = self.data_args.cutoff_len
-        if _length(encoded) < limit:
+        if length(encoded) < limit:
             return encoded
 
         untruncated = copy.copy(self)
@@ -95,7 +103,7 @@ def _fitting_encode(original: Any) -> Any:
 
         def measure(proposals: Sequence[str]) -> int:
             text = _replace_spans(system, spans, proposals)
-            return _length(original(untruncated, prompt, response, text, *args, **kwargs))
+            return length(original(untruncated, prompt, response, text, *args, **kwargs))
 
         proposals = [system[start:end] for start, end in spans]
         try:
@@ -116,12 +124,6 @@ def _fitting_encode(original: Any) -> Any:
         return original(self, prompt, response, text, *args, **kwargs)  # type: ignore[no-any-return]
 
     return encode
-
-
-def _length(encoded: tuple[list[int], list[int]]) -> int:
-    """Tokens of an encoded row: labels of training cover the ids, those of prediction follow."""
-    ids, labels = encoded
-    return len(ids) if len(ids) == len(labels) else len(ids) + len(labels)
 
 
 def _replace_spans(text: str, spans: Sequence[Sequence[int]], replacements: Sequence[str]) -> str:

@@ -169,7 +169,7 @@ def chat_template(chat: str, aggregate: str = "paper") -> str:
     shipped = path.read_text(encoding="utf-8")
     body = load_template(aggregate).source.removesuffix("\n")
     return re.sub(
-        r"(?<={%- macro aggregator\(proposals\) -%}\n).*?(?=\n{%- endmacro %})",
+        r"(?<={%- macro aggregator\(proposals\) %}\n).*?(?={% endmacro %}\n{%- set markers)",
         lambda _: body,
         shipped,
         count=1,

@@ -107,16 +107,15 @@ def test_real_tokens_multibyte_text_is_cut_between_characters(chat, request):
 @pytest.mark.parametrize("changes", [False, True])
 def test_many_rows_are_fitted_at_once_and_stay_in_order(changes, tiny_llama):
     chat = chat_template("llama3")
-    if changes:  # proposals cannot be found in the prompt then
-        chat = chat.replace("~ system.text ~", "~ system.text | upper ~")
-        assert "upper" in chat
+    if changes:  # the long proposals cannot be found in the prompt then
+        chat = chat.replace("~ system.text ~", "~ (system.text | replace('ee', 'e')) ~")
     fitter = Fitter(load_tokenizer(str(tiny_llama)), chat, 400, load_template("paper"))
     query = [{"role": "user", "content": "How many pails?"}]
     rows = [
-        (query, ["five pails of water. " * 80, "six"], "Six."),
+        (query, ["fifteen pails of water. " * 80, "six"], "Six."),
         (query, ["five", "six"], "Six."),
         ([{"role": "user", "content": "pail " * 500}], ["five"], "Six."),
-        (query, ["seven is too many. " * 40, "eight is far too many. " * 40], None),
+        (query, ["sixteen is too many. " * 40, "seventeen is far too many. " * 40], None),
     ]
     first, short, hopeless, last = fitter.fit_all(rows)
     assert isinstance(hopeless, DoesNotFit)

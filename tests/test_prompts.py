@@ -205,6 +205,17 @@ def test_shipped_chat_templates_hold_the_papers_prompt_and_all_markers():
         assert PAPER not in chat_template(chat, "moa")
 
 
+def test_a_users_own_template_serves_as_it_trains_to_the_last_blank(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("\n  Drafts:{% for p in proposals %}\n{{ p }}\n{% endfor %}\nAnswer: \n\n")
+    template = environment().from_string(chat_template("llama3", str(path)))
+    given = record("a", "b")
+    tokens = {"bos_token": "<s>", "add_generation_prompt": True}
+    assert template.render(
+        messages=given.messages, proposals=given.proposals, **tokens
+    ) == template.render(messages=conversation(given, Aggregation(str(path))), **tokens)
+
+
 @pytest.mark.parametrize("name", ["paper", "moa", "release"])
 @pytest.mark.parametrize("system", [None, "Be brief."])
 def test_spans_tell_where_each_proposal_stands(name, system):

@@ -1,0 +1,92 @@
+"""An engine without a model: replies are a function of the request. For tests and `--dry-run`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from aft_factory.engines import EngineError
+from aft_factory.sampling import Completion, Reply, Request, Usage
+
+WORDS = [
+    "so",
+    "the",
+    "answer",
+    "is",
+    "found",
+    "by",
+    "adding",
+    "both",
+    "numbers",
+    "and",
+    "then",
+    "we",
+    "check",
+    "it",
+    "once",
+    "more",
+]
+CHARACTERS_PER_TOKEN = 4  # of English prose, roughly
+
+Script = Callable[[Request], list[str] | EngineError]
+
+
+def babble(request: Request) -> list[str]:
+    """Write n texts drawn from the request's seed: equal requests get equal texts."""
+    return [_words(request.seed + i, request.sampling.max_tokens) for i in range(request.n)]
+
+
+def _words(seed: int, most: int) -> str:
+    draw = random.Random(seed)
+    return " ".join(draw.choices(WORDS, k=min(most, draw.randint(5, 40))))
+
+
+class ScriptedEngine:
+    """Replies by a script, and records every request it was asked.
+
+    Example:
+        engine = ScriptedEngine(lambda request: ["42"] * request.n)
+
+    Args:
+        script: From a request to its n texts, or to the error to raise.
+        delay: Seconds a reply takes.
+        tokens: Length of every completion to account, in tokens; None estimates it by its text.
+    """
+
+    context = None
+    tokenizer = None
+    chat_template = None
+
+    def __init__(
+        self,
+        script: Script = babble,
+        *,
+        model: str = "scripted",
+        delay: float = 0.0,
+        tokens: int | None = None,
+    ) -> None:
+        self.model = model
+        self.requests: list[Request] = []
+        self._script = script
+        self._delay = delay
+        self._tokens = tokens
+
+    async def sample(self, request: Request) -> Reply:
+        """Reply as the script says."""
+        self.requests.append(request)
+        await asyncio.sleep(self._delay)
+        texts = self._script(request)
+        if isinstance(texts, EngineError):
+            raise texts
+        prompt = request.prompt
+        size = len(prompt) if isinstance(prompt, str) else sum(len(m["content"]) for m in prompt)
+        completions = tuple(
+            Completion(text, tokens=self._tokens or -(-len(text) // CHARACTERS_PER_TOKEN))
+            for text in texts
+        )
+        written = sum(completion.tokens or 0 for completion in completions)
+        return Reply(completions, Usage(-(-size // CHARACTERS_PER_TOKEN), 0, written))
+
+    async def close(self) -> None:
+        """Nothing to give back."""

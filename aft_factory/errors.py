@@ -34,6 +34,10 @@ class RecordError(AftError, ValueError):
         return f"{self.field}: {self.problem}"
 
 
+class NoAnswer(AftError, RuntimeError):
+    """A query that got no answer, such as one whose drafts are all empty."""
+
+
 class MissingPackage(AftError, ImportError):
     """A feature whose optional package is not installed."""
 

@@ -1,10 +1,11 @@
-"""The demo behind `make demo`: AFT training on a tiny model, on CPU, without any download.
+"""The demo behind `make demo`: AFT on a tiny model, on CPU, without any download.
 
     python examples/demo.py --output demo_output
 
 Real rows (GSM8K questions with four model solutions each) are converted, the real LLaMA-Factory
 trains an SFT and an AFT adapter on them, and their losses are set side by side (the paper's
-figure 6, left, in small).
+figure 6, left, in small). Then the real vLLM answers held-out questions with the AFT model by
+propose-and-aggregate, is killed halfway and resumes (`demo_run.py`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo_run import answer, merge, show
 from tiny_model import make_tiny_model
 
 from aft_factory.convert.__main__ import main as convert
 
 ROWS = Path(__file__).parent / "data" / "gsm8k_solutions.jsonl"
 TRAINING_ROWS = 200  # the rest stays unseen, for questions to the trained model
+QUESTIONS = 24  # of them
 CUTOFF = 1024
 
 # The paper's recipe in small: rank 8, cosine, 10% warm-up. Embedding and head are trained too, as
@@ -149,8 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     output: Path = parser.parse_args(argv).output.resolve()
     started = time.monotonic()
-    for name in ("model", "data", "cache", "sft", "aft"):
+    for name in ("model", "data", "cache", "sft", "aft", "merged"):
         shutil.rmtree(output / name, ignore_errors=True)
+    for old in output.glob("answers.*"):
+        old.unlink()
     (output / "data").mkdir(parents=True)
 
     print("1. A tiny Llama of random weights, and a BPE tokenizer trained on the demo's own texts")
@@ -197,10 +202,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{run.name.upper():<5}{run.rows:>6}{run.tokens:>10}"
             f"{run.losses[0]:>12.3f}{run.losses[-1]:>11.3f}   {run.folder}"
         )
-    print(
-        f"loss curves: {output / 'loss.png'} (numbers: loss.csv); "
-        f"{time.monotonic() - started:.0f} s in all"
-    )
+    print(f"loss curves: {output / 'loss.png'} (numbers: loss.csv)")
+
+    print(f"\n4. Propose-and-aggregate with vLLM on {QUESTIONS} held-out questions: K=3, L=2")
+    held_out = output / "data" / "held_out.jsonl"
+    questions = rows[TRAINING_ROWS : TRAINING_ROWS + QUESTIONS]
+    held_out.write_text("".join(json.dumps({"query": row["query"]}) + "\n" for row in questions))
+    show(answer(merge(output / "model", output / "aft", output), held_out, output))
+    print(f"\n{time.monotonic() - started:.0f} s in all")
     print(
         "The model is tiny and its weights started at random: "
         "what it writes is not meant to be good."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from aft_factory.engines import EngineError
 from aft_factory.sampling import Completion, Reply, Request, Usage
@@ -29,17 +30,19 @@ WORDS = [
 ]
 CHARACTERS_PER_TOKEN = 4  # of English prose, roughly
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 Script = Callable[[Request], list[str] | EngineError]
 
 
 def babble(request: Request) -> list[str]:
-    """Write n texts drawn from the request's seed: equal requests get equal texts."""
-    return [_words(request.seed + i, request.sampling.max_tokens) for i in range(request.n)]
-
-
-def _words(seed: int, most: int) -> str:
-    draw = random.Random(seed)
-    return " ".join(draw.choices(WORDS, k=min(most, draw.randint(5, 40))))
+    """Write n texts that depend on all of the request: equal requests get equal texts."""
+    draw = random.Random(request.key(""))
+    most = request.sampling.max_tokens
+    return [
+        " ".join(draw.choices(WORDS, k=min(most, draw.randint(5, 40)))) for _ in range(request.n)
+    ]
 
 
 class ScriptedEngine:
@@ -54,9 +57,9 @@ class ScriptedEngine:
         tokens: Length of every completion to account, in tokens; None estimates it by its text.
     """
 
-    context = None
-    tokenizer = None
-    chat_template = None
+    context: int | None = None
+    tokenizer: PreTrainedTokenizerFast | None = None
+    chat_template: str | None = None
 
     def __init__(
         self,

@@ -1,0 +1,225 @@
+"""Asking: from a request to its reply, by way of the journal, the limit in flight and retries.
+
+Every request of a run goes through one `Asker`. What was answered before is not asked again; what
+fails for a passing reason is asked again after a while, without holding its place in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+
+from aft_factory.engines import Engine, EngineError
+from aft_factory.errors import AftError
+from aft_factory.journal import Journal, Place
+from aft_factory.sampling import Completion, Reply, Request, Usage
+
+
+class Stopped(AftError):
+    """The run was asked to stop: nothing new is sent to the model."""
+
+
+class Limiter:
+    """At most so many samples in flight, first come first served.
+
+    A request for n samples counts n, as an engine runs each as a sequence of its own.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = 0
+        self.most = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._stopped = False
+
+    @contextlib.asynccontextmanager
+    async def slots(self, n: int) -> AsyncIterator[None]:
+        """Wait for room for n samples and hold it; one of more than the limit takes all of it.
+
+        Raises:
+            Stopped: Instead of going in, once `stop` was called.
+        """
+        n = min(n, self.limit)
+        if self._stopped:
+            raise Stopped
+        if self._waiting or self.taken + n > self.limit:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((n, turn))
+            try:
+                await turn  # whoever wakes it has taken its room
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled() and turn.exception() is None:
+                    self._give_back(n)
+                raise
+        else:
+            self.taken += n
+        self.most = max(self.most, self.taken)
+        try:
+            yield
+        finally:
+            self._give_back(n)
+
+    def stop(self) -> None:
+        """Let nobody in any more."""
+        self._stopped = True
+        while self._waiting:
+            _, turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(Stopped())
+
+    def _give_back(self, n: int) -> None:
+        self.taken -= n
+        while self._waiting:
+            wanted, turn = self._waiting[0]
+            if not turn.done():
+                if self.taken + wanted > self.limit:
+                    return
+                self.taken += wanted
+                turn.set_result(None)
+            self._waiting.popleft()
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """When to ask again: waits double from `first` to `longest` seconds, with jitter.
+
+    Attributes:
+        most: How often to ask again after the first attempt.
+        first: Seconds before the second attempt.
+        longest: Most seconds between two.
+    """
+
+    most: int = 10
+    first: float = 0.5
+    longest: float = 30.0
+
+    def wait(self, attempt: int, after: float | None) -> float:
+        """Return the seconds to wait after a failed attempt, counted from 0."""
+        wait: float = min(self.longest, self.first * 2**attempt) * random.uniform(0.5, 1)
+        return max(wait, min(after or 0.0, 10 * self.longest))  # Retry-After, within reason
+
+
+@dataclass(slots=True)
+class Counts:
+    """What an asker did so far.
+
+    Attributes:
+        asked: Requests answered by the model.
+        replayed: Requests answered from the journal.
+        retried: Attempts that failed and were followed by another.
+        usage: Tokens of the requests asked.
+    """
+
+    asked: int = 0
+    replayed: int = 0
+    retried: int = 0
+    usage: Usage = Usage()  # noqa: RUF009 - frozen
+
+
+class Asker:
+    """Asks engines, through the journal.
+
+    Args:
+        engines: By name; the one named "" is the run's own, the others serve `Request.model`.
+        journal: What was answered already; None keeps nothing.
+        in_flight: Most samples in flight, of all engines together.
+        retries: When to ask again.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        journal: Journal | None,
+        in_flight: int,
+        retries: Retries = Retries(),
+    ) -> None:
+        self.limiter = Limiter(in_flight)
+        self.counts = Counts()
+        self._engines = engines
+        self._journal = journal
+        self._retries = retries
+        self._stopping = asyncio.Event()
+        self._same: dict[bytes, asyncio.Lock] = {}
+        self._answered = time.monotonic()  # when the last request was
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Send nothing new; what is in flight is waited for and kept."""
+        self._stopping.set()
+        self.limiter.stop()
+
+    async def ask(self, request: Request, place: Place) -> tuple[bytes, Reply]:
+        """Return the request's key and its reply.
+
+        Raises:
+            EngineError: If the model refuses it, or fails at every attempt.
+            Stopped: If the run was asked to stop before this request was sent.
+        """
+        engine = self._engines[request.model or ""]
+        key = request.key(engine.model)
+        # Rows of equal text and id ask the same at the same time: the second waits for the first.
+        lock = self._same.setdefault(key, asyncio.Lock())
+        async with lock:
+            kept = self._journal.find(key) if self._journal is not None else None
+            if kept is not None:
+                self.counts.replayed += 1
+                return key, kept
+            try:
+                reply = _storable(await self._attempts(engine, request))
+            finally:
+                self._same.pop(key, None)
+            if self._journal is not None:
+                self._journal.keep(key, place, engine.model, request, reply)
+        self.counts.asked += 1
+        self.counts.usage += reply.usage
+        return key, reply
+
+    async def _attempts(self, engine: Engine, request: Request) -> Reply:
+        attempt, begun = 0, time.monotonic()
+        while True:
+            try:
+                async with self.limiter.slots(request.n):
+                    reply = await engine.sample(request)
+            except EngineError as error:
+                if error.kind != "retry":
+                    raise
+                if attempt == self._retries.most:
+                    raise self._given_up(error, attempt, begun) from error
+                wait = self._retries.wait(attempt, error.retry_after)
+            else:
+                self._answered = time.monotonic()
+                return reply
+            attempt += 1
+            self.counts.retried += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait)
+
+    def _given_up(self, error: EngineError, attempts: int, begun: float) -> EngineError:
+        """Say what to raise after the last attempt; if nobody gets an answer, end the run."""
+        problem = f"no answer after {attempts + 1} attempts; the last: {error}"
+        if self._answered < begun:
+            return EngineError(
+                f"the model has answered nothing for {time.monotonic() - begun:.0f} s; {problem}",
+                "fatal",
+            )
+        return EngineError(problem, "refused")
+
+
+def _storable(reply: Reply) -> Reply:
+    """Replace what no UTF-8 file can hold: half of a surrogate pair, which JSON can spell."""
+    if all(c.text.isascii() for c in reply.completions):
+        return reply
+    return replace(reply, completions=tuple(_cleaned(c) for c in reply.completions))
+
+
+def _cleaned(completion: Completion) -> Completion:
+    return replace(completion, text=completion.text.encode("utf-8", "replace").decode())

@@ -1,0 +1,217 @@
+"""Drafting: `sample` of the strategies, bound to one turn of one query.
+
+Builds the prompt, shortens drafts to the model's context, derives the seed from the place, asks,
+and applies the policies for drafts that are empty or cut off. Records all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aft_factory.accounting import LayerUsage
+from aft_factory.asking import Asker
+from aft_factory.errors import NoAnswer
+from aft_factory.fitting import DoesNotFit, Fitter
+from aft_factory.journal import Place
+from aft_factory.markers import sanitise
+from aft_factory.prompts import AggregatorTemplate, with_aggregator
+from aft_factory.records import Message
+from aft_factory.sampling import Completion, Request, Sampling, identity_seed
+
+EmptyPolicy = Literal["resample", "drop", "reject"]
+TruncatedPolicy = Literal["keep", "resample", "drop", "reject"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What becomes of a draft that is empty, or that `max_tokens` cut off.
+
+    Attributes:
+        empty: `resample` under another seed, then drop; `drop`; or `reject` the whole query.
+        truncated: The same, or `keep`. After resampling in vain, a cut-off draft is kept.
+        resamples: How often to resample one draft.
+        min_drafts: With fewer usable drafts in a layer the query is rejected.
+    """
+
+    empty: EmptyPolicy = "resample"
+    truncated: TruncatedPolicy = "keep"
+    resamples: int = 2
+    min_drafts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all queries of a run have in common.
+
+    Attributes:
+        template: The aggregator prompt.
+        proposal: Sampling of proposals and middle layers.
+        final: Sampling of the final layer.
+        proposer_system: System message of plain queries that have none; None sends none.
+        seed: Of the run.
+        policy: For unusable drafts.
+    """
+
+    template: AggregatorTemplate
+    proposal: Sampling
+    final: Sampling
+    proposer_system: str | None = None
+    seed: int = 42
+    policy: Policy = Policy()
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened to one query: how each layer's drafts came about.
+
+    Attributes:
+        usage: By (turn, layer).
+        drafts: By (turn, layer): (slot, completion) of every draft that was used.
+        events: Every use of a policy: {turn, layer, slot, event}.
+    """
+
+    usage: dict[tuple[int, int], LayerUsage] = field(default_factory=dict)
+    drafts: dict[tuple[int, int], list[tuple[int, Completion]]] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Drafting:
+    """Draws drafts for one turn of one query; implements `strategies.Sample`.
+
+    Args:
+        query: Id of the query.
+        turn: Which of its turns, from 0.
+        settings: Of the run.
+        asker: Asks the model.
+        fitters: Shorten drafts to the model's context, by (model, max_tokens); none where the
+            context or the tokenizer is unknown.
+        trace: Where to record.
+    """
+
+    def __init__(
+        self,
+        query: str,
+        turn: int,
+        settings: Settings,
+        asker: Asker,
+        fitters: Mapping[tuple[str, int], Fitter],
+        trace: Trace,
+    ) -> None:
+        self._query = query
+        self._turn = turn
+        self._settings = settings
+        self._asker = asker
+        self._fitters = fitters
+        self._trace = trace
+
+    async def __call__(
+        self,
+        query: Sequence[Message],
+        drafts: Sequence[Completion] = (),
+        *,
+        layer: int,
+        slot: int = 0,
+        n: int = 1,
+        final: bool = False,
+        model: str | None = None,
+        least: int | None = None,
+    ) -> list[Completion]:
+        """Draw drafts (see `strategies.Sample`).
+
+        Raises:
+            NoAnswer: If too few are usable, or the query does not fit the model.
+            EngineError: If the model gives no reply.
+        """
+        settings = self._settings
+        sampling = settings.final if final else settings.proposal
+        texts = [draft.text for draft in drafts]
+        messages = await self._messages(query, texts, sampling, layer, slot, model)
+
+        async def draw(at: int, count: int, attempt: int) -> list[Completion]:
+            seed = identity_seed(settings.seed, self._query, self._turn, layer, at, attempt)
+            request = Request(messages, count, sampling, seed, model)
+            place = Place(self._query, self._turn, layer, at, attempt)
+            _, reply = await self._asker.ask(request, place)
+            key = (self._turn, layer)
+            usage = self._trace.usage.get(key, LayerUsage())
+            self._trace.usage[key] = usage + LayerUsage.of(reply)
+            return list(reply.completions)
+
+        async def usable(at: int, completion: Completion) -> Completion | None:
+            for attempt in range(1, settings.policy.resamples + 2):
+                problem, wish = self._judge(completion)
+                if problem is None:
+                    return completion
+                self._note(layer, at, problem)
+                if wish == "reject":
+                    raise NoAnswer(f"layer {layer}, draft {at}: {problem}")
+                if wish == "resample" and attempt <= settings.policy.resamples:
+                    self._note(layer, at, "resampled")
+                    [completion] = await draw(at, 1, attempt)
+                    continue
+                if wish == "keep" or (wish == "resample" and problem == "truncated"):
+                    return completion
+                break
+            self._note(layer, at, "dropped")
+            return None
+
+        first = await draw(slot, n, 0)
+        async with asyncio.TaskGroup() as group:
+            checks = [group.create_task(usable(slot + i, c)) for i, c in enumerate(first)]
+        results = [check.result() for check in checks]
+        kept = [completion for completion in results if completion is not None]
+        recorded = self._trace.drafts.setdefault((self._turn, layer), [])
+        recorded += [(slot + i, r) for i, r in enumerate(results) if r is not None]
+        needed = n if final else min(n, settings.policy.min_drafts if least is None else least)
+        if len(kept) < needed:
+            what = "the final answer" if final else f"{n - len(kept)} of {n} drafts"
+            raise NoAnswer(f"layer {layer}: {what} empty or cut off, {needed} wanted")
+        return kept
+
+    def random(self, layer: int, slot: int) -> random.Random:
+        """Return the source of chance of a place."""
+        place = (self._query, self._turn, layer, slot, "chance")
+        return random.Random(identity_seed(self._settings.seed, *place))
+
+    def _judge(self, completion: Completion) -> tuple[str | None, str]:
+        policy = self._settings.policy
+        if not completion.text.strip():
+            return "empty", policy.empty
+        if completion.finish_reason == "length":
+            return "truncated", policy.truncated
+        return None, ""
+
+    def _note(self, layer: int, slot: int, event: str) -> None:
+        self._trace.events.append(
+            {"turn": self._turn, "layer": layer, "slot": slot, "event": event}
+        )
+
+    async def _messages(
+        self,
+        query: Sequence[Message],
+        drafts: Sequence[str],
+        sampling: Sampling,
+        layer: int,
+        slot: int,
+        model: str | None,
+    ) -> list[Message]:
+        """Return the conversation to send; the query's own is left as it is."""
+        settings = self._settings
+        messages = list(query)
+        if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": settings.proposer_system})
+        fitter = self._fitters.get((model or "", sampling.max_tokens))
+        pattern = None if fitter is None else fitter.markers
+        safe = [sanitise(text, pattern) for text in drafts]
+        if fitter is not None:
+            [fitted] = await asyncio.to_thread(fitter.fit_all, [(messages, safe, None)])
+            if isinstance(fitted, DoesNotFit):
+                raise NoAnswer(f"layer {layer}: {fitted}")
+            if fitted.cut:
+                self._note(layer, slot, f"{fitted.cut} drafts shortened")
+            safe = fitted.proposals
+        return with_aggregator(messages, safe, settings.template)

@@ -1,0 +1,392 @@
+"""Any OpenAI-compatible server, or several of them: vLLM, SGLang, LLaMA-Factory's `api`, OpenAI.
+
+Sends requests over the official `openai` package, one attempt each, and spreads them over the
+servers. Knows nothing of journals, retries or strategies.
+
+    engine = await OpenAIEngine.connect(["http://localhost:8000/v1"])
+
+LLaMA-Factory's `llamafactory-cli api` (0.9.5) differs from others: it knows no seed, no top_k and,
+with its default backend, no `stop`; it takes `n` > 1 at temperature 0 as temperature 1 (set
+`split_samples`); it wants user and assistant in turn, and has no text completion; it works on
+MAX_CONCURRENT (1) requests at a time, so that `timeout` counts the time in its queue; its model is
+called `gpt-3.5-turbo` unless API_MODEL_NAME is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from aft_factory.engines import EngineError
+from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.sampling import Completion, Reply, Request, Usage
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from transformers import PreTrainedTokenizerFast
+
+LONGEST_PAUSE = 60.0  # seconds a failing server is left alone at most
+LONGEST_CONNECT = 30.0  # seconds; a burst of a thousand connections may need some
+MOST_IDLE = 32  # connections kept; the client looks through them all at every request
+KEEP_IDLE = 3.0  # seconds; servers drop idle connections after 5, and a request may meet that
+OPEN_FILES = 65536  # a connection is an open file, and systems often allow 1024, or 256
+MOST_WORDS = 500  # characters of a server's error message
+
+_log = logging.getLogger(__name__)
+
+
+class OpenAIEngine:
+    """A model behind OpenAI-compatible URLs. Made by `connect`.
+
+    Journal keys hold `model`, the name only: a run may go on with other URLs. Nor is `extra_body`
+    in them; what changes answers belongs in `Sampling.extra`.
+    """
+
+    def __init__(self, servers: list[_Server], model: str, context: int | None) -> None:
+        self.model = model
+        self.context = context
+        self.tokenizer: PreTrainedTokenizerFast | None = None
+        self.chat_template: str | None = None
+        self._servers = servers
+        self._next = 0
+        self._split_samples = False
+        self._extra_body: dict[str, Any] = {}
+
+    @classmethod
+    async def connect(
+        cls,
+        base_urls: Sequence[str],
+        model: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        chat_template: str | None = None,
+        split_samples: bool = False,
+        token_ids: bool = False,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> OpenAIEngine:
+        """Ask every server which models it offers, and return the engine.
+
+        Args:
+            base_urls: Of equal servers; they usually end in `/v1`.
+            model: Its name there; None takes the only one offered.
+            api_key: None takes the environment's OPENAI_API_KEY.
+            timeout: Seconds one attempt may take.
+            tokenizer: The model's, to fit prompts with.
+            chat_template: Jinja text that renders a conversation for it.
+            split_samples: Ask for n samples by n requests, for servers that cannot do `n`. A prompt
+                is then read, and accounted in `Usage.prompt`, n times.
+            token_ids: Ask for the tokens themselves (vLLM gives them).
+            extra_body: Further fields of every request's body.
+
+        Raises:
+            UsageError: If no server answers, the key is wrong or the model is not clear.
+        """
+        try:
+            import openai
+        except ImportError:
+            raise MissingPackage("an OpenAI-compatible server", "openai") from None
+        given = [base_urls] if isinstance(base_urls, str) else base_urls
+        urls = list(dict.fromkeys(url.strip().rstrip("/") for url in given))
+        wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
+        if wrong or not urls:
+            raise UsageError(f"expected URLs such as http://localhost:8000/v1, got {wrong or urls}")
+        _allow_open_files()
+        key = (api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY").strip()
+        limits = type(openai.DEFAULT_CONNECTION_LIMITS)(  # httpx's or httpx2's, as openai has it
+            max_keepalive_connections=MOST_IDLE, keepalive_expiry=KEEP_IDLE
+        )
+        connect = min(timeout, LONGEST_CONNECT)
+        waits = openai.Timeout(timeout, connect=connect)
+        servers = []
+        for url in urls:
+            http = openai.DefaultAsyncHttpxClient(limits=limits, timeout=waits)
+            client = openai.AsyncOpenAI(
+                base_url=url, api_key=key, timeout=waits, max_retries=0, http_client=http
+            )
+            servers.append(_Server(url, client, alone=len(urls) == 1))
+        try:
+            name, context = await _choose_model(servers, model, connect)
+        except BaseException:
+            await asyncio.gather(*(server.client.close() for server in servers))
+            raise
+        engine = cls(servers, name, context)
+        engine.tokenizer, engine.chat_template = tokenizer, chat_template
+        engine._split_samples = split_samples
+        engine._extra_body = {"return_token_ids": True} if token_ids else {}
+        engine._extra_body |= extra_body or {}
+        return engine
+
+    async def sample(self, request: Request) -> Reply:
+        """Ask once; ask on for samples that the server left out.
+
+        `Usage` is the sum of what the server reports for the requests sent.
+
+        Raises:
+            EngineError: If there is no answer.
+        """
+        n, seed = request.n, request.seed
+        if self._split_samples and n > 1:
+            tasks = [asyncio.create_task(self._ask(request, 1, seed + i)) for i in range(n)]
+            try:
+                replies = await asyncio.gather(*tasks)
+            finally:  # of a failure or a cancellation: gather leaves the others running
+                for task in tasks:
+                    task.cancel()
+        else:
+            replies = []
+            while (got := sum(len(reply.completions) for reply in replies)) < n:
+                replies.append(await self._ask(request, n - got, seed + got))
+        return Reply(
+            tuple(completion for reply in replies for completion in reply.completions),
+            sum((reply.usage for reply in replies), Usage()),
+            replies[0].prompt_ids,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await asyncio.gather(*(server.client.close() for server in self._servers))
+
+    async def _ask(self, request: Request, n: int, seed: int) -> Reply:
+        """Send one request for at most n samples."""
+        prompt, sampling = request.prompt, request.sampling
+        body: dict[str, Any] = {
+            "model": request.model or self.model,
+            "n": n,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": seed,
+        }
+        body |= {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        extra = dict(self._extra_body)
+        if sampling.top_k is not None:
+            extra["top_k"] = sampling.top_k
+        return _reply(await self._pick().ask(body, extra | dict(sampling.extra)), n)
+
+    def _pick(self) -> _Server:
+        """Return the live server with the fewest requests in flight; of equals, the next one."""
+        now = time.monotonic()
+        live = [server for server in self._servers if server.is_live(now)]
+        if not live:
+            return min(self._servers, key=lambda server: server.back_at)
+        order = self._servers[self._next :] + self._servers[: self._next]
+        server = min((s for s in order if s in live), key=lambda server: server.in_flight)
+        self._next = (self._servers.index(server) + 1) % len(self._servers)
+        return server
+
+
+class _Server:
+    """One URL: its client, its load and whether it works."""
+
+    def __init__(self, url: str, client: AsyncOpenAI, *, alone: bool) -> None:
+        self.url = url
+        self.client = client
+        self._alone = alone
+        self.in_flight = 0
+        self.back_at = 0.0  # until then it is left alone
+        self._failures = 0
+        self._failed_at = 0.0
+
+    def is_live(self, now: float) -> bool:
+        """Whether to send it a request: while it is in doubt, one at a time."""
+        return now >= self.back_at and not (self._failures and self.in_flight)
+
+    async def ask(self, body: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and return the body of the answer."""
+        endpoint: Any = (
+            self.client.chat.completions if "messages" in body else self.client.completions
+        )
+        return await self._call(endpoint.with_raw_response.create(**body, extra_body=extra))
+
+    async def models(self, wait: float) -> list[dict[str, Any]]:
+        """Return what it offers, within `wait` seconds; nothing if it does not tell."""
+        try:
+            listing = self.client.models.with_raw_response.list(timeout=wait)
+            entries = (await self._call(listing)).get("data")
+        except EngineError as error:
+            if getattr(error.__cause__, "status_code", None) in (404, 405):
+                return []
+            raise
+        entries = entries if isinstance(entries, list) else []
+        return [e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
+
+    async def _call(self, call: Any) -> dict[str, Any]:
+        """Await a call of the client; turn its failures into EngineError and note them."""
+        import openai
+
+        started = time.monotonic()
+        self.in_flight += 1
+        try:
+            response = await call
+        except openai.APIStatusError as error:
+            status, words = error.status_code, _words(error.response.content)
+            kind = _kind(status)
+            if status >= 500:
+                self._failed(started, f"{status}: {words}")
+            else:
+                self._works()
+            problem = words if kind == "refused" else f"{self.url} answered {status}: {words}"
+            raise EngineError(problem, kind, _retry_after(error.response.headers)) from error
+        except openai.APIError as error:  # no whole answer came
+            problem = f"{error.message} {error.__cause__ or ''}".strip()
+            self._failed(started, problem)
+            raise EngineError(f"{self.url}: {problem}", "retry") from error
+        finally:
+            self.in_flight -= 1
+        self._works()
+        return _parse(response.http_response.content, self.url)
+
+    def _works(self) -> None:
+        self._failures, self.back_at = 0, 0.0
+
+    def _failed(self, started: float, problem: str) -> None:
+        if self._alone or started < self._failed_at:
+            return  # one failure meets all requests in flight; it counts once
+        pause = min(2.0 ** min(self._failures, 30), LONGEST_PAUSE)  # 2.0 ** 1024 overflows
+        self._failures += 1
+        self._failed_at = time.monotonic()
+        self.back_at = self._failed_at + pause
+        _log.warning("%s failed and is left alone for %g s: %s", self.url, pause, problem)
+
+
+def _allow_open_files() -> None:
+    """Raise this process's own limit of open files as far as the system lets it."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # not on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+async def _choose_model(
+    servers: list[_Server], model: str | None, wait: float
+) -> tuple[str, int | None]:
+    """Return the model's name and its context: the smallest that a server tells."""
+    answers = await asyncio.gather(*(s.models(wait) for s in servers), return_exceptions=True)
+    offers, problems = [], []
+    for server, answer in zip(servers, answers, strict=True):
+        if isinstance(answer, EngineError):
+            if answer.kind == "fatal":
+                raise UsageError(f"{answer}; set OPENAI_API_KEY to a key that may use it")
+            where = "" if answer.problem.startswith(server.url) else f"{server.url}: "
+            problems.append(where + answer.problem)
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            offers.append(answer)
+    if not offers:
+        raise UsageError(f"expected a running server, but none answers: {'; '.join(problems)}")
+    names = sorted({entry["id"] for offer in offers for entry in offer})
+    if model is None:
+        if len(names) != 1:
+            offered = ", ".join(names) or "no list (does the URL end in /v1?)"
+            raise UsageError(f"expected the name of one model; the servers offer {offered}")
+        model = names[0]
+    contexts = []
+    for offer in offers:
+        own = [e for e in offer if e["id"] == model and e.get("max_model_len")]  # adapters: none
+        contexts += [length for e in own or offer if (length := _whole(e.get("max_model_len")))]
+    return model, min(contexts, default=None)
+
+
+def _kind(status: int) -> Literal["retry", "refused", "fatal"]:
+    if status in (408, 409, 425, 429) or status >= 500:
+        return "retry"
+    return "fatal" if status in (401, 403, 404) else "refused"
+
+
+def _words(body: bytes) -> str:
+    """Return the message inside an error's body, whatever its shape: the server's own words."""
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        found = body.decode(errors="replace")
+    while isinstance(found, dict):
+        inner = (found.get(key) for key in ("error", "message", "detail"))
+        found = next((value for value in inner if value), None) or orjson.dumps(found).decode()
+    words = found if isinstance(found, str) else orjson.dumps(found).decode()
+    return " ".join(words.split())[:MOST_WORDS] or "(no message)"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds to wait that a server asks for, by any of the headers in use."""
+    for name, scale in (("retry-after-ms", 1000), ("retry-after", 1)):
+        text = headers.get(name, "")
+        try:
+            seconds = float(text) / scale
+        except ValueError:
+            try:
+                date = parsedate_to_datetime(text)
+            except ValueError:
+                continue
+            seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None
+
+
+def _parse(body: bytes, url: str) -> dict[str, Any]:
+    """Return the object in a body of status 200, unless it is an error in disguise."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        data = None
+    if not isinstance(data, dict):
+        raise EngineError(f"{url}: expected a JSON object, got: {_words(body)}", "retry")
+    error = data.get("error")
+    if error or data.get("object") == "error":
+        code = str(error.get("code") if isinstance(error, dict) else data.get("code"))
+        kind = _kind(int(code)) if code in map(str, range(400, 600)) else "retry"
+        raise EngineError(_words(body), kind)
+    return data
+
+
+def _reply(data: dict[str, Any], n: int) -> Reply:
+    """Read a completion's body; of more than n choices, the first n."""
+    choices = data.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise EngineError(f"expected choices, got none: {_words(orjson.dumps(data))}", "refused")
+    usage = _object(data.get("usage"))
+    cached = _object(usage.get("prompt_tokens_details")).get("cached_tokens")
+    written = _whole(usage.get("completion_tokens"))
+    completions = []
+    for choice in map(_object, choices[:n]):
+        reason = choice.get("finish_reason") or "stop"
+        text = choice["text"] if "text" in choice else _object(choice.get("message")).get("content")
+        if reason in ("error", "abort") or not isinstance(text, str | None):
+            raise EngineError(f"a choice failed: {_words(orjson.dumps(choice))}", "retry")
+        ids = _ids(choice.get("token_ids"))
+        tokens = written if len(choices) == 1 else None
+        tokens = tokens if ids is None else len(ids)
+        completions.append(Completion(text or "", str(reason), tokens, ids))
+    prompt_ids = data.get("prompt_token_ids") or _object(choices[0]).get("prompt_token_ids")
+    tokens_read = _whole(usage.get("prompt_tokens"))
+    return Reply(tuple(completions), Usage(tokens_read, _whole(cached), written), _ids(prompt_ids))
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(value: object) -> int | None:
+    return value if type(value) is int else None
+
+
+def _ids(value: object) -> tuple[int, ...] | None:
+    return tuple(value) if isinstance(value, list) else None

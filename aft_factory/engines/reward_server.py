@@ -1,0 +1,194 @@
+"""A reward model behind a vLLM server: its `/classify` endpoint, asked for raw logits.
+
+    vllm serve sfairXC/FsfairX-LLaMA3-RM-v0.1 --runner pooling
+    reward = await ServerReward.connect("http://localhost:8000")
+
+Every pair is a request of its own, so that vLLM batches them as it sees fit and one that fails
+harms no other. They are sent as token ids, made here as `TransformersReward` makes them; hence the
+tokenizer is needed. One attempt each: the caller asks again for what came back as `retry`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from aft_factory.engines import EngineError
+from aft_factory.engines.reward import Pair, PairEncoder, choose_label, finite
+from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from httpx import AsyncClient, Response
+
+# `use_activation` is the flag's name from vLLM 0.11.1 on, `activation` was it before; a server
+# ignores the other. Without it a score would be sigmoid(logit), where all good responses are 1.0.
+RAW_LOGITS = {"use_activation": False, "activation": False}
+
+
+class ServerReward:
+    """A sequence classifier on a vLLM server. Made by `connect`."""
+
+    def __init__(
+        self,
+        model: str,
+        client: AsyncClient,
+        encoder: PairEncoder,
+        concurrency: int,
+        label: int | None,
+    ) -> None:
+        self.model = model
+        self._client = client
+        self._encoder = encoder
+        self._slots = asyncio.Semaphore(concurrency)
+        self._label = label
+
+    @classmethod
+    async def connect(
+        cls,
+        base_url: str,
+        model: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        tokenizer: str | None = None,
+        chat_template: str = "own",
+        max_length: int | None = None,
+        concurrency: int = 128,
+        label: int | None = None,
+    ) -> ServerReward:
+        """Ask the server which model it has, and return the reward model.
+
+        Args:
+            base_url: Of the server, with or without `/v1`.
+            model: Its name there; None takes the only one offered.
+            api_key: None takes the environment's OPENAI_API_KEY.
+            timeout: Seconds one attempt may take.
+            tokenizer: Folder or name of the model's tokenizer; None takes what the server serves.
+            chat_template: See `PairEncoder`.
+            max_length: Most tokens of a pair; by default, and at most, what the server reads.
+            concurrency: Most requests in flight.
+            label: Whose logit is the score, for a classifier with several labels.
+
+        Raises:
+            MissingPackage: If httpx or transformers is not installed.
+            UsageError: If the server does not answer, or the model or its tokenizer is not clear.
+        """
+        try:
+            import httpx
+        except ImportError:
+            raise MissingPackage("a reward model's server", "httpx") from None
+        url = base_url.strip().rstrip("/").removesuffix("/v1")
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"expected a URL such as http://localhost:8000, got {base_url!r}")
+        key = (api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY").strip()
+        client = httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=timeout,
+            limits=httpx.Limits(max_connections=concurrency, keepalive_expiry=3.0),
+        )
+        try:
+            entry = _choose(url, await _call(client, "GET", "/v1/models"), model)
+            limits = [n for n in (max_length, entry.get("max_model_len")) if isinstance(n, int)]
+            # Reading its files takes a while: not on the event loop.
+            loaded = await asyncio.to_thread(
+                load_tokenizer, tokenizer or str(entry.get("root") or entry["id"])
+            )
+            encoder = PairEncoder(loaded, chat_template, min(limits, default=None))
+        except EngineError as error:
+            await client.aclose()
+            raise UsageError(f"expected a vLLM server at {url}: {error}") from error
+        except BaseException:
+            await client.aclose()
+            raise
+        return cls(entry["id"], client, encoder, concurrency, label)
+
+    async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
+        """Score responses; see `RewardModel`."""
+        encoded = await asyncio.to_thread(self._encoder.encode, list(pairs))
+        tasks = [asyncio.create_task(self._score(ids)) for ids in encoded]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:  # of a failure or a cancellation: gather leaves the others running
+            for task in tasks:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _score(self, ids: list[int] | EngineError) -> float | EngineError:
+        if isinstance(ids, EngineError):
+            return ids
+        body = {"model": self.model, "input": ids, **RAW_LOGITS}
+        try:
+            async with self._slots:
+                answer = await _call(self._client, "POST", "/classify", body)
+            return finite(self._read(answer))
+        except EngineError as error:
+            if error.kind == "fatal":
+                raise
+            return error
+
+    def _read(self, answer: Any) -> float:
+        try:
+            logits = [float(logit) for logit in answer["data"][0]["probs"]]
+        except (TypeError, ValueError, LookupError):
+            raise EngineError(f"expected logits, got {str(answer)[:200]}", "refused") from None
+        try:
+            return logits[choose_label(self.model, len(logits), self._label)]
+        except UsageError as error:
+            raise EngineError(str(error), "fatal") from error
+
+
+async def _call(client: AsyncClient, method: str, path: str, body: Any = None) -> Any:
+    """Send one request and return the answer's JSON.
+
+    Raises:
+        EngineError: If there is none.
+    """
+    import httpx
+
+    try:
+        response = await client.request(method, path, json=body)
+    except httpx.HTTPError as error:
+        problem = f"{client.base_url}: {error or type(error).__name__}"
+        raise EngineError(problem, "retry") from error
+    if response.is_success:
+        with contextlib.suppress(ValueError):
+            return response.json()
+        raise EngineError(f"expected JSON from {response.url}: {response.text[:200]}", "retry")
+    raise _error(response)
+
+
+def _error(response: Response) -> EngineError:
+    status, problem = response.status_code, response.text[:500]
+    if status in (408, 409, 425, 429) or status >= 500:
+        wait = response.headers.get("retry-after", "")
+        return EngineError(
+            f"{response.url} answered {status}: {problem}",
+            "retry",
+            float(wait) if wait.isdecimal() else None,
+        )
+    if status in (404, 405):
+        problem += "; a reward model is served with: vllm serve MODEL --runner pooling"
+    kind: Any = "fatal" if status in (401, 403, 404, 405) else "refused"
+    return EngineError(f"{response.url} answered {status}: {problem}", kind)
+
+
+def _choose(url: str, listing: Any, model: str | None) -> dict[str, Any]:
+    """Return the server's entry of the model."""
+    try:
+        entries = {str(entry["id"]): dict(entry) for entry in listing["data"]}
+    except (TypeError, ValueError, LookupError):
+        raise UsageError(f"expected {url} to list its models, got {str(listing)[:200]}") from None
+    if model is None and len(entries) == 1:
+        return next(iter(entries.values()))
+    if model not in entries:
+        known = suggest(model or "", entries)
+        raise UsageError(f"{url}: expected the name of a model it serves, got {model!r}; {known}")
+    return entries[model]

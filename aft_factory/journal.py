@@ -1,0 +1,228 @@
+"""The journal: what was asked and answered, in one SQLite file. Resume is replay.
+
+A reply is kept under the hash of its request (`Request.key`) the moment it arrives, so a run that
+was killed asks nothing twice; so is the outcome of every finished query. Nothing in it depends on
+the order of the input. Knows no engine, strategy or prompt.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import zstandard
+
+from aft_factory.errors import UsageError
+from aft_factory.records import Message
+from aft_factory.sampling import Completion, Reply, Request, Usage
+
+APPLICATION = 0x41465431  # tells our files from other SQLite files
+TABLES = """
+CREATE TABLE IF NOT EXISTS replies (
+    key BLOB PRIMARY KEY, query TEXT, turn INTEGER, layer INTEGER, slot INTEGER, attempt INTEGER,
+    model TEXT, n INTEGER, seed INTEGER, sampling TEXT, reply BLOB) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS replies_of_query ON replies (query, turn, layer, slot, attempt);
+CREATE TABLE IF NOT EXISTS queries (id TEXT PRIMARY KEY, turns BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outcomes (
+    key BLOB PRIMARY KEY, done INTEGER, content BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (number INTEGER PRIMARY KEY, fingerprint TEXT);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a run a request belongs.
+
+    Attributes:
+        query: Id of the query.
+        turn: Which of the query's turns it answers, from 0.
+        layer: Round of the strategy, from 0.
+        slot: Of its first sample.
+        attempt: 0, or which resampling.
+    """
+
+    query: str
+    turn: int
+    layer: int
+    slot: int
+    attempt: int = 0
+
+
+class Journal:
+    """An open journal. One process writes it at a time; others may read it meanwhile.
+
+    Args:
+        path: The file; made if need be.
+        read_only: Only look.
+
+    Raises:
+        UsageError: If the file is no journal, or another run is writing it.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self._lock: int | None = None
+        if read_only and not path.is_file():
+            raise UsageError(f"{path}: no such journal")
+        try:
+            if not read_only:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = _locked(path)
+            mode = "ro" if read_only else "rwc"
+            # As a URI, so that a path cannot be taken for options.
+            self._db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None
+            )
+            self._prepare(read_only)
+        except sqlite3.DatabaseError as error:
+            self._unlock()
+            raise UsageError(f"{path}: not a journal that can be read: {error}") from None
+        except BaseException:
+            self._unlock()
+            raise
+        self._squeeze = zstandard.ZstdCompressor(level=3).compress
+        self._expand = zstandard.ZstdDecompressor().decompress
+
+    def _prepare(self, read_only: bool) -> None:
+        [application] = self._db.execute("PRAGMA application_id").fetchone()
+        [tables] = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application != APPLICATION and (tables or read_only):
+            raise UsageError(f"{self.path}: a database, but no journal of aft-factory")
+        if read_only:
+            return
+        # Safe against kill -9 at any moment; a power cut may cost the last replies, nothing else.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(f"PRAGMA application_id = {APPLICATION}")
+        self._db.executescript(TABLES)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it; everything kept is on disk already."""
+        self._db.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def find(self, key: bytes) -> Reply | None:
+        """Return the reply to a request, if it was answered."""
+        found = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        return None if found is None else _reply(self._expand(found[0]))
+
+    def keep(self, key: bytes, place: Place, model: str, request: Request, reply: Reply) -> None:
+        """Write a reply down; it is safe when this returns."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(key, place.query, place.turn, place.layer, place.slot, place.attempt),
+                *(model, request.n, request.seed, orjson.dumps(request.sampling).decode()),
+                self._squeeze(_dump_reply(reply)),
+            ),
+        )
+
+    def keep_query(self, query: str, turns: list[list[Message]]) -> None:
+        """Note what a query says, so that its drafts can be read beside it."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO queries VALUES (?, ?)",
+            (query, self._squeeze(orjson.dumps(turns))),
+        )
+
+    def keep_outcome(self, key: bytes, content: dict[str, Any], *, done: bool) -> None:
+        """Write down how a query ended: with an answer (`done`) or with a problem."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)",
+            (key, done, self._squeeze(orjson.dumps(content))),
+        )
+
+    def outcome(self, key: bytes) -> dict[str, Any] | None:
+        """Return how a query ended, if it has."""
+        found = self._db.execute("SELECT content FROM outcomes WHERE key = ?", (key,)).fetchone()
+        return None if found is None else orjson.loads(self._expand(found[0]))
+
+    def has_outcome(self, key: bytes) -> bool:
+        """Tell whether a query has ended."""
+        found = self._db.execute("SELECT 1 FROM outcomes WHERE key = ?", (key,)).fetchone()
+        return found is not None
+
+    def forget_problems(self) -> None:
+        """Forget which queries failed, so that they are tried again; their replies stay."""
+        self._db.execute("DELETE FROM outcomes WHERE NOT done")
+
+    def begin_run(self, fingerprint: str) -> None:
+        """Note that a run of these settings began."""
+        self._db.execute("INSERT INTO runs (fingerprint) VALUES (?)", (fingerprint,))
+
+    def last_run(self) -> str | None:
+        """Return the fingerprint of the run that began last."""
+        query = "SELECT fingerprint FROM runs ORDER BY number DESC LIMIT 1"
+        found = self._db.execute(query).fetchone()
+        return None if found is None else str(found[0])
+
+    def turns(self, query: str) -> list[list[Message]] | None:
+        """Return what a query says."""
+        found = self._db.execute("SELECT turns FROM queries WHERE id = ?", (query,)).fetchone()
+        return None if found is None else orjson.loads(self._expand(found[0]))
+
+    def ids(self) -> Iterator[str]:
+        """Go through the ids of all queries."""
+        for (name,) in self._db.execute("SELECT id FROM queries ORDER BY id"):
+            yield name
+
+    def replies(self, query: str | None = None) -> Iterator[tuple[Place, dict[str, Any], Reply]]:
+        """Go through the replies of one query, or of all, by place: (place, request, reply)."""
+        condition, values = ("", ()) if query is None else ("WHERE query = ?", (query,))
+        rows = self._db.execute(
+            "SELECT query, turn, layer, slot, attempt, key, model, n, seed, sampling, reply "
+            f"FROM replies {condition} ORDER BY query, turn, layer, slot, attempt, key",
+            values,
+        )
+        for *place, key, model, n, seed, sampling, reply in rows:
+            request = {"key": key, "model": model, "n": n, "seed": seed}
+            request["sampling"] = orjson.loads(sampling)
+            yield Place(*place), request, _reply(self._expand(reply))
+
+
+def _locked(path: Path) -> int:
+    """Take the file for this process; SQLite's own locks are of another kind and do not clash."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise UsageError(
+            f"{path}: another run is using this journal; wait for it, or name another --journal"
+        ) from None
+    return handle
+
+
+def _dump_reply(reply: Reply) -> bytes:
+    usage = reply.usage
+    return orjson.dumps(
+        {
+            "usage": [usage.prompt, usage.cached, usage.completion],
+            "completions": [[c.text, c.finish_reason, c.tokens] for c in reply.completions],
+        }
+    )
+
+
+def _reply(data: bytes) -> Reply:
+    content = orjson.loads(data)
+    completions = tuple(Completion(*parts) for parts in content["completions"])
+    return Reply(completions, Usage(*content["usage"]))

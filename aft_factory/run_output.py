@@ -1,0 +1,217 @@
+"""What a run leaves behind: rows in the input's order, rejects, a benchmark's file, a summary.
+
+Written from the journal once all queries have ended, or, with `--export`, from what is there.
+Every row read is written, rejected or (with `--export`) not done yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from aft_factory.accounting import LayerUsage, ModelShape
+from aft_factory.errors import RecordError
+from aft_factory.journal import Journal
+from aft_factory.records import Row
+from aft_factory.runner import Outcome
+from aft_factory.tables import Line, Rejects, TableWriter
+from aft_factory.tasks import Query, Task
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the queries of a run add up to; `read = written + rejected + unfinished`.
+
+    Attributes:
+        read: Input rows.
+        unfinished: Queries that have not ended yet.
+        usage: By (turn, layer), of answered and rejected queries.
+        finish_reasons: Of the final answers.
+        events: Uses of policies.
+        rejects: By what they are about: how many, and the first reason.
+    """
+
+    read: int = 0
+    written: int = 0
+    rejected: int = 0
+    unfinished: int = 0
+    usage: dict[tuple[int, int], LayerUsage] = field(default_factory=dict)
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+    rejects: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def count(self, outcome: Outcome) -> None:
+        """Add the outcome of one query."""
+        for place, usage in outcome.layer_usage.items():
+            self.usage[place] = self.usage.get(place, LayerUsage()) + usage
+        self.events.update(event["event"] for event in outcome.events)
+        if outcome.problem is None:
+            self.finish_reasons.update(outcome.finish_reasons)
+
+    @property
+    def total(self) -> LayerUsage:
+        """The usage of all layers."""
+        return sum(self.usage.values(), LayerUsage())
+
+    def flops(
+        self, shape: ModelShape, strategy: str, options: dict[str, Any]
+    ) -> dict[str, float | None]:
+        """Return the FLOPs of the run: `exact` by its tokens, and by `appendix_c`."""
+        total = self.total
+        exact = formula = None
+        if total.computed is not None and total.attended is not None:
+            exact = shape.flops(total.computed, total.attended)
+        if total.samples and total.prompt is not None and total.completion is not None:
+            written = total.completion / total.samples
+            context = total.prompt / total.requests + written / 2
+            width, layers = options.get("width", 1), options.get("layers", 1)
+            one = shape.appendix_c(strategy, width, layers, written, context)
+            formula = one and one * (self.written or self.read)
+        return {"exact": exact, "appendix_c": formula}
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where a run's rows go.
+
+    Attributes:
+        table: The output file.
+        rejects: Rows without answer.
+        task: Layout of the benchmark.
+        task_table: The benchmark's own file, if there is one.
+        generator: Name of the model in it.
+    """
+
+    table: TableWriter
+    rejects: Rejects
+    task: Task
+    task_table: TableWriter | None
+    generator: str
+
+    def write(
+        self, lines: Iterable[Line], journal: Journal, keys: Any, seed: int, keep_drafts: bool
+    ) -> Totals:
+        """Write every row, in the order of the input.
+
+        Args:
+            lines: The input.
+            journal: Holds the outcomes.
+            keys: From a query to the journal's key of its outcome.
+            seed: Of the run.
+            keep_drafts: Whether rows hold all drafts.
+        """
+        totals = Totals()
+        for line in lines:
+            totals.read += 1
+            try:
+                if line.problem is not None:
+                    raise RecordError("row", line.problem)
+                query = self.task.read_row(line.value)
+            except RecordError as error:
+                self.rejects.add(line, error.problem, error.field)
+                continue
+            content = journal.outcome(keys(query))
+            if content is None:
+                totals.unfinished += 1
+                continue
+            outcome = Outcome(**content)
+            totals.count(outcome)
+            if outcome.problem is not None:
+                self.rejects.add(line, outcome.problem, outcome.about)
+                continue
+            _write(self.table, output_row(query, outcome, seed, keep_drafts))
+            if self.task_table is not None and self.task.write_row is not None:
+                _write(self.task_table, self.task.write_row(query, outcome.answers, self.generator))
+        totals.written = self.table.rows
+        totals.rejected = self.rejects.count
+        totals.rejects = dict(self.rejects.by_field)
+        return totals
+
+
+def output_row(query: Query, outcome: Outcome, seed: int, keep_drafts: bool) -> Row:
+    """Return a row: the input's columns, the response, and how it came about."""
+    own: Row = {"response": outcome.answers[-1]}
+    if len(query.turns) > 1:
+        own["responses"] = outcome.answers
+    own["finish_reasons"] = outcome.finish_reasons
+    if any(outcome.details):
+        own["details"] = outcome.details
+    own |= {"seed": seed, "usage": outcome.usage, "events": outcome.events}
+    if keep_drafts:
+        own["layers"] = outcome.layers
+    columns = {
+        f"input_{name}" if name in own else name: value
+        for name, value in query.row.items()
+        if name != "id"
+    }
+    return {"id": query.id, **columns, **own}
+
+
+def _write(table: TableWriter, row: Row) -> None:
+    try:
+        table.write(row)
+    except TypeError:  # an input column of a type that JSON has not; the answer was paid for
+        table.write(json.loads(json.dumps(row, default=str)))
+
+
+def summary(totals: Totals, flops: dict[str, float | None] | None, more: Row) -> Row:
+    """Return the summary of a run, for the JSON file beside its output."""
+    return {
+        "read": totals.read,
+        "written": totals.written,
+        "rejected": totals.rejected,
+        "unfinished": totals.unfinished,
+        "rejects": {
+            name: {"count": count, "first": first}
+            for name, (count, first) in totals.rejects.items()
+        },
+        "total": asdict(totals.total),
+        "layers": [
+            {"turn": turn, "layer": layer, **asdict(usage)}
+            for (turn, layer), usage in sorted(totals.usage.items())
+        ],
+        "flops": flops,
+        "finish_reasons": dict(totals.finish_reasons),
+        "events": dict(totals.events),
+        **more,
+    }
+
+
+def describe(totals: Totals, flops: dict[str, float | None] | None) -> list[str]:
+    """Return the account for a person: a line per layer, and what there is to know."""
+    head = f"{'turn':>5}{'layer':>6}{'requests':>10}{'samples':>9}{'prompt':>12}{'cached':>12}"
+    text = [head + f"{'written':>12}   tokens"]
+    rows = [
+        *((f"{turn:>5}{layer:>6}", usage) for (turn, layer), usage in sorted(totals.usage.items())),
+        (f"{'all':>11}", totals.total),
+    ]
+    for place, usage in rows:
+        tokens = "".join(
+            f"{'?' if n is None else format(n, ','):>12}"
+            for n in (usage.prompt, usage.cached, usage.completion)
+        )
+        text.append(f"{place}{usage.requests:>10,}{usage.samples:>9,}{tokens}")
+    if flops is not None:
+        exact, formula = flops["exact"], flops["appendix_c"]
+        shown = [f"{exact:.3g} by the tokens computed"] if exact is not None else []
+        shown += [f"{formula:.3g} by the paper's appendix C"] if formula is not None else []
+        text += [f"FLOPs: {', '.join(shown)}"] if shown else []
+    if totals.events:
+        events = ", ".join(f"{count} x {name}" for name, count in totals.events.most_common())
+        text.append(f"drafts: {events}")
+    if totals.finish_reasons.get("length"):
+        text.append(f"warning: max_tokens cut off {totals.finish_reasons['length']} final answers")
+    return text
+
+
+def write_summary(path: Path, content: Row) -> None:
+    """Write the summary beside the output."""
+    from aft_factory.files import write_whole
+
+    write_whole(path, orjson.dumps(content, option=orjson.OPT_INDENT_2, default=str) + b"\n")

@@ -1,0 +1,229 @@
+"""The runner: many queries through one strategy, each on its own, with the engine kept full.
+
+Knows no command line and no file format. There is no barrier: an admitted query goes on as soon as
+its own drafts are there. How many requests are in flight is the asker's limit; how many queries are
+admitted at once (`window`) only bounds memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from aft_factory import __version__
+from aft_factory.accounting import LayerUsage
+from aft_factory.asking import Asker, Stopped
+from aft_factory.drafting import Drafting, Settings, Trace
+from aft_factory.engines import EngineError
+from aft_factory.errors import NoAnswer
+from aft_factory.fitting import Fitter
+from aft_factory.records import Message
+from aft_factory.sampling import Completion
+from aft_factory.strategies import Score, Strategy
+from aft_factory.tasks import Query
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a query ended.
+
+    Attributes:
+        answers: The answer of each turn; fewer than there are turns where a problem came between.
+        finish_reasons: Why each of them ended.
+        details: What the strategy says about its choice, by turn.
+        usage: Of each (turn, layer), what its requests took; of rejected queries too.
+        events: Every use of a policy: {turn, layer, slot, event}.
+        layers: All drafts, if they are kept: {turn, layer, drafts: [{slot, text, finish_reason}]}.
+        problem: Why there is no answer.
+        about: What the problem is about: `engine` or `drafts`.
+    """
+
+    answers: list[str] = field(default_factory=list)
+    finish_reasons: list[str] = field(default_factory=list)
+    details: list[dict[str, Any]] = field(default_factory=list)
+    usage: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    problem: str | None = None
+    about: str | None = None
+
+    @property
+    def layer_usage(self) -> dict[tuple[int, int], LayerUsage]:
+        """The usage, by (turn, layer)."""
+        known = LayerUsage.__dataclass_fields__
+        return {
+            (row["turn"], row["layer"]): LayerUsage(**{name: row[name] for name in known})
+            for row in self.usage
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Answers queries.
+
+    Attributes:
+        strategy: The algorithm.
+        options: Its options.
+        settings: Prompts, sampling, seed and policies.
+        asker: Asks the model.
+        model: What answers, for the fingerprint.
+        fitters: Shorten drafts, by (model, max_tokens).
+        score: A reward model, for strategies that want one.
+        keep_drafts: Whether outcomes hold all drafts.
+    """
+
+    strategy: Strategy
+    options: Mapping[str, Any]
+    settings: Settings
+    asker: Asker
+    model: str
+    fitters: Mapping[tuple[str, int], Fitter]
+    score: Score | None = None
+    keep_drafts: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Names all that decides an outcome but the query: outcomes of equal names are equal."""
+        settings = self.settings
+        content = [
+            *(__version__, self.model, self.strategy.__name__, dict(self.options)),
+            *(settings.template.fingerprint, settings.proposer_system, settings.seed),
+            *(asdict(settings.proposal), asdict(settings.final), asdict(settings.policy)),
+            *(self.keep_drafts, sorted(self.fitters)),
+        ]
+        return hashlib.blake2b(_canonical(content), digest_size=16).hexdigest()
+
+    @staticmethod
+    def outcome_key(query: Query, fingerprint: str) -> bytes:
+        """Return the journal's key for the outcome of a query."""
+        content = [fingerprint, query.id, query.turns, query.final]
+        return hashlib.blake2b(_canonical(content), digest_size=16).digest()
+
+    async def answer(self, query: Query) -> Outcome:
+        """Answer every turn of a query; the final answer of a turn is the history of the next.
+
+        Raises:
+            Stopped: If the run was asked to stop.
+            EngineError: If no query can be answered any more.
+        """
+        trace = Trace()
+        settings = self.settings
+        if query.final:
+            settings = replace(settings, final=replace(settings.final, **query.final))
+        options = (
+            dict(self.options) if self.score is None else {**self.options, "score": self.score}
+        )
+        done: list[Completion] = []
+        details: list[dict[str, Any]] = []
+        messages: list[Message] = []
+        problem = about = None
+        try:
+            for turn, said in enumerate(query.turns):
+                messages = [*messages, *said]
+                sample = Drafting(query.id, turn, settings, self.asker, self.fitters, trace)
+                answer = await self.strategy(messages, sample, **options)
+                done.append(answer.completion)
+                details.append(answer.details)
+                messages = [*messages, {"role": "assistant", "content": answer.completion.text}]
+        except* (NoAnswer, EngineError, Stopped) as group:
+            error = _first(group)
+            if isinstance(error, Stopped) or (
+                isinstance(error, EngineError) and error.kind == "fatal"
+            ):
+                raise error from None
+            problem, about = str(error), "drafts" if isinstance(error, NoAnswer) else "engine"
+        return Outcome(
+            answers=[completion.text for completion in done],
+            finish_reasons=[completion.finish_reason for completion in done],
+            details=details,
+            usage=[
+                {"turn": turn, "layer": layer, **asdict(usage)}
+                for (turn, layer), usage in sorted(trace.usage.items())
+            ],
+            events=sorted(trace.events, key=lambda e: (e["turn"], e["layer"], e["slot"])),
+            layers=_layers(trace) if self.keep_drafts else [],
+            problem=problem,
+            about=about,
+        )
+
+    async def answer_all(
+        self,
+        queries: Iterable[Query],
+        window: int,
+        on_outcome: Callable[[Query, Outcome], object],
+    ) -> None:
+        """Answer queries, at most `window` of them at a time.
+
+        Args:
+            queries: Read as there is room for them.
+            window: Most queries under way: bounds memory, and is to be large enough that their
+                requests fill the asker's limit.
+            on_outcome: Told of each query that ended, in order of their ends.
+
+        Raises:
+            EngineError: If no query can be answered any more.
+        """
+        room = asyncio.Semaphore(window)
+        stopped = False
+
+        async def one(query: Query) -> None:
+            nonlocal stopped
+            try:
+                on_outcome(query, await self.answer(query))
+            except Stopped:
+                stopped = True
+            finally:
+                room.release()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for query in queries:
+                    await room.acquire()
+                    if stopped:
+                        break
+                    group.create_task(one(query))
+        except* Exception as errors:
+            raise _first(errors) from None
+
+
+def _layers(trace: Trace) -> list[dict[str, Any]]:
+    return [
+        {
+            "turn": turn,
+            "layer": layer,
+            "drafts": [
+                {"slot": slot, "text": c.text, "finish_reason": c.finish_reason}
+                for slot, c in sorted(drafts, key=lambda item: item[0])
+            ],
+        }
+        for (turn, layer), drafts in sorted(trace.drafts.items())
+    ]
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """Return the error of a group to show, the gravest if there are several."""
+    errors: list[BaseException] = []
+
+    def collect(error: BaseException) -> None:
+        for part in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+            collect(part)
+        if not isinstance(error, BaseExceptionGroup):
+            errors.append(error)
+
+    collect(group)
+
+    def gravity(error: BaseException) -> int:
+        if isinstance(error, EngineError):
+            return 1 if error.kind == "fatal" else 3
+        return 2 if isinstance(error, Stopped) else 3 if isinstance(error, NoAnswer) else 0
+
+    return min(errors, key=gravity)
+
+
+def _canonical(content: Any) -> bytes:
+    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)

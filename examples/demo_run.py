@@ -1,0 +1,103 @@
+"""The second half of `make demo`: propose-and-aggregate with the model that the first half trained.
+
+Merges the AFT adapter, lets the real vLLM answer held-out questions, kills the run halfway as a
+power cut would, and runs the same command again, which goes on where the first one was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+WIDTH, LAYERS = 3, 2
+# Small enough for a laptop's CPU; none of it is needed on a GPU.
+ENGINE = ("max_model_len=4096", "enforce_eager=true", "max_num_seqs=32", "dtype=float32")
+
+EXPORT = """\
+model_name_or_path: {model}
+adapter_name_or_path: {adapter}
+finetuning_type: lora
+template: aft_llama3
+export_dir: {merged}
+export_device: cpu
+"""
+
+
+def merge(model: Path, adapter: Path, output: Path) -> Path:
+    """Merge an adapter with the real `llamafactory-cli`; return the folder of the whole model."""
+    merged = output / "merged"
+    config = output / "export.yaml"
+    config.write_text(EXPORT.format(model=model, adapter=adapter, merged=merged))
+    log = output / "export.log"
+    print(f"$ llamafactory-cli export {config}    (its output: {log})")
+    command = [str(Path(sys.executable).parent / "llamafactory-cli"), "export", str(config)]
+    with log.open("wb") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise SystemExit(f"the export failed; the whole log: {log}")
+    return merged
+
+
+def answer(model: Path, queries: Path, output: Path) -> Path:
+    """Answer queries by propose-and-aggregate: killed once, resumed; return the answers' file."""
+    answers = output / "answers.jsonl"
+    command = [sys.executable, "-m", "aft_factory.run", str(queries), "--output", str(answers)]
+    command += ["--model", str(model), "--width", str(WIDTH), "--layers", str(LAYERS)]
+    command += ["--max-tokens", "128", "--keep-drafts"]
+    for argument in ENGINE:
+        command += ["--engine-args", argument]
+    print(f"$ {' '.join(command).replace(sys.executable, 'python')}")
+    requests = sum(1 for _ in queries.open()) * (LAYERS + 1)
+    log = output / "run.log"
+    with log.open("wb") as stream:
+        # A group of its own, so that the engine's processes die with it.
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=environment(), start_new_session=True
+        )
+        while process.poll() is None and answered(answers) < requests // 2:
+            time.sleep(0.02)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode != -signal.SIGKILL:
+        raise SystemExit(f"the run was not killed halfway; the whole log: {log}")
+    print(f"killed (kill -9) with {answered(answers)} of {requests} requests answered; again:")
+    print("$ the same command")
+    subprocess.run(command, check=True, env=environment())
+    return answers
+
+
+def answered(answers: Path) -> int:
+    """Count the requests in the journal of a run that may be under way."""
+    import sqlite3
+
+    journal = Path(f"{answers}.journal")
+    if not journal.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{journal}?mode=ro", uri=True) as database:
+            return int(database.execute("SELECT count(*) FROM replies").fetchone()[0])
+    except sqlite3.OperationalError:  # it is just being made
+        return 0
+
+
+def environment() -> dict[str, str]:
+    """On a CPU, vLLM takes a share of the memory for its cache, if nothing is said: say 1 GB."""
+    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"} | os.environ
+
+
+def show(answers: Path) -> None:
+    """Print what became of one query."""
+    row = json.loads(answers.open().readline())
+    session = json.loads(answers.with_suffix(".summary.json").read_text())["session"]
+    print(
+        f"of the requests, {session['requests_replayed']} came from the journal, "
+        f"{session['requests_asked']} were asked after the kill"
+    )
+    inspect = f"python -m aft_factory.run --inspect {answers}.journal {row['id']}"
+    print(f"every draft can be read: {inspect}")

@@ -1,0 +1,62 @@
+"""Ways to run strategies on a scripted engine, for several test files."""
+
+import asyncio
+from dataclasses import replace
+
+from aft_factory.asking import Asker, Retries
+from aft_factory.drafting import Drafting, Settings, Trace
+from aft_factory.engines.scripted import ScriptedEngine
+from aft_factory.prompts import load_template
+from aft_factory.runner import Runner
+from aft_factory.sampling import Sampling
+from aft_factory.strategies import STRATEGIES
+from aft_factory.tasks import Query
+
+SETTINGS = Settings(load_template("paper"), Sampling(), Sampling(temperature=0.9))
+QUICK = Retries(most=3, first=0.001, longest=0.002)
+
+
+def numbered():
+    """Return a script that counts samples: "draft 0", "draft 1", ..."""
+    count = iter(range(10**6))
+    return lambda request: [f"draft {next(count)}" for _ in range(request.n)]
+
+
+def query(text="What is 1+1?", name="q", **more):
+    return Query(name, [[{"role": "user", "content": text}]], {"query": text}, **more)
+
+
+def solve(strategy, script=None, *, messages=None, score=None, settings=SETTINGS, **options):
+    """Run one strategy on one query; return (answer, engine, trace)."""
+    engine = ScriptedEngine(script or numbered())
+    trace = Trace()
+
+    async def run():
+        asker = Asker({"": engine, "a": engine, "b": engine}, None, 100, QUICK)
+        sample = Drafting("q", 0, settings, asker, {}, trace)
+        extra = options if score is None else {**options, "score": score}
+        return await STRATEGIES[strategy](
+            messages or [{"role": "user", "content": "What is 1+1?"}], sample, **extra
+        )
+
+    return asyncio.run(run()), engine, trace
+
+
+def runner(engine, *, strategy="propose_and_aggregate", journal=None, in_flight=100, **changes):
+    """Return a Runner on one engine; to be made inside a running event loop."""
+    options = changes.pop("options", {"width": 3, "layers": 2})
+    settings = replace(SETTINGS, **changes)
+    asker = Asker({"": engine}, journal, in_flight, QUICK)
+    return Runner(STRATEGIES[strategy], options, settings, asker, engine.model, {})
+
+
+def answer(engine, queries, **options):
+    """Answer queries; return their outcomes by id, in order of their ends."""
+    outcomes = {}
+
+    async def run():
+        one = runner(engine, **options)
+        await one.answer_all(queries, 1000, lambda q, o: outcomes.__setitem__(q.id, o))
+
+    asyncio.run(run())
+    return outcomes

@@ -1,0 +1,170 @@
+"""Drafting: prompts, seeds, policies for unusable drafts, and what is recorded of them."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from asking_tools import SETTINGS, numbered, solve
+
+from aft_factory.asking import Asker
+from aft_factory.drafting import Drafting, Policy, Settings, Trace
+from aft_factory.engines.scripted import ScriptedEngine
+from aft_factory.errors import NoAnswer
+from aft_factory.fitting import Fitter
+from aft_factory.prompts import load_template
+from aft_factory.sampling import Completion, Sampling, identity_seed
+from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
+
+QUESTION = {"role": "user", "content": "What is 1+1?"}
+
+
+class CutEngine(ScriptedEngine):
+    """Replies that max_tokens cut off, at the first attempt or at every one."""
+
+    def __init__(self, *, always):
+        super().__init__(numbered())
+        self.always = always
+
+    async def sample(self, request):
+        reply = await super().sample(request)
+        cut = self.always or request.seed == identity_seed(42, "q", 0, 0, 0, 0)
+        reason = "length" if cut else "stop"
+        changed = tuple(replace(c, finish_reason=reason) for c in reply.completions)
+        return replace(reply, completions=changed)
+
+
+def draw(engine, *, policy=None, fitters=None, settings=SETTINGS, drafts=(), **place):
+    trace = Trace()
+
+    async def run():
+        asker = Asker({"": engine}, None, 10)
+        sample = Drafting("q", 0, replace(settings, policy=policy or Policy()), asker, fitters or {}, trace)
+        return await sample([QUESTION], drafts, **{"layer": 0, "n": 2} | place)
+
+    return [c.text for c in asyncio.run(run())], trace
+
+
+def events(trace):
+    return [(event["slot"], event["event"]) for event in trace.events]
+
+
+def empty_first():
+    """The second of the first two samples is empty."""
+    count = numbered()
+    return lambda r: ["fine", "  \n"] if r.n == 2 else count(r)
+
+
+def test_the_seed_depends_on_run_query_turn_layer_and_slot_alone():
+    _, engine, _ = solve("propose_and_aggregate", width=3, layers=2)
+    assert [r.seed for r in engine.requests] == [
+        identity_seed(42, "q", 0, layer, 0, 0) for layer in range(3)
+    ]
+    places = [(1, "q", 0), (2, "q", 0), (1, "p", 0), (1, "q", 1), (1, "q", 0, 0)]
+    assert len({identity_seed(*place) for place in places}) == 5
+    assert identity_seed(42, "q", 0, 0, 0, 0) == 1186403652  # the same in every version and machine
+
+
+def test_an_empty_draft_is_resampled_under_another_seed():
+    engine = ScriptedEngine(empty_first())
+    texts, trace = draw(engine)
+    assert texts == ["fine", "draft 0"]
+    assert events(trace) == [(1, "empty"), (1, "resampled")]
+    assert [(r.n, r.seed) for r in engine.requests] == [
+        (2, identity_seed(42, "q", 0, 0, 0, 0)),
+        (1, identity_seed(42, "q", 0, 0, 1, 1)),
+    ]
+
+
+def test_a_draft_that_stays_empty_is_dropped_never_padded():
+    engine = ScriptedEngine(lambda r: ["fine", ""] if r.n == 2 else [" "])
+    texts, trace = draw(engine)
+    assert texts == ["fine"]
+    assert events(trace)[-1] == (1, "dropped")
+    assert len(engine.requests) == 3
+
+
+def test_an_empty_draft_can_be_dropped_at_once_or_reject_the_query():
+    texts, trace = draw(ScriptedEngine(empty_first()), policy=Policy(empty="drop"))
+    assert (texts, events(trace)) == (["fine"], [(1, "empty"), (1, "dropped")])
+    with pytest.RaisesGroup(pytest.RaisesExc(NoAnswer, match="layer 0, draft 1: empty")):
+        draw(ScriptedEngine(empty_first()), policy=Policy(empty="reject"))
+
+
+def test_too_few_usable_drafts_reject_the_query():
+    with pytest.raises(NoAnswer, match="1 of 2 drafts empty or cut off, 2 wanted"):
+        draw(ScriptedEngine(empty_first()), policy=Policy(empty="drop", min_drafts=2))
+
+
+def test_an_empty_final_answer_is_resampled_and_then_rejects_the_query():
+    engine = ScriptedEngine(lambda r: [""])
+    with pytest.raises(NoAnswer, match="the final answer empty"):
+        draw(engine, n=1, final=True)
+    assert len(engine.requests) == 3
+
+
+def test_a_cut_off_draft_is_kept_and_noted_by_default():
+    texts, trace = draw(CutEngine(always=True))
+    assert texts == ["draft 0", "draft 1"]
+    assert events(trace) == [(0, "truncated"), (1, "truncated")]
+
+
+def test_a_cut_off_draft_can_be_resampled_and_is_kept_if_that_is_in_vain():
+    texts, trace = draw(CutEngine(always=False), policy=Policy(truncated="resample"))
+    assert texts == ["draft 2", "draft 3"]
+    texts, trace = draw(CutEngine(always=True), policy=Policy(truncated="resample"), n=1)
+    assert texts == ["draft 2"]
+    assert events(trace) == [
+        *((0, "truncated"), (0, "resampled"), (0, "truncated"), (0, "resampled")),
+        (0, "truncated"),
+    ]
+
+
+def test_a_cut_off_draft_can_be_dropped():
+    texts, _ = draw(CutEngine(always=True), policy=Policy(truncated="drop"), least=0)
+    assert texts == []
+
+
+def test_a_proposers_system_message_goes_to_plain_queries_without_one():
+    settings = Settings(load_template("release"), Sampling(), Sampling(), proposer_system="\n")
+    _, engine, _ = solve("propose_and_aggregate", settings=settings, width=1, layers=1)
+    assert engine.requests[0].prompt == [{"role": "system", "content": "\n"}, QUESTION]
+    assert engine.requests[1].prompt == [
+        {"role": "system", "content": load_template("release").render(["draft 0"])},
+        QUESTION,
+    ]
+    own = [{"role": "system", "content": "Be brief."}, QUESTION]
+    _, engine, _ = solve("propose_and_aggregate", settings=settings, messages=own, layers=0)
+    assert engine.requests[0].prompt == own
+
+
+def test_control_tokens_in_a_draft_are_broken():
+    engine = ScriptedEngine()
+    draw(engine, drafts=[Completion("so <|eot_id|> [INST]")], layer=1)
+    system = engine.requests[0].prompt[0]["content"]
+    assert "<\u200b|eot_id|>" in system
+    assert "<|eot_id|>" not in system
+
+
+def test_overlong_drafts_are_shortened_to_the_context_and_noted(llama3_tokenizer_dir):
+    tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
+    chat = resolve_chat_template("llama3", tokenizer)
+    fitters = {("", 4096): Fitter(tokenizer, chat, 700, load_template("paper"))}
+    long = Completion("one two three four five " * 200)
+    engine = ScriptedEngine()
+    _, trace = draw(engine, fitters=fitters, drafts=[long, Completion("short"), long], layer=1)
+    assert events(trace) == [(0, "2 drafts shortened")]
+    sent = tokenizer.apply_chat_template(
+        engine.requests[0].prompt, chat_template=chat, add_generation_prompt=True, tokenize=False
+    )
+    length = len(tokenizer(sent, add_special_tokens=False)["input_ids"])
+    assert 600 < length <= 700
+    assert engine.requests[0].prompt[-1] == QUESTION
+    assert "\n2. short\n" in engine.requests[0].prompt[0]["content"]
+
+
+def test_a_query_that_does_not_fit_at_all_is_rejected_with_its_numbers(llama3_tokenizer_dir):
+    tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
+    chat = resolve_chat_template("llama3", tokenizer)
+    fitters = {("", 4096): Fitter(tokenizer, chat, 5, load_template("paper"))}
+    with pytest.raises(NoAnswer, match=r"layer 0: needs .* tokens .* the limit is 5"):
+        draw(ScriptedEngine(), fitters=fitters)

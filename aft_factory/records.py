@@ -240,6 +240,15 @@ def content_id(messages: Sequence[Message], proposals: Sequence[str]) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
+def required_aggregation(record: Record) -> str:
+    """The text that AFT trains on; RecordError if the record has none."""
+    if record.aggregation is None or not record.aggregation.strip():
+        raise RecordError(
+            "aggregation", "missing or empty; write --target aggregation and aggregate first"
+        )
+    return record.aggregation
+
+
 def _expected_role(before: Sequence[Message]) -> str:
     return "assistant" if before and before[-1]["role"] == "user" else "user"
 

@@ -117,7 +117,6 @@ async def _server(settings: RunSettings, urls: Sequence[str], model: str | None)
         tokenizer=tokenizer,
         chat_template=chat,
         split_samples=settings.split_samples,
-        extra_body=settings.server_args,
     )
 
 

@@ -36,7 +36,6 @@ class RunSettings:
     )
     chat_template: str = setting("auto", "auto, own, llama3, mistral or a path")
     engine_args: dict[str, Any] = setting({}, "passed to vLLM, such as tensor_parallel_size=2")
-    server_args: dict[str, Any] = setting({}, "added to the body of every request to a server")
     split_samples: bool = setting(False, "ask for K samples one by one (servers without n)")
     timeout: float = setting(600.0, "seconds until a server's answer is given up")
     retries: int = setting(10, "attempts after a failed one")
@@ -61,7 +60,9 @@ class RunSettings:
     final_top_p: float | None = setting(None, "of the final layer, if it differs")
     final_top_k: int | None = setting(None, "of the final layer, if it differs")
     final_max_tokens: int | None = setting(None, "of the final layer, if it differs")
-    sampling_args: dict[str, Any] = setting({}, "further sampling settings, such as min_p=0.05")
+    sampling_args: dict[str, Any] = setting(
+        {}, "further sampling settings or, for a server, fields of the body, such as min_p=0.05"
+    )
     seed: int = setting(42, "of the run; the seed of each request follows from it and its place")
     on_empty: EmptyPolicy = setting("resample", "what becomes of an empty draft")
     on_truncated: TruncatedPolicy = setting("keep", "what becomes of a draft cut by max_tokens")
@@ -121,7 +122,7 @@ class RunSettings:
         for name in ("adapter", "engine_args"):
             if getattr(self, name) and self.base_url:
                 problems.append(f"{name}: for a model in this process, not for --base-url")
-        for name in ("tokenizer", "server_args", "split_samples"):
+        for name in ("tokenizer", "split_samples"):
             if getattr(self, name) and not self.base_url:
                 problems.append(f"{name}: for servers, needs --base-url")
         return problems

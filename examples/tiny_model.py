@@ -152,6 +152,53 @@ def make_tiny_model(
     return folder
 
 
+def make_tiny_reward_model(
+    folder: Path,
+    texts: Iterable[str],
+    *,
+    kind: str = "llama3",
+    hidden: int = 64,
+    layers: int = 2,
+    context: int = 8192,
+    vocabulary: int = 2000,
+) -> Path:
+    """Write a reward model: a Llama that gives one number, with tokenizer and chat template.
+
+    Its weights are random, but large enough that scores of different texts differ clearly. It has
+    no pad token, as many reward models have none.
+
+    Args:
+        folder: Where to; made if need be.
+        texts: What the tokenizer is trained on.
+        kind: `llama3` or `mistral`: tokenizer, architecture and chat template.
+        hidden: Width; a head has 32 of it, the least that vLLM's CPU build takes.
+        layers: Transformer layers.
+        context: Positions.
+        vocabulary: Tokens, at most.
+
+    Returns:
+        The folder.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    make_tiny_model(
+        kind,
+        folder,
+        texts,
+        hidden=hidden,
+        layers=layers,
+        context=context,
+        vocabulary=vocabulary,
+    )
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(folder, num_labels=1, initializer_range=0.2)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    template = Path(__file__).parents[1] / "templates" / "chat" / f"{kind}.jinja"
+    (folder / "chat_template.jinja").write_bytes(template.read_bytes())
+    return folder
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -55,7 +55,7 @@ def convert_command(path):
 
 
 def test_every_yaml_here_is_tested():
-    tested = {*TRAININGS, EXAMPLES / "export_llama.yaml"}
+    tested = {*TRAININGS, EXAMPLES / "export_llama.yaml", EXAMPLES / "run_llama.yaml"}
     assert set(EXAMPLES.glob("*.yaml")) == tested
     assert {path.name for path in (EXAMPLES / "v1").iterdir()} == {"aft_qwen3.yaml", "dataset.yaml"}
 
@@ -220,3 +220,13 @@ def test_multi_node_refuses_a_number_of_gpus_that_changes_the_batch(multi_node):
     finished = multi_node("a.yaml", **{**TWO_NODES, "NNODES": "3"})
     assert finished.returncode == 2
     assert finished.stderr == ("3 x 4 GPUs x 4 rows = 48 does not divide the total batch of 128\n")
+
+
+def test_the_run_serves_what_the_export_writes_at_the_papers_width_and_layers():
+    from aft_factory.run import build_parser, read_settings
+
+    args = build_parser().parse_args(["x.jsonl", "--config", str(EXAMPLES / "run_llama.yaml")])
+    settings = read_settings(args)
+    assert settings.model == read(EXAMPLES / "export_llama.yaml")["export_dir"]
+    assert (settings.strategy, settings.width, settings.layers) == ("propose_and_aggregate", 5, 2)
+    assert (settings.temperature, settings.top_p, settings.final_temperature) == (0.7, 0.95, 0.9)

@@ -1,12 +1,9 @@
 """Prompts: golden texts, selection, sanitising. Run: pytest tests/test_prompts.py"""
 
 import copy
-import subprocess
-import sys
 
 import jinja2.sandbox
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -261,18 +258,3 @@ def test_spans_follow_shuffled_proposals():
     text = selected_conversation(selected, options)[0]["content"]
     spans = proposal_spans(selected, options)
     assert [text[start:end] for start, end in spans] == selected.proposals
-
-
-def test_importing_the_package_and_its_helps_loads_nothing_heavy():
-    heavy = ("torch", "transformers", "vllm", "llamafactory", "datasets")
-    for module in (
-        "aft_factory",
-        "aft_factory.prompts",
-        "aft_factory.fitting",
-        "aft_factory.convert.__main__",
-    ):
-        code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-        )
-        assert done.stdout.strip() == "[]", module

@@ -16,26 +16,13 @@ from collections.abc import Callable, Sequence
 
 from aft_factory.errors import RecordError
 from aft_factory.prompts import Aggregation, selected_conversation
-from aft_factory.records import Message, Record, Row
+from aft_factory.records import Message, Record, Row, required_aggregation
 
 SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
 def aggregation_target(record: Record) -> str | None:
     """The text that AFT trains on; None in records that wait for the aggregation stage."""
-    return record.aggregation
-
-
-def required_aggregation(record: Record) -> str:
-    """The text that AFT trains on.
-
-    Raises:
-        RecordError: If the record has none.
-    """
-    if record.aggregation is None or not record.aggregation.strip():
-        raise RecordError(
-            "aggregation", "missing or empty; write --target aggregation and aggregate first"
-        )
     return record.aggregation
 
 

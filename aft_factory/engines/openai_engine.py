@@ -1,9 +1,6 @@
 """Any OpenAI-compatible server, or several of them: vLLM, SGLang, LLaMA-Factory's `api`, OpenAI.
 
-Sends requests over the official `openai` package, one attempt each, and spreads them over the
-servers. Knows nothing of journals, retries or strategies.
-
-    engine = await OpenAIEngine.connect(["http://localhost:8000/v1"])
+Sends requests over the official `openai` package, one attempt each, spread over the servers.
 
 LLaMA-Factory's `llamafactory-cli api` (0.9.5) differs from others: it knows no seed, no top_k and,
 with its default backend, no `stop`; it takes `n` > 1 at temperature 0 as temperature 1 (set
@@ -17,19 +14,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
-
-import orjson
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines import EngineError
+from aft_factory.engines.openai_replies import (
+    error_words,
+    kind_of,
+    parse_body,
+    read_reply,
+    retry_after,
+    whole,
+)
 from aft_factory.errors import MissingPackage, UsageError
-from aft_factory.sampling import Completion, Reply, Request, Usage
+from aft_factory.sampling import Reply, Request, Usage
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -40,7 +40,6 @@ LONGEST_CONNECT = 30.0  # seconds; a burst of a thousand connections may need so
 MOST_IDLE = 32  # connections kept; the client looks through them all at every request
 KEEP_IDLE = 3.0  # seconds; servers drop idle connections after 5, and a request may meet that
 OPEN_FILES = 65536  # a connection is an open file, and systems often allow 1024, or 256
-MOST_WORDS = 500  # characters of a server's error message
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +47,8 @@ _log = logging.getLogger(__name__)
 class OpenAIEngine:
     """A model behind OpenAI-compatible URLs. Made by `connect`.
 
-    Journal keys hold `model`, the name only: a run may go on with other URLs. Nor is `extra_body`
-    in them; what changes answers belongs in `Sampling.extra`.
+    Journal keys hold `model`, the name only: a run may go on with other URLs. Further fields of a
+    request's body come from `Sampling.extra`.
     """
 
     def __init__(self, servers: list[_Server], model: str, context: int | None) -> None:
@@ -74,7 +73,6 @@ class OpenAIEngine:
         chat_template: str | None = None,
         split_samples: bool = False,
         token_ids: bool = False,
-        extra_body: Mapping[str, Any] | None = None,
     ) -> OpenAIEngine:
         """Ask every server which models it offers, and return the engine.
 
@@ -88,7 +86,6 @@ class OpenAIEngine:
             split_samples: Ask for n samples by n requests, for servers that cannot do `n`. A prompt
                 is then read, and accounted in `Usage.prompt`, n times.
             token_ids: Ask for the tokens themselves (vLLM gives them).
-            extra_body: Further fields of every request's body.
 
         Raises:
             UsageError: If no server answers, the key is wrong or the model is not clear.
@@ -125,7 +122,6 @@ class OpenAIEngine:
         engine.tokenizer, engine.chat_template = tokenizer, chat_template
         engine._split_samples = split_samples
         engine._extra_body = {"return_token_ids": True} if token_ids else {}
-        engine._extra_body |= extra_body or {}
         return engine
 
     async def sample(self, request: Request) -> Reply:
@@ -175,7 +171,7 @@ class OpenAIEngine:
         extra = dict(self._extra_body)
         if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
-        return _reply(await self._pick().ask(body, extra | dict(sampling.extra)), n)
+        return read_reply(await self._pick().ask(body, extra | dict(sampling.extra)), n)
 
     def _pick(self) -> _Server:
         """Return the live server with the fewest requests in flight; of equals, the next one."""
@@ -233,14 +229,14 @@ class _Server:
         try:
             response = await call
         except openai.APIStatusError as error:
-            status, words = error.status_code, _words(error.response.content)
-            kind = _kind(status)
+            status, words = error.status_code, error_words(error.response.content)
+            kind = kind_of(status)
             if status >= 500:
                 self._failed(started, f"{status}: {words}")
             else:
                 self._works()
             problem = words if kind == "refused" else f"{self.url} answered {status}: {words}"
-            raise EngineError(problem, kind, _retry_after(error.response.headers)) from error
+            raise EngineError(problem, kind, retry_after(error.response.headers)) from error
         except openai.APIError as error:  # no whole answer came
             problem = f"{error.message} {error.__cause__ or ''}".strip()
             self._failed(started, problem)
@@ -248,7 +244,7 @@ class _Server:
         finally:
             self.in_flight -= 1
         self._works()
-        return _parse(response.http_response.content, self.url)
+        return parse_body(response.http_response.content, self.url)
 
     def _works(self) -> None:
         self._failures, self.back_at = 0, 0.0
@@ -301,92 +297,5 @@ async def _choose_model(
     contexts = []
     for offer in offers:
         own = [e for e in offer if e["id"] == model and e.get("max_model_len")]  # adapters: none
-        contexts += [length for e in own or offer if (length := _whole(e.get("max_model_len")))]
+        contexts += [length for e in own or offer if (length := whole(e.get("max_model_len")))]
     return model, min(contexts, default=None)
-
-
-def _kind(status: int) -> Literal["retry", "refused", "fatal"]:
-    if status in (408, 409, 425, 429) or status >= 500:
-        return "retry"
-    return "fatal" if status in (401, 403, 404) else "refused"
-
-
-def _words(body: bytes) -> str:
-    """Return the message inside an error's body, whatever its shape: the server's own words."""
-    try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        found = body.decode(errors="replace")
-    while isinstance(found, dict):
-        inner = (found.get(key) for key in ("error", "message", "detail"))
-        found = next((value for value in inner if value), None) or orjson.dumps(found).decode()
-    words = found if isinstance(found, str) else orjson.dumps(found).decode()
-    return " ".join(words.split())[:MOST_WORDS] or "(no message)"
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait that a server asks for, by any of the headers in use."""
-    for name, scale in (("retry-after-ms", 1000), ("retry-after", 1)):
-        text = headers.get(name, "")
-        try:
-            seconds = float(text) / scale
-        except ValueError:
-            try:
-                date = parsedate_to_datetime(text)
-            except ValueError:
-                continue
-            seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    return None
-
-
-def _parse(body: bytes, url: str) -> dict[str, Any]:
-    """Return the object in a body of status 200, unless it is an error in disguise."""
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        data = None
-    if not isinstance(data, dict):
-        raise EngineError(f"{url}: expected a JSON object, got: {_words(body)}", "retry")
-    error = data.get("error")
-    if error or data.get("object") == "error":
-        code = str(error.get("code") if isinstance(error, dict) else data.get("code"))
-        kind = _kind(int(code)) if code in map(str, range(400, 600)) else "retry"
-        raise EngineError(_words(body), kind)
-    return data
-
-
-def _reply(data: dict[str, Any], n: int) -> Reply:
-    """Read a completion's body; of more than n choices, the first n."""
-    choices = data.get("choices")
-    if not isinstance(choices, list) or not choices:
-        raise EngineError(f"expected choices, got none: {_words(orjson.dumps(data))}", "refused")
-    usage = _object(data.get("usage"))
-    cached = _object(usage.get("prompt_tokens_details")).get("cached_tokens")
-    written = _whole(usage.get("completion_tokens"))
-    completions = []
-    for choice in map(_object, choices[:n]):
-        reason = choice.get("finish_reason") or "stop"
-        text = choice["text"] if "text" in choice else _object(choice.get("message")).get("content")
-        if reason in ("error", "abort") or not isinstance(text, str | None):
-            raise EngineError(f"a choice failed: {_words(orjson.dumps(choice))}", "retry")
-        ids = _ids(choice.get("token_ids"))
-        tokens = written if len(choices) == 1 else None
-        tokens = tokens if ids is None else len(ids)
-        completions.append(Completion(text or "", str(reason), tokens, ids))
-    prompt_ids = data.get("prompt_token_ids") or _object(choices[0]).get("prompt_token_ids")
-    tokens_read = _whole(usage.get("prompt_tokens"))
-    return Reply(tuple(completions), Usage(tokens_read, _whole(cached), written), _ids(prompt_ids))
-
-
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _whole(value: object) -> int | None:
-    return value if type(value) is int else None
-
-
-def _ids(value: object) -> tuple[int, ...] | None:
-    return tuple(value) if isinstance(value, list) else None

@@ -11,10 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from aft_factory.convert.targets import required_aggregation
 from aft_factory.errors import RecordError, UsageError, suggest
 from aft_factory.prompts import PAPER, Aggregation
-from aft_factory.records import USUAL_COLUMNS, Columns, Record, record_from_row
+from aft_factory.records import (
+    USUAL_COLUMNS,
+    Columns,
+    Record,
+    record_from_row,
+    required_aggregation,
+)
 
 NAME = "aggregation"
 

@@ -1,0 +1,720 @@
+"""The engine for OpenAI-compatible servers. Run: pytest tests/test_openai_engine.py"""
+
+import asyncio
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from flaky_server import FlakyServer, digest, expected_texts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aft_factory.engines import EngineError
+from aft_factory.engines.openai_engine import OpenAIEngine
+from aft_factory.engines.openai_replies import error_words, retry_after
+from aft_factory.errors import UsageError
+from aft_factory.sampling import Completion, Reply, Request, Sampling, Usage
+
+MESSAGES = [{"role": "user", "content": "How many pails?"}]
+SHORT = Sampling(max_tokens=8)
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def ask(*requests, server=None, **options):
+    """Ask a flaky server of these options for the requests, one after the other."""
+
+    async def main():
+        async with FlakyServer(**(server or {})) as running:
+            engine = await OpenAIEngine.connect([running.url], **options)
+            try:
+                return [await engine.sample(request) for request in requests], running
+            finally:
+                await engine.close()
+
+    return asyncio.run(main())
+
+
+def request(n=1, seed=7, prompt=MESSAGES, sampling=SHORT, model=None) -> Request:
+    return Request(prompt, n, sampling, seed, model)
+
+
+def error_of(server: dict, **options) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        ask(request(), server=server, **options)
+    return caught.value
+
+
+def respond(status=200, body: object = None, headers=None) -> dict:
+    """Options of a server that always gives this answer."""
+    text = body if isinstance(body, str) else json.dumps(body)
+    return {"answer": lambda *_: web.Response(status=status, text=text, headers=headers)}
+
+
+def choice(text, **more) -> dict:
+    return {"message": {"role": "assistant", "content": text}, **more}
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+# --- what is sent
+
+
+def test_a_conversation_goes_to_chat_completions_with_all_that_decides_the_answer():
+    sampling = Sampling(0.5, 0.9, 20, 8, ("END",), {"min_p": 0.1, "ignore_eos": True})
+    _, server = ask(request(n=2, sampling=sampling))
+    assert server.requests == [
+        (
+            "chat/completions",
+            {
+                "model": "flaky",
+                "messages": MESSAGES,
+                "n": 2,
+                "temperature": 0.5,
+                "top_p": 0.9,
+                "max_tokens": 8,
+                "seed": 7,
+                "stop": ["END"],
+                "top_k": 20,
+                "min_p": 0.1,
+                "ignore_eos": True,
+            },
+        )
+    ]
+
+
+def test_what_is_not_set_is_not_sent():
+    _, server = ask(request())
+    keys = {"model", "messages", "n", "temperature", "top_p", "max_tokens", "seed"}
+    assert set(server.requests[0][1]) == keys
+
+
+def test_a_text_goes_to_text_completion():
+    [reply], server = ask(request(prompt="Once upon a time"))
+    path, body = server.requests[0]
+    assert (path, body["prompt"], "messages" in body) == ("completions", "Once upon a time", False)
+    assert [c.text for c in reply.completions] == expected_texts("Once upon a time", 1, 7, 8)
+
+
+def test_a_request_for_another_model_names_that_one():
+    two = {"models": ("flaky", "other")}
+    _, server = ask(request(), request(model="other"), server=two, model="flaky")
+    assert [body["model"] for _, body in server.requests] == ["flaky", "other"]
+
+
+def test_nothing_that_comes_in_is_changed():
+    extra = {"min_p": 0.1, "chat_template_kwargs": {"proposals": ["a"]}}
+    asked = request(n=3, sampling=Sampling(top_k=5, max_tokens=8, stop=("E",), extra=extra))
+    before = copy.deepcopy((asked, extra, MESSAGES))
+    ask(asked, server={"most_choices": 1}, token_ids=True)
+    assert (asked, extra, MESSAGES) == before
+
+
+# --- what comes back
+
+
+def test_a_reply_holds_the_samples_in_order_with_their_usage():
+    [reply], _ = ask(request(n=3))
+    texts = expected_texts(MESSAGES, 3, 7, 8)
+    words = [len(text.split()) for text in texts]
+    reasons = ["length" if n == 8 else "stop" for n in words]
+    assert reply == Reply(
+        tuple(Completion(text, why) for text, why in zip(texts, reasons, strict=True)),
+        Usage(prompt=4, cached=0, completion=sum(words)),
+    )
+
+
+def test_a_single_sample_knows_its_length():
+    [reply], _ = ask(request())
+    assert reply.completions[0].tokens == reply.usage.completion > 0
+
+
+def test_token_ids_are_asked_for_only_if_wanted_and_then_give_every_length():
+    [reply], server = ask(request(n=2), token_ids=True)
+    assert server.requests[0][1]["return_token_ids"] is True
+    assert reply.prompt_ids == tuple(ord(c) for c in "How many pails?"[::4])
+    lengths = [len(text.split()) for text in expected_texts(MESSAGES, 2, 7, 8)]
+    assert [(c.tokens, len(c.token_ids)) for c in reply.completions] == [(n, n) for n in lengths]
+
+
+def test_content_may_be_null_and_usage_and_finish_reason_may_be_missing():
+    [reply], _ = ask(request(), server=respond(body={"choices": [choice(None)]}))
+    assert reply == Reply((Completion("", "stop"),), Usage(None, None, None))
+
+
+def test_cached_tokens_are_taken_where_the_server_tells_and_are_else_unknown():
+    usage = {"prompt_tokens": 9, "completion_tokens": 2}
+    told = usage | {"prompt_tokens_details": {"cached_tokens": 8}}
+    untold = usage | {"prompt_tokens_details": None}
+    found = []
+    for shape in (told, untold, usage):
+        body = {"choices": [choice("x")], "usage": shape}
+        found += [ask(request(), server=respond(body=body))[0][0].usage]
+    assert found == [Usage(9, 8, 2), Usage(9, None, 2), Usage(9, None, 2)]
+
+
+def test_a_finish_reason_is_kept_as_given():
+    body = {"choices": [choice("x", finish_reason="content_filter")]}
+    [reply], _ = ask(request(), server=respond(body=body))
+    assert reply.completions[0].finish_reason == "content_filter"
+
+
+def test_a_server_that_ignores_n_is_asked_again_under_the_following_seeds():
+    [reply], server = ask(request(n=5), server={"most_choices": 2})
+    assert [(b["n"], b["seed"]) for _, b in server.requests] == [(5, 7), (3, 9), (1, 11)]
+    assert [c.text for c in reply.completions] == expected_texts(MESSAGES, 5, 7, 8)
+    assert reply.usage.prompt == 3 * 4  # it was read three times
+
+
+def test_a_server_that_gives_no_choices_at_all_refuses():
+    problem = error_of(respond(body={"choices": [], "note": "nothing to say"}))
+    assert (problem.kind, "nothing to say" in problem.problem) == ("refused", True)
+
+
+def test_of_more_choices_than_asked_for_the_first_are_kept():
+    body = {"choices": [choice(str(i)) for i in range(4)], "usage": {"completion_tokens": 40}}
+    [reply], _ = ask(request(n=2), server=respond(body=body))
+    assert [(c.text, c.tokens) for c in reply.completions] == [("0", None), ("1", None)]
+    assert reply.usage.completion == 40  # all four were written
+
+
+def test_split_samples_asks_for_each_sample_on_its_own_and_counts_every_reading():
+    [reply], server = ask(request(n=3), split_samples=True)
+    assert sorted((b["n"], b["seed"]) for _, b in server.requests) == [(1, 7), (1, 8), (1, 9)]
+    texts = expected_texts(MESSAGES, 3, 7, 8)
+    assert [c.text for c in reply.completions] == texts
+    assert [c.tokens for c in reply.completions] == [len(text.split()) for text in texts]
+    assert reply.usage.prompt == 3 * 4
+
+
+def test_split_samples_run_together_and_the_first_failure_stops_the_others():
+    async def main():
+        async def answer(_, body):
+            if body["seed"] != 8:
+                await asyncio.sleep(60)
+            return web.Response(status=400, text="no")
+
+        async with FlakyServer(answer=answer) as server:
+            engine = await OpenAIEngine.connect([server.url], split_samples=True)
+            with pytest.raises(EngineError, match="no"):
+                await asyncio.wait_for(engine.sample(request(n=3)), 5)
+            for _ in range(100):  # the server sees the others hang up
+                await asyncio.sleep(0.01)
+                if not server.in_flight:
+                    break
+            await engine.close()
+            return len(server.requests), server.in_flight
+
+    assert asyncio.run(main()) == (3, 0)
+
+
+def test_a_cancelled_request_is_given_up():
+    async def main(split):
+        async with FlakyServer(delay=60) as server:
+            engine = await OpenAIEngine.connect([server.url], split_samples=split)
+            asking = asyncio.create_task(engine.sample(request(n=2)))
+            await asyncio.sleep(0.2)
+            before = server.in_flight
+            asking.cancel()
+            await asyncio.wait([asking])
+            await asyncio.sleep(0.2)
+            await engine.close()
+            return before, server.in_flight, asking.cancelled()
+
+    assert asyncio.run(main(split=False)) == (1, 0, True)
+    assert asyncio.run(main(split=True)) == (2, 0, True)
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        *((status, "retry") for status in (408, 409, 425, 429, 500, 502, 503, 504, 529)),
+        *((status, "fatal") for status in (401, 402, 403, 404, 405)),
+        *((status, "refused") for status in (400, 413, 418, 422)),
+    ],
+)
+def test_a_status_decides_whether_to_ask_again(status, kind):
+    problem = error_of(respond(status, {"error": {"message": "its own words"}}))
+    assert (problem.kind, problem.problem[-13:]) == (kind, "its own words")
+
+
+def test_a_prompt_beyond_the_context_is_refused_in_the_servers_words():
+    long = request(prompt=[{"role": "user", "content": "x" * 44}])
+    with pytest.raises(EngineError) as caught:
+        ask(long, server={"max_model_len": 10})
+    assert caught.value.kind == "refused"
+    assert str(caught.value) == (
+        "This model's maximum context length is 10 tokens. However, your prompt contains 11 input tokens."
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"error": {"message": "a\\n b", "code": 400}}', "a b"),
+        ('{"object": "error", "message": "old vLLM", "code": 400}', "old vLLM"),
+        ('{"detail": "FastAPI"}', "FastAPI"),
+        ('{"detail": [{"msg": "no", "loc": ["n"]}]}', '[{"msg":"no","loc":["n"]}]'),
+        ('{"error": "bare"}', "bare"),
+        ('{"weird": 1}', '{"weird":1}'),
+        ("<h1>Bad</h1>", "<h1>Bad</h1>"),
+        ("", "(no message)"),
+        ("x" * 501, "x" * 500),
+    ],
+)
+def test_the_servers_words_are_found_in_bodies_of_any_shape(body, words):
+    assert error_of(respond(400, body)).problem == words
+
+
+@given(st.binary() | st.recursive(st.none() | st.text() | st.floats(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["error", "message", "detail", "x"]), inner)).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+def test_no_body_is_withouterror_words(body):
+    assert 0 < len(error_words(body)) <= 500
+
+
+def test_the_time_to_wait_is_read_in_each_of_its_forms():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    past = format_datetime(datetime.now(UTC) - timedelta(seconds=100), usegmt=True)
+    waits = [
+        error_of(respond(429, "slow down", headers)).retry_after
+        for headers in (
+            {"Retry-After": "1.5"},
+            {"retry-after-ms": "250", "Retry-After": "9"},
+            {"Retry-After": soon},
+            {"Retry-After": past},
+            {"Retry-After": "later"},
+            {},
+        )
+    ]
+    assert 90 < waits[2] <= 100
+    assert waits == [1.5, 0.25, waits[2], 0.0, None, None]
+
+
+@given(st.text() | st.floats().map(str) | st.datetimes().map(format_datetime))
+def test_any_header_gives_a_time_to_wait_or_none(text):
+    seconds = retry_after({"retry-after": text})
+    assert seconds is None or 0 <= seconds < float("inf")
+
+
+@pytest.mark.parametrize("kind", ["reset", "hang"])
+def test_an_answer_cut_off_or_too_late_may_be_asked_again(kind):
+    failing = {"fail_rate": 1.0, "failures": (kind,)}
+    assert error_of(failing, timeout=0.5).kind == "retry"
+
+
+def test_a_server_that_went_away_may_be_asked_again():
+    async def main():
+        async with FlakyServer() as server:
+            engine = await OpenAIEngine.connect([server.url])
+        with pytest.raises(EngineError) as caught:
+            await engine.sample(request())
+        await engine.close()
+        return caught.value, server.url
+
+    problem, url = asyncio.run(main())
+    assert (problem.kind, problem.problem.startswith(url)) == ("retry", True)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        ('{"choices": [{"mess', "retry", '{"choices": [{"mess'),
+        ("[]", "retry", "[]"),
+        ("<html>busy</html>", "retry", "<html>busy</html>"),
+        ('{"error": {"message": "overloaded"}}', "retry", "overloaded"),
+        ('{"error": {"message": "bad gateway", "code": 502}}', "retry", "bad gateway"),
+        ('{"error": {"message": "too long", "code": 400}}', "refused", "too long"),
+        ('{"object": "error", "message": "who?", "code": 401}', "fatal", "who?"),
+        ('{"id": 1}', "refused", '{"id":1}'),
+        ('{"choices": [{"message": {"content": 5}}]}', "retry", "5"),
+        ('{"choices": [{"text": "half", "finish_reason": "abort"}]}', "retry", "abort"),
+    ],
+)
+def test_a_body_that_holds_no_answer_is_an_error_whatever_the_status_says(body, kind, words):
+    problem = error_of(respond(200, body))
+    assert (problem.kind, words in problem.problem) == (kind, True)
+
+
+# --- connecting
+
+
+def connect(*urls, **options) -> OpenAIEngine:
+    async def main():
+        engine = await OpenAIEngine.connect(urls, **options)
+        await engine.close()
+        return engine
+
+    return asyncio.run(main())
+
+
+def connect_to(*servers: dict, **options) -> OpenAIEngine:
+    async def main():
+        running = [FlakyServer(**server) for server in servers]
+        try:
+            urls = [(await server.__aenter__()).url for server in running]
+            engine = await OpenAIEngine.connect(urls, **options)
+            await engine.close()
+        finally:
+            for server in running:
+                await server.__aexit__()
+        return engine
+
+    return asyncio.run(main())
+
+
+def test_the_only_model_offered_is_taken_with_the_smallest_context():
+    engine = connect_to({"max_model_len": 4096}, {"max_model_len": 2048}, {})
+    assert (engine.model, engine.context) == ("flaky", 2048)
+
+
+@pytest.mark.parametrize("offers", [[("a", "b")], [("a",), ("b",)]])
+def test_of_several_models_one_must_be_named(offers):
+    with pytest.raises(UsageError, match="the servers offer a, b"):
+        connect_to(*({"models": models} for models in offers))
+    assert connect_to(*({"models": models} for models in offers), model="b").model == "b"
+
+
+def test_a_server_without_a_list_of_models_needs_the_models_name():
+    with pytest.raises(UsageError, match="expected the name of one model"):
+        connect_to({"models": None})
+    engine = connect_to({"models": None}, model="mine")
+    assert (engine.model, engine.context) == ("mine", None)
+
+
+def test_an_adapter_without_its_own_length_has_its_base_models():
+    listing = {"data": [{"id": "base", "max_model_len": 512}, {"id": "adapter", "parent": "base"}, 5, {"new": 1}]}  # fmt: skip
+
+    async def main():
+        app = web.Application()
+        app.router.add_get("/v1/models", lambda _: web.json_response(listing))
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/"
+        engine = await OpenAIEngine.connect([url], "adapter")
+        await engine.close()
+        await runner.cleanup()
+        return engine.context
+
+    assert asyncio.run(main()) == 512
+
+
+def test_when_no_server_answers_every_url_is_named_with_its_problem():
+    urls = [f"http://127.0.0.1:{closed_port()}/v1" for _ in range(2)]
+    with pytest.raises(UsageError) as caught:
+        connect(*urls, model="m")
+    assert all(f"{url}: Connection error." in str(caught.value) for url in urls)
+
+
+def test_a_url_whose_server_refuses_is_named_too():
+    async def main():
+        app = web.Application()
+        app.router.add_get("/v1/models", lambda _: web.Response(status=418, text="teapot"))
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        try:
+            with pytest.raises(UsageError) as caught:
+                await OpenAIEngine.connect([url], "m")
+        finally:
+            await runner.cleanup()
+        return str(caught.value), url
+
+    problem, url = asyncio.run(main())
+    assert problem.endswith(f"none answers: {url}: teapot")
+
+
+def test_a_wrong_key_says_where_to_set_the_right_one(monkeypatch):
+    with pytest.raises(UsageError, match=r"401.*set OPENAI_API_KEY"):
+        connect_to({"api_key": "sesame"})
+    assert connect_to({"api_key": "sesame"}, api_key="sesame").model == "flaky"
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame\n")
+    assert connect_to({"api_key": "sesame"}).model == "flaky"
+
+
+@pytest.mark.parametrize("urls", [[], ["localhost:8000/v1"]])
+def test_urls_must_be_urls(urls):
+    with pytest.raises(UsageError, match="expected URLs such as"):
+        connect(*urls, model="m")
+
+
+# --- several servers
+
+
+def test_requests_are_spread_over_the_servers():
+    async def main():
+        async with FlakyServer(delay=0.2) as one, FlakyServer(delay=0.2) as two:
+            engine = await OpenAIEngine.connect([one.url, two.url])
+            await asyncio.gather(*(engine.sample(request(seed=i)) for i in range(10)))
+            at_once = (one.most_in_flight, two.most_in_flight)
+            for i in range(4):
+                await engine.sample(request(seed=i))
+            await engine.close()
+            return at_once, (len(one.requests), len(two.requests))
+
+    assert asyncio.run(main()) == ((5, 5), (7, 7))
+
+
+def test_the_server_with_less_to_do_gets_more():
+    async def main():
+        async with FlakyServer(delay=0.5) as slow, FlakyServer() as fast:
+            engine = await OpenAIEngine.connect([slow.url, fast.url])
+            waiting = asyncio.create_task(engine.sample(request()))
+            await asyncio.sleep(0.1)
+            for i in range(9):
+                await engine.sample(request(seed=i))
+            await waiting
+            await engine.close()
+            return len(slow.requests), len(fast.requests)
+
+    assert asyncio.run(main()) == (1, 9)
+
+
+def test_a_dead_server_rests_and_is_used_again_once_it_lives():
+    async def main():
+        async with FlakyServer() as sound:
+            async with FlakyServer() as frail:
+                engine = await OpenAIEngine.connect([sound.url, frail.url])
+            lost = 0
+            for i in range(20):
+                try:
+                    await engine.sample(request(seed=i))
+                except EngineError as problem:
+                    lost += problem.kind == "retry"
+            async with FlakyServer(port=frail.port) as again:
+                await asyncio.sleep(1.1)  # the first rest is a second
+                for i in range(10):
+                    await engine.sample(request(seed=i))
+                await engine.close()
+                return lost, len(sound.requests), len(again.requests)
+
+    assert asyncio.run(main()) == (1, 19 + 5, 5)
+
+
+def test_a_server_that_does_not_answer_at_the_start_may_join_later():
+    async def main():
+        port = closed_port()
+        async with FlakyServer() as sound:
+            engine = await OpenAIEngine.connect([sound.url, f"http://127.0.0.1:{port}/v1"])
+            async with FlakyServer(port=port) as late:
+                await asyncio.sleep(1.1)
+                for i in range(4):
+                    await engine.sample(request(seed=i))
+                await engine.close()
+                return len(late.requests)
+
+    assert asyncio.run(main()) == 2
+
+
+def test_rests_double_up_to_a_minute_and_one_outage_counts_once(monkeypatch):
+    engine = connect_to({}, {})
+    server, clock, rests = engine._servers[0], [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    for _ in range(1100):
+        server._failed(started=clock[0], problem="refused")
+        server._failed(started=clock[0] - 1, problem="was in flight then")
+        rests.append(server.back_at - clock[0])
+        assert not server.is_live(clock[0])
+        clock[0] = server.back_at
+        assert server.is_live(clock[0])
+    assert rests == [1, 2, 4, 8, 16, 32] + [60] * 1094
+    server._works()
+    server._failed(started=clock[0], problem="refused")
+    assert server.back_at - clock[0] == 1
+
+
+def test_a_server_back_from_its_rest_gets_one_request_at_a_time_until_it_answers():
+    server = connect_to({}, {})._servers[0]
+    server._failed(started=time.monotonic(), problem="refused")
+    later = server.back_at + 0.1
+    server.in_flight = 1
+    assert not server.is_live(later)
+    server._works()
+    assert server.is_live(later)
+
+
+def test_a_single_server_never_rests(monkeypatch):
+    server = connect_to({})._servers[0]
+    server._failed(started=time.monotonic(), problem="refused")
+    assert server.is_live(time.monotonic())
+
+
+def test_with_all_servers_resting_the_request_goes_out_at_once():
+    async def main():
+        failing = {"fail_rate": 1.0, "failures": ("503",)}
+        async with FlakyServer(**failing) as one, FlakyServer(**failing) as two:
+            engine = await OpenAIEngine.connect([one.url, two.url])
+            started = time.monotonic()
+            for i in range(6):
+                with pytest.raises(EngineError):
+                    await engine.sample(request(seed=i))
+            await engine.close()
+            return time.monotonic() - started, len(one.requests) + len(two.requests)
+
+    wall, asked = asyncio.run(main())
+    assert (wall < 1, asked) == (True, 6)
+
+
+# --- many at once, and the server itself
+
+
+def test_a_sample_of_the_flaky_server_depends_on_prompt_and_seed_alone():
+    long = expected_texts(MESSAGES, 3, 7)
+    assert expected_texts(MESSAGES, 2, 8) == long[1:]
+    assert expected_texts(MESSAGES, 3, 7, 4) == [" ".join(text.split()[:4]) for text in long]
+    assert expected_texts([{"role": "user", "content": "?"}], 3, 7) != long
+    assert len(set(long)) == 3
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A flaky server in a process of its own; returns how to start it."""
+    started = []
+
+    def start(*options) -> str:
+        command = [sys.executable, str(Path(__file__).with_name("flaky_server.py")), *options]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process.stdout.readline().strip()
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_at_once_all_come_back_even_where_few_files_may_be_open(
+    served, tmp_path
+):
+    resource = pytest.importorskip("resource")
+    url = served("--delay", "1", "--log", str(tmp_path / "log.jsonl"))
+
+    async def main():
+        engine = await OpenAIEngine.connect([url])
+        replies = await asyncio.gather(*(engine.sample(request(seed=i)) for i in range(1000)))
+        await engine.close()
+        return [reply.completions[0].text for reply in replies]
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        texts = asyncio.run(main())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert texts == [expected_texts(MESSAGES, 1, seed, 8)[0] for seed in range(1000)]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1000
+
+
+def test_asked_until_all_is_answered_a_flaky_server_answers_nothing_twice(tmp_path):
+    async def insist(engine, asked):
+        while True:
+            try:
+                return await engine.sample(asked)
+            except EngineError as problem:
+                if problem.kind != "retry":
+                    raise
+                await asyncio.sleep(problem.retry_after or 0)
+
+    async def main():
+        log = tmp_path / "log.jsonl"
+        async with FlakyServer(fail_rate=0.5, log=log) as server:
+            engine = await OpenAIEngine.connect([server.url], timeout=1)
+            await asyncio.gather(*(insist(engine, request(seed=i)) for i in range(60)))
+            await engine.close()
+            return server, [json.loads(line) for line in log.read_text().splitlines()]
+
+    server, logged = asyncio.run(main())
+    assert set(server.failed) == {"429", "500", "503", "reset", "hang"}
+    assert len(server.requests) == len(server.failed) + 60
+    assert logged == server.log
+    assert sorted(entry["seed"] for entry in logged) == list(range(60))
+    assert {entry["key"] for entry in logged} <= {digest([p, b]) for p, b in server.requests}
+
+
+@pytest.mark.slow
+def test_the_api_of_llamafactory_gives_n_samples(tmp_path, tiny_llama):
+    """It takes n, ignores seeds and refuses what is not a dialogue; the engine's docstring says so."""
+    port = closed_port()
+    config = tmp_path / "api.yaml"
+    options = {"model_name_or_path": str(tiny_llama), "template": "aft_llama3"}
+    config.write_text(json.dumps(options | {"infer_backend": "huggingface"}))  # JSON is YAML
+    environment = {"API_HOST": "127.0.0.1", "API_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    environment["API_MODEL_NAME"] = "tiny"
+    output = (tmp_path / "output.txt").open("w+")
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "llamafactory-cli"), "api", str(config)],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=os.environ | environment,
+    )
+
+    def said() -> str:
+        output.seek(0)
+        return output.read()[-4000:]
+
+    async def start() -> OpenAIEngine:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                return await OpenAIEngine.connect([f"http://127.0.0.1:{port}/v1"])
+            except UsageError:
+                assert process.poll() is None, said()
+                assert time.monotonic() < deadline, said()
+                await asyncio.sleep(1)
+
+    async def main():
+        engine = await start()
+        try:
+            replies = [await engine.sample(request(n=2)) for _ in range(2)]
+            greedy = Sampling(temperature=0, max_tokens=8)
+            replies += [await engine.sample(request(n=n, sampling=greedy)) for n in (1, 1, 2)]
+            with pytest.raises(EngineError) as refusal:
+                await engine.sample(request(prompt=[*MESSAGES, *MESSAGES]))
+            with pytest.raises(EngineError) as missing:
+                await engine.sample(request(prompt="a text to complete"))
+        finally:
+            await engine.close()
+        return engine.model, replies, refusal.value, missing.value
+
+    try:
+        model, replies, refusal, missing = asyncio.run(main())
+    finally:
+        process.terminate()
+        process.wait(30)
+        output.close()
+    first, again, greedy, greedy_again, greedy_two = replies
+    assert model == "tiny"
+    assert [len(reply.completions) for reply in replies] == [2, 2, 1, 1, 2]
+    assert all(c.finish_reason in ("stop", "length") for c in first.completions)
+    assert first.usage == Usage(greedy.usage.prompt, None, first.usage.completion)
+    assert greedy.completions[0].tokens == greedy.usage.completion <= 8
+    assert greedy == greedy_again
+    # its quirks: no seed, and temperature 1 for two samples at temperature 0
+    assert first.completions != again.completions
+    assert greedy_two.completions[0].text != greedy_two.completions[1].text
+    assert (refusal.kind, refusal.problem) == ("refused", "Only supports u/a/u/a/u...")
+    assert (missing.kind, "404: Not Found" in missing.problem) == ("fatal", True)

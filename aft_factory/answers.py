@@ -35,8 +35,8 @@ _LONGEST_FRACTION = 100  # characters; what is longer is a model that ran away, 
 _MARK = re.compile(r"####[ \t*]*+")
 _NUMBERED_HEADING = re.compile(r"\)|\.[ \t]++\S")  # "#### 2. Add them" is no answer
 _BOX = r"\boxed{"
-_STATED = re.compile(r"\banswer\W{0,4}?(?:is\b|[:=])\s*+(?P<rest>[^\n]{0,200})", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_STATED = re.compile(r"\banswer\W{0,4}?(?:is\b|[:=])\s*+", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 _LATEX_FRACTION = re.compile(r"(?P<before>[0-9]?)\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
 
 
@@ -90,13 +90,13 @@ def _boxed(text: str) -> Iterator[re.Match[str]]:
         if depth == 0:
             break
     else:
-        return  # cut off inside the box: what is in it may be half a number
+        end = len(text)  # the response was cut off inside the box
     yield from _result(text[start:end])
 
 
 def _stated(text: str) -> Iterator[re.Match[str]]:
-    for statement in reversed(list(_STATED.finditer(text))):
-        yield from _result(_SENTENCE_END.split(statement["rest"], maxsplit=1)[0])
+    for rest in reversed(_STATED.split(text)[1:]):
+        yield from _result(_SENTENCE_END.split(rest, maxsplit=1)[0])
 
 
 def _last(text: str) -> Iterator[re.Match[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from aft_factory.journal import Place
 from aft_factory.markers import sanitise
 from aft_factory.prompts import AggregatorTemplate, with_aggregator
 from aft_factory.records import Message
-from aft_factory.sampling import Completion, Request, Sampling, identity_seed
+from aft_factory.sampling import Completion, Prompt, Request, Sampling, identity_seed
 
 EmptyPolicy = Literal["resample", "drop", "reject"]
 TruncatedPolicy = Literal["keep", "resample", "drop", "reject"]
@@ -44,6 +44,21 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class CompletionPrompts:
+    """How a base model is asked, which knows no chat: by a text to complete.
+
+    Attributes:
+        name: Tells it from others, in journals.
+        render: From a conversation to the text.
+        read: From what the model wrote to the draft in it.
+    """
+
+    name: str
+    render: Callable[[Sequence[Message]], str]
+    read: Callable[[Completion], Completion]
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What all queries of a run have in common.
 
@@ -54,6 +69,7 @@ class Settings:
         proposer_system: System message of plain queries that have none; None sends none.
         seed: Of the run.
         policy: For unusable drafts.
+        completion: How to ask a base model; None asks by chat.
     """
 
     template: AggregatorTemplate
@@ -62,6 +78,7 @@ class Settings:
     proposer_system: str | None = None
     seed: int = 42
     policy: Policy = Policy()
+    completion: CompletionPrompts | None = None
 
 
 @dataclass(slots=True)
@@ -129,17 +146,22 @@ class Drafting:
         settings = self._settings
         sampling = settings.final if final else settings.proposal
         texts = [draft.text for draft in drafts]
-        messages = await self._messages(query, texts, sampling, layer, slot, model)
+        prompt: Prompt
+        if settings.completion is not None:
+            prompt = settings.completion.render(query)
+        else:
+            prompt = await self._messages(query, texts, sampling, layer, slot, model)
 
         async def draw(at: int, count: int, attempt: int) -> list[Completion]:
             seed = identity_seed(settings.seed, self._query, self._turn, layer, at, attempt)
-            request = Request(messages, count, sampling, seed, model)
+            request = Request(prompt, count, sampling, seed, model)
             place = Place(self._query, self._turn, layer, at, attempt)
             _, reply = await self._asker.ask(request, place)
             key = (self._turn, layer)
             usage = self._trace.usage.get(key, LayerUsage())
             self._trace.usage[key] = usage + LayerUsage.of(reply)
-            return list(reply.completions)
+            read = settings.completion.read if settings.completion else _unchanged
+            return [read(completion) for completion in reply.completions]
 
         async def usable(at: int, completion: Completion) -> Completion | None:
             for attempt in range(1, settings.policy.resamples + 2):
@@ -215,3 +237,7 @@ class Drafting:
                 self._note(layer, slot, f"{fitted.cut} drafts shortened")
             safe = fitted.proposals
         return with_aggregator(messages, safe, settings.template)
+
+
+def _unchanged(completion: Completion) -> Completion:
+    return completion

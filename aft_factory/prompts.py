@@ -8,14 +8,12 @@ reads template files, knows nothing of data files, models or command lines.
 from __future__ import annotations
 
 import hashlib
-import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import jinja2
 import jinja2.meta
@@ -23,8 +21,7 @@ import jinja2.sandbox
 from jinja2 import nodes
 
 from aft_factory.errors import UsageError, suggest
-from aft_factory.markers import sanitise
-from aft_factory.records import Message, Record
+from aft_factory.records import Message
 
 _PACKAGED = Path(__file__).parent / "templates"
 TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "templates"
@@ -51,11 +48,11 @@ class AggregatorTemplate:
 
     def render(self, proposals: Sequence[str]) -> str:
         """Return the aggregator prompt for proposals that are sanitised already."""
-        pieces = _pieces(self, len(proposals))
-        if not pieces:
+        parts = pieces(self, len(proposals))
+        if not parts:
             return self.render_slowly(proposals)
         # What Jinja would give, at a tenth of its time.
-        return "".join([*chain.from_iterable(zip(pieces, proposals, strict=False)), pieces[-1]])
+        return "".join([*chain.from_iterable(zip(parts, proposals, strict=False)), parts[-1]])
 
     def render_slowly(self, proposals: Sequence[str]) -> str:
         """Return what Jinja gives.
@@ -106,53 +103,6 @@ def load_template(name: str) -> AggregatorTemplate:
     return AggregatorTemplate(name=name, source=source, compiled=compiled)
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregation:
-    """How a record becomes a prompt. The defaults are the paper's.
-
-    Attributes:
-        template: `paper`, `moa`, `release`, or the path of a Jinja file that uses `proposals`.
-        max_proposals: Keep the first K proposals (after shuffling); None keeps all.
-        shuffle_proposals: Put the proposals in an order drawn from `seed` and the record's id.
-        seed: Of the shuffle.
-        ablation: `without_proposals` trains on query -> aggregation (the paper's ablation a).
-    """
-
-    template: str = "paper"
-    max_proposals: int | None = None
-    shuffle_proposals: bool = False
-    seed: int = 42
-    ablation: Literal["none", "without_proposals"] = "none"
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.max_proposals is not None and (
-            type(self.max_proposals) is not int or self.max_proposals < 1
-        ):
-            problems.append(f"max_proposals: expected a number from 1, got {self.max_proposals!r}")
-        if not isinstance(self.shuffle_proposals, bool):
-            problems.append(
-                f"shuffle_proposals: expected true or false, got {self.shuffle_proposals!r}"
-            )
-        if type(self.seed) is not int:
-            problems.append(f"seed: expected a whole number, got {self.seed!r}")
-        if self.ablation not in ("none", "without_proposals"):
-            problems.append(
-                f"ablation: expected 'none' or 'without_proposals', got {self.ablation!r}"
-            )
-        try:
-            if not isinstance(self.template, str):
-                raise UsageError(f"expected a name or a path, got {self.template!r}")
-            load_template(self.template)
-        except UsageError as error:
-            problems.append(f"template: {error}")
-        if problems:
-            raise UsageError("; ".join(problems))
-
-
-PAPER = Aggregation()
-
-
 def chat_template(chat: str, aggregate: str = "paper") -> str:
     """Return the chat template `llama3` or `mistral` with the given aggregator prompt inside.
 
@@ -177,28 +127,6 @@ def chat_template(chat: str, aggregate: str = "paper") -> str:
     )
 
 
-def select(record: Record, options: Aggregation = PAPER) -> Record:
-    """Return the record with the proposals that go into its prompt.
-
-    Blank proposals are left out; then the rest are shuffled and cut to the first K as asked. Scores
-    and model names stay with their proposals.
-    """
-    kept = [i for i, text in enumerate(record.proposals) if text and not text.isspace()]
-    if options.ablation == "without_proposals":
-        kept = []
-    if options.shuffle_proposals:
-        random.Random(f"{options.seed}:{record.id}").shuffle(kept)
-    kept = kept[: options.max_proposals]
-    if kept == list(range(len(record.proposals))):
-        return record
-    return replace(
-        record,
-        proposals=[record.proposals[i] for i in kept],
-        scores=record.scores and [record.scores[i] for i in kept],
-        proposal_models=record.proposal_models and [record.proposal_models[i] for i in kept],
-    )
-
-
 def with_aggregator(
     messages: Sequence[Message], proposals: Sequence[str], template: AggregatorTemplate
 ) -> list[Message]:
@@ -216,47 +144,8 @@ def with_aggregator(
     return [{"role": "system", "content": system}, *messages]
 
 
-def conversation(record: Record, options: Aggregation = PAPER) -> list[Message]:
-    """Return the messages a model reads for this record, without the answer (eq. 1's prompt)."""
-    return selected_conversation(select(record, options), options)
-
-
-def selected_conversation(record: Record, options: Aggregation = PAPER) -> list[Message]:
-    """Return the same for a record as `select` returned it; to select twice would shuffle twice."""
-    proposals = [sanitise(text) for text in record.proposals]
-    return with_aggregator(record.messages, proposals, load_template(options.template))
-
-
-def proposal_spans(record: Record, options: Aggregation = PAPER) -> list[list[int]] | None:
-    """Return where each proposal stands in the system message of `selected_conversation`.
-
-    Args:
-        record: A record as `select` returned it.
-        options: As for `selected_conversation`.
-
-    Returns:
-        [start, end) of each proposal, or None where there are no proposals or the template does not
-        hold each of them once, in order and unchanged.
-    """
-    if not record.proposals:
-        return None
-    template = load_template(options.template)
-    pieces = _pieces(template, len(record.proposals))
-    if len(pieces) != len(record.proposals) + 1:
-        return None
-    position = 0
-    if record.messages[0]["role"] == "system":
-        position = len(record.messages[0]["content"]) + 2
-    spans = []
-    for piece, text in zip(pieces[:-1], map(sanitise, record.proposals), strict=True):
-        start = position + len(piece)
-        position = start + len(text)
-        spans.append([start, position])
-    return spans
-
-
 @lru_cache(maxsize=64)
-def _pieces(template: AggregatorTemplate, count: int) -> list[str]:
+def pieces(template: AggregatorTemplate, count: int) -> list[str]:
     """A template's fixed text before, between and after `count` proposals; [] if it has none."""
     if not _is_verbatim(template.compiled.environment.parse(template.source)):
         return []

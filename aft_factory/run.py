@@ -8,20 +8,26 @@ any moment, and the same command goes on where it was.
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from aft_factory.errors import AftError, UsageError, suggest
+from aft_factory.command import add_job_arguments, flags_of, guarded, read_settings, run_command
+from aft_factory.errors import UsageError, suggest
 from aft_factory.inspection import describe_query
 from aft_factory.journal import Journal
-from aft_factory.run_job import Job, survey
+from aft_factory.records import Row
 from aft_factory.run_settings import PRESETS, RunSettings, preset_names
-from aft_factory.settings import add_flags, build, read_yaml
+from aft_factory.runner import Outcome
+from aft_factory.scoring import longest, opened_scorer
+from aft_factory.settings import read_yaml
+from aft_factory.stage import Stage
+from aft_factory.stage.engines import Opened, dry, dry_note, opened
 from aft_factory.strategies import STRATEGIES
-from aft_factory.tasks import TASKS, detect_task
+from aft_factory.tasks import TASKS, Query, Task, detect_task
 
 EXAMPLES = """\
 examples:
@@ -47,7 +53,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser: what runs, then a flag for each of the settings."""
+    """Return the parser."""
     parser = argparse.ArgumentParser(
         prog="python -m aft_factory.run",
         description="Answer queries by propose-and-aggregate or another strategy.",
@@ -55,54 +61,41 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "input",
-        nargs="?",
-        help="queries: records, AlpacaEval, MT-Bench, GSM8K or IFEval rows (.jsonl, .json, .gz, "
-        ".zst, .parquet, `datasets` folder or hub name)",
-    )
-    add("--output", type=Path, help="file to write (.jsonl, .json, .gz, .zst, .parquet)")
     add("--preset", metavar="NAME", help=f"settings of a paper: {', '.join(preset_names())}")
-    add("--config", type=Path, metavar="YAML", help="file of settings; flags override it")
-    add("--dry-run", action="store_true", help="only tell requests, tokens and FLOPs to expect")
-    add("--export", action="store_true", help="ask nothing; write what the last run has done")
     add("--inspect", nargs=2, metavar=("JOURNAL", "ID"), help="show a query's layers and leave")
-    add("--overwrite", action="store_true", help="replace an existing output")
-    add("--strict", action="store_true", help="exit with 1 if any row was rejected")
-    add("--quiet", action="store_true", help="no progress bar")
-    add_flags(parser.add_argument_group("settings (also keys of --config)"), RunSettings)
+    reads = "queries: records, AlpacaEval, MT-Bench, GSM8K or IFEval rows"
+    add_job_arguments(parser, RunSettings, reads)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 (rejected rows and --strict), 2 (usage), 130."""
     args = build_parser().parse_args(argv)
-    try:
-        if args.inspect is not None:
-            path, name = args.inspect
-            with Journal(Path(path), read_only=True) as journal:
-                print(describe_query(journal, name))
-            return 0
-        return run(args, read_settings(args))
-    except AftError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {problem}", file=sys.stderr)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("interrupted; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    return 2
+    if args.inspect is not None:
+        return guarded(lambda: inspect_query(*args.inspect))
+    found: list[Task] = []
+    return run_command(
+        args,
+        lambda: run_settings(args),
+        lambda settings: build_stage(settings, TASKS[settings.task] if settings.task else found[0]),
+        task_output=lambda settings: settings.task_output,
+        first_row=lambda row: found.append(TASKS[detect_task(row)]),
+    )
 
 
-def read_settings(args: argparse.Namespace) -> RunSettings:
+def inspect_query(journal_path: str, name: str) -> int:
+    """Print a query's layers."""
+    with Journal(Path(journal_path), read_only=True) as journal:
+        print(describe_query(journal, name))
+    return 0
+
+
+def run_settings(args: argparse.Namespace) -> RunSettings:
     """Put preset, file and flags together.
 
     Raises:
         UsageError: With everything that is wrong with them.
     """
-    flags = {f.name: getattr(args, f.name) for f in fields(RunSettings) if hasattr(args, f.name)}
-    config = {} if args.config is None else read_yaml(args.config)
     preset = {}
     if args.preset is not None:
         if args.preset not in preset_names():
@@ -110,36 +103,88 @@ def read_settings(args: argparse.Namespace) -> RunSettings:
                 f"--preset: unknown {args.preset!r}; {suggest(args.preset, preset_names())}"
             )
         preset = read_yaml(PRESETS / f"{args.preset}.yaml")
-    strategy = flags.get("strategy") or config.get("strategy") or preset.get("strategy")
-    if strategy in STRATEGIES and strategy != preset.get("strategy"):
-        preset = {key: preset[key] for key in preset if key not in ("width", "layers")}
-    layers = [(f"preset {args.preset}", preset), (str(args.config), config), ("flags", flags)]
-    settings = build(RunSettings, layers)
-    settings.check()
-    return settings
+        config = {} if args.config is None else read_yaml(args.config)
+        strategy = (config | flags_of(args, RunSettings)).get("strategy")
+        if strategy in STRATEGIES and strategy != preset["strategy"]:
+            preset = {key: preset[key] for key in preset if key not in ("width", "layers")}
+    return read_settings(args, RunSettings, [(f"preset {args.preset}", preset)])
 
 
-def run(args: argparse.Namespace, settings: RunSettings) -> int:
-    """Do what the arguments say and print the account."""
-    if args.input is None:
-        raise UsageError("name the INPUT: a file of queries (see --help)")
-    total, first = survey(args.input, settings)
-    task_name = settings.task or detect_task(first)
-    job = Job(args, settings, TASKS[task_name], total)
-    if args.dry_run:
-        asyncio.run(job.dry_run())
-        return 0
-    job.check_outputs()
-    with Journal(job.journal_path, read_only=args.export) as journal:
-        if not args.export and not asyncio.run(job.answer(journal)):
-            print(
-                f"stopped; everything answered is in {job.journal_path}. The same command goes on "
-                "from there; with --export it writes what is done so far.",
-                file=sys.stderr,
-            )
-            return 130
-        totals = job.write(journal)
-    return 1 if (args.strict and totals.rejected) or (totals.read and not totals.written) else 0
+def build_stage(settings: RunSettings, task: Task) -> Stage:
+    """Return what a run does with a row of a task."""
+    proposers = {
+        name: [str(settings.proposer_urls[name])] if name in settings.proposer_urls else []
+        for name in settings.proposers
+    }
+    generator = settings.generator or settings.model or "aft"
+    write = task.write_row
+    return Stage(
+        read_row=_with_asked_temperature(task.read_row, settings),
+        strategy=STRATEGIES[settings.strategy],
+        options=settings.options(),
+        drafting=settings.drafting(),
+        write_row=lambda query, outcome: output_row(query, outcome, settings),
+        keep_drafts=settings.keep_drafts,
+        open=lambda: opened_run(settings, proposers),
+        dry=dry(settings, proposers, None if settings.strategy != "best_of_n" else longest),
+        dry_note=dry_note(settings),
+        task_row=write and (lambda query, answers: write(query, answers, generator)),
+    )
+
+
+@contextlib.asynccontextmanager
+async def opened_run(
+    settings: RunSettings, proposers: Mapping[str, Sequence[str]]
+) -> AsyncIterator[Opened]:
+    """Open what a run asks, and close it in the end."""
+    async with contextlib.AsyncExitStack() as stack:
+        engines = await stack.enter_async_context(opened(settings, settings.template, proposers))
+        if settings.strategy == "best_of_n":
+            score: Any = longest
+            if not settings.scripted:
+                scorer = opened_scorer(
+                    settings.reward_model,
+                    settings.reward_url,
+                    timeout=settings.timeout,
+                    retries=settings.retries,
+                )
+                score = (await stack.enter_async_context(scorer)).score
+            engines = replace(engines, score=score)
+        yield engines
+
+
+def _with_asked_temperature(
+    read_row: Callable[[Any], Query], settings: RunSettings
+) -> Callable[[Any], Query]:
+    """A final temperature that was asked for goes before the one that the task would set."""
+    if settings.final_temperature is None:
+        return read_row
+
+    def read(row: Any) -> Query:
+        query = read_row(row)
+        final = {key: value for key, value in query.final.items() if key != "temperature"}
+        return replace(query, final=final)
+
+    return read
+
+
+def output_row(query: Query, outcome: Outcome, settings: RunSettings) -> Row:
+    """Return a row: the input's columns, the response, and how it came about."""
+    own: Row = {"response": outcome.answers[-1]}
+    if len(query.turns) > 1:
+        own["responses"] = outcome.answers
+    own["finish_reasons"] = outcome.finish_reasons
+    if any(outcome.details):
+        own["details"] = outcome.details
+    own |= {"seed": settings.seed, "usage": outcome.usage, "events": outcome.events}
+    if settings.keep_drafts:
+        own["layers"] = outcome.layers
+    columns = {
+        f"input_{name}" if name in own else name: value
+        for name, value in query.row.items()
+        if name != "id"
+    }
+    return {"id": query.id, **columns, **own}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -24,7 +25,7 @@ from aft_factory.errors import NoAnswer
 from aft_factory.fitting import Fitter
 from aft_factory.records import Message
 from aft_factory.sampling import Completion
-from aft_factory.strategies import Score, Strategy
+from aft_factory.strategies import Strategy
 from aft_factory.tasks import Query
 
 
@@ -83,7 +84,7 @@ class Runner:
     asker: Asker
     model: str
     fitters: Mapping[tuple[str, int], Fitter]
-    score: Score | None = None
+    score: Any = None
     keep_drafts: bool = False
 
     @property
@@ -95,13 +96,14 @@ class Runner:
             *(settings.template.fingerprint, settings.proposer_system, settings.seed),
             *(asdict(settings.proposal), asdict(settings.final), asdict(settings.policy)),
             *(self.keep_drafts, sorted(self.fitters)),
+            settings.completion and settings.completion.name,
         ]
         return hashlib.blake2b(_canonical(content), digest_size=16).hexdigest()
 
     @staticmethod
     def outcome_key(query: Query, fingerprint: str) -> bytes:
         """Return the journal's key for the outcome of a query."""
-        content = [fingerprint, query.id, query.turns, query.final]
+        content = [fingerprint, query.id, query.turns, query.final, query.proposals]
         return hashlib.blake2b(_canonical(content), digest_size=16).digest()
 
     async def answer(self, query: Query) -> Outcome:
@@ -115,9 +117,11 @@ class Runner:
         settings = self.settings
         if query.final:
             settings = replace(settings, final=replace(settings.final, **query.final))
-        options = (
-            dict(self.options) if self.score is None else {**self.options, "score": self.score}
-        )
+        options = dict(self.options)
+        if self.score is not None:
+            options["score"] = self.score
+        if "proposals" in inspect.signature(self.strategy).parameters:
+            options["proposals"] = [Completion(text) for text in query.proposals]
         done: list[Completion] = []
         details: list[dict[str, Any]] = []
         messages: list[Message] = []

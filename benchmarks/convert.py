@@ -54,8 +54,8 @@ def with_datasets() -> Run:
 
     from aft_factory.convert.targets import to_sharegpt
     from aft_factory.convert.ultrafeedback import read_ultrafeedback
-    from aft_factory.prompts import PAPER, select
     from aft_factory.records import USUAL_COLUMNS, Row
+    from aft_factory.selection import PAPER, select
 
     datasets.disable_progress_bars()
 

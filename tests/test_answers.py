@@ -12,6 +12,7 @@ from aft_factory.answers import extract_number, is_correct, majority
 FOUND = {
     "after the last mark": ("#### 5\nNo.\n#### 72\nThat is 3 more.", "72"),
     "after the mark, not in the box": (r"#### 72 and \boxed{5}", "72"),
+    "after the mark, a fraction": ("#### 1/2 of 144", "0.5"),
     "after a mark in bold": ("#### **72**", "72"),
     "not in a numbered heading": ("#### 2. Add them\nThe total is 72", "72"),
     "not in a heading of words": ("#### Step 2\nThe total is 72\n\n", "72"),
@@ -19,7 +20,8 @@ FOUND = {
     "in a box with nested braces": (r"\boxed{\text{so } x = 72 \text{ m}^{2}} 3", "72"),
     "in a box, not in the sentence": (r"The answer is 5, I mean \boxed{72}", "72"),
     "elsewhere, where the box has none": (r"It is 72, case \boxed{A}", "72"),
-    "elsewhere, where the box was cut off": (r"It is 72: \boxed{7", "7"),
+    "in a box that was cut off": (r"It is 5 \boxed{72", "72"),
+    "nowhere in an empty box that was cut off": (r"So \boxed{", None),
     "after `answer is`": ("The answer is 72. I used 3 steps.", "72"),
     "after the last `answer is`": ("The answer is 5? No, the final answer is 72 in 3 steps.", "72"),
     "after `answer:` in bold": ("**Answer:** 72 apples, see page 3\nBye 4", "72"),
@@ -70,8 +72,6 @@ CANONICAL = {
 @pytest.mark.parametrize("text", CANONICAL)
 def test_equal_values_are_equal_texts(text):
     assert extract_number(text) == CANONICAL[text]
-    if "-" not in text[1:]:  # in "10-3" the minus is the first thing after the mark
-        assert extract_number(f"so 5\n#### {text}") == (CANONICAL[text] or "5")
 
 
 DECIMALS = st.decimals(allow_nan=False, allow_infinity=False, places=3)
@@ -81,7 +81,7 @@ DECIMALS = st.decimals(allow_nan=False, allow_infinity=False, places=3)
 def test_a_number_after_the_mark_is_read_whatever_stands_before(number, text):
     answer = extract_number(f"{text}\n#### {number:,}")
     assert Decimal(answer) == number
-    assert answer == extract_number(f"{number:f}")
+    assert answer == extract_number(f"{number:,}".replace(",", ""))
 
 
 @given(st.text() | st.text("0123456789,./-$ =#{}\\\n") | st.from_regex(r"[0-9 ]+/[0-9]+"))

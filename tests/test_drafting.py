@@ -38,7 +38,9 @@ def draw(engine, *, policy=None, fitters=None, settings=SETTINGS, drafts=(), **p
 
     async def run():
         asker = Asker({"": engine}, None, 10)
-        sample = Drafting("q", 0, replace(settings, policy=policy or Policy()), asker, fitters or {}, trace)
+        sample = Drafting(
+            "q", 0, replace(settings, policy=policy or Policy()), asker, fitters or {}, trace
+        )
         return await sample([QUESTION], drafts, **{"layer": 0, "n": 2} | place)
 
     return [c.text for c in asyncio.run(run())], trace

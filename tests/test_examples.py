@@ -223,10 +223,10 @@ def test_multi_node_refuses_a_number_of_gpus_that_changes_the_batch(multi_node):
 
 
 def test_the_run_serves_what_the_export_writes_at_the_papers_width_and_layers():
-    from aft_factory.run import build_parser, read_settings
+    from aft_factory.run import build_parser, run_settings
 
     args = build_parser().parse_args(["x.jsonl", "--config", str(EXAMPLES / "run_llama.yaml")])
-    settings = read_settings(args)
+    settings = run_settings(args)
     assert settings.model == read(EXAMPLES / "export_llama.yaml")["export_dir"]
     assert (settings.strategy, settings.width, settings.layers) == ("propose_and_aggregate", 5, 2)
     assert (settings.temperature, settings.top_p, settings.final_temperature) == (0.7, 0.95, 0.9)

@@ -9,8 +9,8 @@ import json
 import pytest
 
 from aft_factory.errors import RecordError, UsageError
-from aft_factory.prompts import PAPER, Aggregation, conversation
 from aft_factory.records import record_from_row
+from aft_factory.selection import PAPER, Aggregation, conversation
 
 ROW = {
     "query": "How many pails?",

@@ -9,17 +9,15 @@ from hypothesis import strategies as st
 
 from aft_factory.errors import UsageError
 from aft_factory.markers import MARKERS, sanitise
-from aft_factory.prompts import (
-    TEMPLATES,
+from aft_factory.prompts import TEMPLATES, chat_template, load_template
+from aft_factory.records import Record
+from aft_factory.selection import (
     Aggregation,
-    chat_template,
     conversation,
-    load_template,
     proposal_spans,
     select,
     selected_conversation,
 )
-from aft_factory.records import Record
 
 INSTRUCTIONS = (
     "Your task is to synthesize these responses into a single, high-quality response. It is "

@@ -8,7 +8,7 @@ from conftest import demo_rows
 from shared_data import shared_path, shared_rows
 
 from aft_factory.journal import Journal, Place
-from aft_factory.run import build_parser, main, read_settings
+from aft_factory.run import build_parser, main, run_settings
 from aft_factory.sampling import Completion, Reply, Request, Sampling, Usage
 
 
@@ -142,7 +142,7 @@ def test_flags_override_the_file_which_overrides_the_preset(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("width: 7\ntemperature: 1\nengine_args:\n  dtype: float32\nmodel: m\n")
     flags = ["in", "--preset", "alpaca_eval", "--config", str(config), "--temperature", "0.2"]
-    settings = read_settings(build_parser().parse_args(flags))
+    settings = run_settings(build_parser().parse_args(flags))
     assert (settings.width, settings.layers, settings.temperature) == (7, 2, 0.2)
     assert (settings.final_temperature, settings.engine_args) == (0.9, {"dtype": "float32"})
 

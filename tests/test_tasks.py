@@ -33,7 +33,7 @@ GSM8K = {"question": "How much is 8 * 9?", "answer": "8 * 9 = 72\n#### 72"}
 IFEVAL = {"key": 1000, "prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}  # fmt: skip
 CHAT = [{"role": "system", "content": "Be brief."}, *user("Hi"), {"role": "assistant", "content": "Hi"}, *user("Bird?")]  # fmt: skip
 
-BIRD = "ab2d7c2d2f15fb71"  # the hash of the conversation "Name a bird."
+BIRD = "f7426fd2f2a6ddad"  # the hash of the conversation "Name a bird."
 
 READ = {
     "a record": (
@@ -67,7 +67,7 @@ READ = {
         MT_BENCH | {"required_temperature": 1},
         {"id": "81", "turns": [user("Name a bird."), user("Another.")], "final": {"temperature": 1.0}},
     ),
-    "GSM8K": ("gsm8k", GSM8K, {"id": "16ce58c158a6c0a6", "turns": [user("How much is 8 * 9?")]}),
+    "GSM8K": ("gsm8k", GSM8K, {"id": "cb4d689815210a16", "turns": [user("How much is 8 * 9?")]}),
     "IFEval": ("ifeval", IFEVAL, {"id": "1000", "turns": [user("No commas.")]}),
 }  # fmt: skip
 
@@ -98,7 +98,7 @@ WRITTEN = {
         ["Owl", "Tit"],
         {
             "question_id": 81,
-            "answer_id": "iC0JhWBRQCW7NW1y1LyVzg",
+            "answer_id": "RaQwA_KiceIvM89usGDxaw",
             "model_id": "aft",
             "choices": [{"index": 0, "turns": ["Owl", "Tit"]}],
             "tstamp": 0.0,
@@ -162,10 +162,8 @@ def test_a_wrong_row_is_refused_by_the_name_of_the_field(task, row, message):
 
 LEAVES = st.none() | st.booleans() | st.floats() | st.integers(-(2**63), 2**63) | st.text()
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)  # fmt: skip
-KEYS = st.sampled_from(
-    "id query messages proposals instruction dataset output generator input question_id category"
-    " turns required_temperature question answer key prompt instruction_id_list role content".split()
-)
+OTHER_KEYS = ["id", "query", "messages", "proposals", "input", "required_temperature"]
+KEYS = st.sampled_from([*ALPACA, *MT_BENCH, *GSM8K, *IFEVAL, *CHAT[0], *OTHER_KEYS])
 ROWS = st.recursive(
     LEAVES | st.sampled_from(["user", "7 apples"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6),

@@ -27,8 +27,9 @@ from aft_factory.convert.register import check_registration, register
 from aft_factory.convert.ultrafeedback import is_truthful_qa
 from aft_factory.errors import AftError, RecordError
 from aft_factory.fitting import Fitter
-from aft_factory.prompts import Aggregation, load_template
+from aft_factory.prompts import load_template
 from aft_factory.records import Columns, Record
+from aft_factory.selection import Aggregation
 from aft_factory.tables import Line, Rejects, TableWriter, read_rows
 from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
 
@@ -90,6 +91,9 @@ def build_conversion(args: argparse.Namespace) -> Conversion:
         max_proposals=args.max_proposals,
         shuffle_proposals=args.shuffle_proposals,
         seed=args.seed,
+        ablation="without_proposals" if args.without_proposals else "none",
+        min_proposals=args.min_proposals,
+        mix_plain=args.mix_plain,
     )
     columns = Columns.from_mapping(column_names(args))
     fitter = None
@@ -115,6 +119,8 @@ def describe(
     place = f" to {output}" if output else ""
     counts = f"{summary.written} written{place}, {summary.rejected} rejected"
     text = [f"read {summary.read} rows: {counts}"]
+    if summary.plain:
+        text.append(f"  {summary.plain} rows written once more without proposals (--mix-plain)")
     if summary.rejected:
         text[0] += f" ({rejects.path})" if rejects.path else ""
         ranked = sorted(rejects.by_field.items(), key=lambda item: -item[1][0])

@@ -71,6 +71,25 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="shuffle the proposals of each row, by --seed and its id",
     )
+    add(
+        "--min-proposals",
+        type=int,
+        metavar="K",
+        help="give each row a width of its own, from this to --max-proposals (augmentation)",
+    )
+    add(
+        "--mix-plain",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="write this share of the rows once more without proposals, so that plain answers "
+        "stay strong (such as 0.2)",
+    )
+    add(
+        "--without-proposals",
+        action="store_true",
+        help="leave all proposals out: query -> aggregation (the paper's ablation)",
+    )
     add("--seed", type=int, default=42, help="of the shuffle (default: 42)")
     add(
         "--column",

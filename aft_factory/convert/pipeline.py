@@ -18,12 +18,13 @@ from aft_factory.convert.targets import TARGETS
 from aft_factory.errors import RecordError
 from aft_factory.fitting import DoesNotFit, Fitter
 from aft_factory.markers import sanitise
-from aft_factory.prompts import PAPER, Aggregation, select
 from aft_factory.records import Columns, Record, Row
+from aft_factory.selection import PAPER, Aggregation, is_plain, plain, select
 from aft_factory.tables import COMPRESSIONS, Line, Rejects, TableWriter
 
 DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
 BYTES_PER_TOKEN = 4.0  # of English prose under a vocabulary of 32k to 128k, for estimates
+PLAIN = "#plain"  # ends the id of a row that `mix_plain` added
 FIT_CHUNK = 128  # rows tokenized as one parallel batch
 
 ReadRow = Callable[[Any, Columns, "Counter[str]"], Record]
@@ -35,6 +36,7 @@ class Summary:
 
     Attributes:
         read: Rows read; `written + rejected`.
+        plain: Rows written once more without proposals (`mix_plain`).
         over: Rows written that are longer than the cutoff (estimated without a tokenizer).
         cut_rows: Rows with proposals shortened; `tokens_removed` of `tokens_before` in these rows.
         notes: What sources repaired or left out.
@@ -42,6 +44,7 @@ class Summary:
 
     read: int = 0
     written: int = 0
+    plain: int = 0
     rejected: int = 0
     over: int = 0
     cut_rows: int = 0
@@ -92,7 +95,10 @@ class Conversion:
                 rejects.add(line, f"cannot be written: {error}", "row")
             else:
                 on_record(record)
-                summary.written += 1
+                if record.id.endswith(PLAIN):
+                    summary.plain += 1
+                else:
+                    summary.written += 1
                 length = self._estimate(record, size) if tokens is None else tokens
                 summary.over += length > self.cutoff
         summary.rejected = rejects.count
@@ -116,6 +122,8 @@ class Conversion:
                 rejects.add(line, f"cannot be read: {error}", "row")
             else:
                 yield line, select(record, self.options)
+                if self.target != "sft" and is_plain(record, self.options):
+                    yield line, replace(plain(record), id=record.id + PLAIN)
 
     def _fitted(
         self, rows: Iterator[tuple[Line, Record]], rejects: Rejects, summary: Summary
@@ -136,7 +144,8 @@ class Conversion:
             ]
             for (line, record), fitted in zip(chunk, self.fitter.fit_all(inputs), strict=True):
                 if isinstance(fitted, DoesNotFit):
-                    rejects.add(line, str(fitted), "cutoff_len")
+                    if not record.id.endswith(PLAIN):  # its row with proposals is no shorter
+                        rejects.add(line, str(fitted), "cutoff_len")
                     continue
                 if fitted.cut:
                     summary.cut_rows += 1

@@ -1,6 +1,8 @@
 """Source `proposals`: our own records, or plain `{query, proposals[, aggregation]}` rows.
 
-A row of the plainest kind, and what is accepted beyond it (`records.record_from_row`):
+Where a record has scores (from `aft_factory.rank`) and no reference, its best proposal becomes the
+reference, the target of the SFT baseline. A row of the plainest kind, and what is accepted beyond
+it (`records.record_from_row`):
 
     {"query": "How many pails?", "proposals": ["5", "6"], "aggregation": "Six pails."}
 """
@@ -8,6 +10,7 @@ A row of the plainest kind, and what is accepted beyond it (`records.record_from
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from aft_factory.records import Columns, Record, record_from_row
@@ -27,4 +30,16 @@ def read_proposals(row: Any, columns: Columns, notes: Counter[str]) -> Record:
     record = record_from_row(row, columns)
     if not record.proposals:
         notes["rows without proposals"] += 1
+    if record.reference is None and (best := best_proposal(record)) is not None:
+        record = replace(record, reference=best)
     return record
+
+
+def best_proposal(record: Record) -> str | None:
+    """Return the proposal of the highest score that is not blank, if there are scores."""
+    scored = [
+        (score, -i)
+        for i, score in enumerate(record.scores or [])
+        if score is not None and record.proposals[i].strip()
+    ]
+    return record.proposals[-max(scored)[1]] if scored else None

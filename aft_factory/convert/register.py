@@ -12,7 +12,7 @@ from typing import Any
 
 from aft_factory.errors import UsageError
 from aft_factory.files import write_whole
-from aft_factory.prompts import PAPER, Aggregation
+from aft_factory.selection import PAPER, Aggregation
 
 TRAINABLE = (".jsonl", ".json", ".parquet")  # LLaMA-Factory looks at the last suffix only
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from aft_factory.errors import RecordError
-from aft_factory.prompts import Aggregation, selected_conversation
 from aft_factory.records import Message, Record, Row, required_aggregation
+from aft_factory.selection import Aggregation, selected_conversation
 
 SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
 

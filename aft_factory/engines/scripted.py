@@ -55,6 +55,7 @@ class ScriptedEngine:
         script: From a request to its n texts, or to the error to raise.
         delay: Seconds a reply takes.
         tokens: Length of every completion to account, in tokens; None estimates it by its text.
+        record: Whether to keep the requests; a long run would fill the memory with them.
     """
 
     context: int | None = None
@@ -68,16 +69,19 @@ class ScriptedEngine:
         model: str = "scripted",
         delay: float = 0.0,
         tokens: int | None = None,
+        record: bool = True,
     ) -> None:
         self.model = model
         self.requests: list[Request] = []
         self._script = script
         self._delay = delay
         self._tokens = tokens
+        self._record = record
 
     async def sample(self, request: Request) -> Reply:
         """Reply as the script says."""
-        self.requests.append(request)
+        if self._record:
+            self.requests.append(request)
         await asyncio.sleep(self._delay)
         texts = self._script(request)
         if isinstance(texts, EngineError):

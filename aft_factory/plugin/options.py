@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from aft_factory.errors import RecordError, UsageError, suggest
-from aft_factory.prompts import PAPER, Aggregation
 from aft_factory.records import (
     USUAL_COLUMNS,
     Columns,
@@ -20,6 +19,7 @@ from aft_factory.records import (
     record_from_row,
     required_aggregation,
 )
+from aft_factory.selection import PAPER, Aggregation, is_plain, plain
 
 NAME = "aggregation"
 
@@ -53,7 +53,7 @@ class DatasetOptions:
             raise RecordError(
                 f"data set {self.dataset!r}, {place}, column {error.field}", error.problem
             ) from None
-        return record
+        return plain(record) if is_plain(record, self.aggregation) else record
 
 
 def parse_entry(dataset: str, entry: Mapping[str, Any]) -> DatasetOptions:

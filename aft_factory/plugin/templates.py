@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 from types import ModuleType
 
-from aft_factory.prompts import PAPER, chat_template
+from aft_factory.prompts import chat_template
+from aft_factory.selection import PAPER
 
 CHATS = ("llama3", "mistral")
 AGGREGATORS = ("paper", "moa", "release")

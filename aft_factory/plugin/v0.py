@@ -16,7 +16,8 @@ from typing import Any
 
 from aft_factory import __version__
 from aft_factory.plugin.options import NAME, DatasetOptions, parse_entry
-from aft_factory.prompts import load_template, proposal_spans, select, selected_conversation
+from aft_factory.prompts import load_template
+from aft_factory.selection import proposal_spans, select, selected_conversation
 
 SPANS = "_aft_spans"
 

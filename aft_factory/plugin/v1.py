@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from aft_factory.plugin.options import NAME, DatasetOptions, parse_entry
-from aft_factory.prompts import conversation
+from aft_factory.selection import conversation
 
 
 def hook_converter(module: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: rows in the input's order, rejects, a benchmark's file, a summary.
+"""What a job leaves behind: rows in the input's order, rejects, a benchmark's file, a summary.
 
 Written from the journal once all queries have ended, or, with `--export`, from what is there.
 Every row read is written, rejected or (with `--export`) not done yet.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import orjson
 
 from aft_factory.accounting import LayerUsage, ModelShape
 from aft_factory.errors import RecordError
-from aft_factory.journal import Journal
+from aft_factory.files import write_whole
 from aft_factory.records import Row
 from aft_factory.runner import Outcome
 from aft_factory.tables import Line, Rejects, TableWriter
-from aft_factory.tasks import Query, Task
+from aft_factory.tasks import Query
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class Totals:
         return sum(self.usage.values(), LayerUsage())
 
     def flops(
-        self, shape: ModelShape, strategy: str, options: dict[str, Any]
+        self, shape: ModelShape, strategy: str, options: Mapping[str, Any]
     ) -> dict[str, float | None]:
         """Return the FLOPs of the run: `exact` by its tokens, and by `appendix_c`."""
         total = self.total
@@ -78,79 +78,58 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where a run's rows go.
+    """Where a job's rows go.
 
     Attributes:
         table: The output file.
         rejects: Rows without answer.
-        task: Layout of the benchmark.
-        task_table: The benchmark's own file, if there is one.
-        generator: Name of the model in it.
+        write_row: From a query and its outcome to the output row; may raise RecordError.
+        task_table: A benchmark's own file, if there is one.
+        task_row: From a query and its answers to its row.
     """
 
     table: TableWriter
     rejects: Rejects
-    task: Task
-    task_table: TableWriter | None
-    generator: str
+    write_row: Callable[[Query, Outcome], Row]
+    task_table: TableWriter | None = None
+    task_row: Callable[[Query, list[str]], Row] | None = None
 
     def write(
-        self, lines: Iterable[Line], journal: Journal, keys: Any, seed: int, keep_drafts: bool
+        self,
+        lines: Iterable[Line],
+        read: Callable[[Line], Query],
+        outcome_of: Callable[[Query], Outcome | None],
     ) -> Totals:
         """Write every row, in the order of the input.
 
         Args:
             lines: The input.
-            journal: Holds the outcomes.
-            keys: From a query to the journal's key of its outcome.
-            seed: Of the run.
-            keep_drafts: Whether rows hold all drafts.
+            read: Line to query; raises RecordError.
+            outcome_of: How a query ended, None if it has not.
         """
         totals = Totals()
         for line in lines:
             totals.read += 1
             try:
-                if line.problem is not None:
-                    raise RecordError("row", line.problem)
-                query = self.task.read_row(line.value)
+                query = read(line)
+                outcome = outcome_of(query)
+                if outcome is None:
+                    totals.unfinished += 1
+                    continue
+                totals.count(outcome)
+                if outcome.problem is not None:
+                    raise RecordError(outcome.about or "row", outcome.problem)
+                row = self.write_row(query, outcome)
             except RecordError as error:
                 self.rejects.add(line, error.problem, error.field)
                 continue
-            content = journal.outcome(keys(query))
-            if content is None:
-                totals.unfinished += 1
-                continue
-            outcome = Outcome(**content)
-            totals.count(outcome)
-            if outcome.problem is not None:
-                self.rejects.add(line, outcome.problem, outcome.about)
-                continue
-            _write(self.table, output_row(query, outcome, seed, keep_drafts))
-            if self.task_table is not None and self.task.write_row is not None:
-                _write(self.task_table, self.task.write_row(query, outcome.answers, self.generator))
+            _write(self.table, row)
+            if self.task_table is not None and self.task_row is not None:
+                _write(self.task_table, self.task_row(query, outcome.answers))
         totals.written = self.table.rows
         totals.rejected = self.rejects.count
         totals.rejects = dict(self.rejects.by_field)
         return totals
-
-
-def output_row(query: Query, outcome: Outcome, seed: int, keep_drafts: bool) -> Row:
-    """Return a row: the input's columns, the response, and how it came about."""
-    own: Row = {"response": outcome.answers[-1]}
-    if len(query.turns) > 1:
-        own["responses"] = outcome.answers
-    own["finish_reasons"] = outcome.finish_reasons
-    if any(outcome.details):
-        own["details"] = outcome.details
-    own |= {"seed": seed, "usage": outcome.usage, "events": outcome.events}
-    if keep_drafts:
-        own["layers"] = outcome.layers
-    columns = {
-        f"input_{name}" if name in own else name: value
-        for name, value in query.row.items()
-        if name != "id"
-    }
-    return {"id": query.id, **columns, **own}
 
 
 def _write(table: TableWriter, row: Row) -> None:
@@ -185,11 +164,14 @@ def summary(totals: Totals, flops: dict[str, float | None] | None, more: Row) ->
 
 def describe(totals: Totals, flops: dict[str, float | None] | None) -> list[str]:
     """Return the account for a person: a line per layer, and what there is to know."""
+    total = totals.total
+    if not total.requests:
+        return []
     head = f"{'turn':>5}{'layer':>6}{'requests':>10}{'samples':>9}{'prompt':>12}{'cached':>12}"
     text = [head + f"{'written':>12}   tokens"]
     rows = [
         *((f"{turn:>5}{layer:>6}", usage) for (turn, layer), usage in sorted(totals.usage.items())),
-        (f"{'all':>11}", totals.total),
+        (f"{'all':>11}", total),
     ]
     for place, usage in rows:
         tokens = "".join(
@@ -197,6 +179,8 @@ def describe(totals: Totals, flops: dict[str, float | None] | None) -> list[str]
             for n in (usage.prompt, usage.cached, usage.completion)
         )
         text.append(f"{place}{usage.requests:>10,}{usage.samples:>9,}{tokens}")
+    if total.cached and total.prompt:
+        text.append(f"prefix cache: {total.cached / total.prompt:.0%} of the prompts' tokens")
     if flops is not None:
         exact, formula = flops["exact"], flops["appendix_c"]
         shown = [f"{exact:.3g} by the tokens computed"] if exact is not None else []
@@ -212,6 +196,4 @@ def describe(totals: Totals, flops: dict[str, float | None] | None) -> list[str]
 
 def write_summary(path: Path, content: Row) -> None:
     """Write the summary beside the output."""
-    from aft_factory.files import write_whole
-
     write_whole(path, orjson.dumps(content, option=orjson.OPT_INDENT_2, default=str) + b"\n")

@@ -1,25 +1,18 @@
-"""What answers in a run: engines, fitters and reward model, opened as the settings say."""
+"""What answers: engines and fitters, opened as the settings say."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-from aft_factory.asking import Retries
-from aft_factory.engines import Engine, EngineError
+from aft_factory.engines import Engine
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.fitting import Fitter
 from aft_factory.prompts import load_template
-from aft_factory.run_settings import DEFAULT_IN_FLIGHT, RunSettings
-from aft_factory.sampling import Completion
-from aft_factory.strategies import Conversation, Score
-
-if TYPE_CHECKING:
-    from aft_factory.engines.reward import RewardModel
+from aft_factory.stage.settings import DEFAULT_IN_FLIGHT, AskSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +22,28 @@ class Opened:
     Attributes:
         engines: By name, the run's own under "".
         fitters: Shorten drafts to a model's context, by (model, max_tokens).
-        score: The reward model, if there is one.
+        score: Asks the reward model, if there is one, as the strategy wants it.
         in_flight: Most samples in flight.
         shape_name: Folder or name whose shape FLOPs are counted with.
     """
 
     engines: dict[str, Engine]
     fitters: dict[tuple[str, int], Fitter]
-    score: Score | None
     in_flight: int
     shape_name: str | None
+    score: Any = None
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: RunSettings) -> AsyncIterator[Opened]:
-    """Open what a run asks, and close it in the end.
+async def opened(
+    settings: AskSettings, template: str, others: Mapping[str, Sequence[str]] | None = None
+) -> AsyncIterator[Opened]:
+    """Open what a command asks, and close it in the end.
+
+    Args:
+        settings: Name it.
+        template: The aggregator prompt that drafts are to fit in.
+        others: Further models at servers, by name (strategy `moa`): their URLs, none for the run's.
 
     Raises:
         UsageError: If something cannot be reached or loaded.
@@ -57,14 +57,14 @@ async def opened(settings: RunSettings) -> AsyncIterator[Opened]:
         engines: dict[str, Engine] = {}
         in_flight, shape_name = settings.in_flight or DEFAULT_IN_FLIGHT, settings.tokenizer
         if settings.scripted:
-            for name in ("", *settings.proposers):
-                engines[name] = await add(ScriptedEngine(model=f"scripted-{name}".rstrip("-")))
+            for name in ("", *(others or {})):
+                engines[name] = await add(
+                    ScriptedEngine(model=f"scripted-{name}".rstrip("-"), record=False)
+                )
         elif settings.base_url:
             engines[""] = await add(await _server(settings, settings.base_url, settings.model))
-            for name in settings.proposers:
-                url = settings.proposer_urls.get(name)
-                urls = settings.base_url if url is None else [str(url)]
-                engines[name] = await add(await _server(settings, urls, name))
+            for name, urls in (others or {}).items():
+                engines[name] = await add(await _server(settings, urls or settings.base_url, name))
         else:
             from aft_factory.engines.vllm_engine import VllmEngine
 
@@ -79,30 +79,34 @@ async def opened(settings: RunSettings) -> AsyncIterator[Opened]:
             # Twice what the engine runs at a time, so that its own queue never runs dry.
             in_flight = settings.in_flight or 2 * engine.max_sequences
             shape_name = settings.model
-        score = None
-        if settings.strategy == "best_of_n" and settings.reward_model is not None:
-            reward = await _reward(settings, settings.reward_model)
-            stack.push_async_callback(reward.close)
-            score = _score(reward, Retries(settings.retries))
-        elif settings.strategy == "best_of_n":
-            score = _scripted_score
         fitters = {
             (name, tokens): fitter
             for name, engine in engines.items()
             for tokens in {settings.proposal().max_tokens, settings.final().max_tokens}
-            if (fitter := _fitter(engine, tokens, settings.template)) is not None
+            if (fitter := _fitter(engine, tokens, template)) is not None
         }
-        yield Opened(engines, fitters, score, in_flight, shape_name)
+        yield Opened(engines, fitters, in_flight, shape_name)
 
 
-def dry_engine(settings: RunSettings) -> ScriptedEngine:
-    """Return an engine whose drafts have the length to reckon with."""
+def dry(settings: AskSettings, others: Iterable[str] = (), score: Any = None) -> Opened:
+    """Return an engine whose drafts have the length to reckon with, for a dry run."""
     tokens = min(settings.draft_tokens, settings.max_tokens)
     text = "0" * tokens * CHARACTERS_PER_TOKEN
-    return ScriptedEngine(lambda request: [text] * request.n, model="dry-run", tokens=tokens)
+    engine = ScriptedEngine(
+        lambda request: [text] * request.n, model="dry-run", tokens=tokens, record=False
+    )
+    engines: dict[str, Engine] = dict.fromkeys(("", *others), engine)
+    shape_name = None if settings.scripted else settings.tokenizer or settings.model
+    return Opened(engines, {}, 256, shape_name, score)
 
 
-async def _server(settings: RunSettings, urls: Sequence[str], model: str | None) -> Engine:
+def dry_note(settings: AskSettings) -> str:
+    """Say what a dry run reckons with."""
+    tokens = min(settings.draft_tokens, settings.max_tokens)
+    return f"with answers of {tokens} tokens (--draft-tokens) and four characters a token"
+
+
+async def _server(settings: AskSettings, urls: Sequence[str], model: str | None) -> Engine:
     from aft_factory.engines.openai_engine import OpenAIEngine
     from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
 
@@ -130,38 +134,3 @@ def _fitter(engine: Engine, max_tokens: int, template: str) -> Fitter | None:
             f"is {engine.context} tokens; lower --max-tokens and --final-max-tokens"
         )
     return Fitter(engine.tokenizer, engine.chat_template, limit, load_template(template))
-
-
-async def _reward(settings: RunSettings, name: str) -> RewardModel:
-    if settings.reward_url is not None:
-        from aft_factory.engines.reward_server import ServerReward
-
-        return await ServerReward.connect(
-            settings.reward_url, name, timeout=settings.timeout, tokenizer=name
-        )
-    from aft_factory.engines.reward import TransformersReward
-
-    return await asyncio.to_thread(TransformersReward.load, name)
-
-
-def _score(reward: RewardModel, retries: Retries) -> Score:
-    async def score(query: Conversation, drafts: Sequence[Completion]) -> list[float]:
-        pairs = [(query, draft.text) for draft in drafts]
-        for attempt in range(retries.most + 1):
-            try:
-                scores = await reward.score(pairs)
-                for value in scores:
-                    if isinstance(value, EngineError):
-                        raise value
-                return [value for value in scores if not isinstance(value, EngineError)]
-            except EngineError as error:
-                if error.kind != "retry" or attempt == retries.most:
-                    raise
-                await asyncio.sleep(retries.wait(attempt, error.retry_after))
-        raise AssertionError("unreachable")
-
-    return score
-
-
-async def _scripted_score(query: Conversation, drafts: Sequence[Completion]) -> list[float]:
-    return [float(len(draft.text)) for draft in drafts]

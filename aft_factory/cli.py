@@ -1,0 +1,43 @@
+"""The command `aft`: `aft <stage> ...` is `python -m aft_factory.<stage> ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from aft_factory.errors import suggest
+
+STAGES = {
+    "convert": "UltraFeedback and rows with proposals to records, ShareGPT and SFT files",
+    "sample": "on-policy proposals from a base model (URIAL)",
+    "rank": "reward-model scores; keep the best proposals",
+    "aggregate": "aggregation targets by a strong model",
+    "run": "a data set through propose-and-aggregate",
+    "pipeline": "several stages in order, from one file",
+    "stats": "what is in a record file",
+    "push": "a record file as a data set on the hub",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a stage; return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: aft STAGE ...    (aft STAGE --help tells more)\n\nstages:")
+        print("\n".join(f"  {name:<10} {text}" for name, text in STAGES.items()))
+        print("\nexamples:\n  aft run queries.jsonl --output out.jsonl --model saves/llama-aft")
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name not in STAGES:
+        print(f"error: no stage {name!r}; {suggest(name, STAGES)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(
+        "aft_factory.convert.__main__" if name == "convert" else f"aft_factory.{name}"
+    )
+    code: int = module.main(arguments[1:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The frame of the commands that run a job: their arguments, errors and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aft_factory.errors import AftError, UsageError
+from aft_factory.settings import add_flags, build, read_yaml
+from aft_factory.stage import Files, Stage
+from aft_factory.stage.job import Job, survey
+from aft_factory.stage.settings import JobSettings
+
+S = TypeVar("S", bound=JobSettings)
+INPUTS = ".jsonl, .json, .gz, .zst, .parquet, `datasets` folder or hub name"
+
+
+def add_job_arguments(
+    parser: argparse.ArgumentParser, settings: type[JobSettings], reads: str = "queries"
+) -> None:
+    """Add what every job takes, and a flag for each of its settings."""
+    add = parser.add_argument
+    add("input", nargs="?", help=f"{reads} ({INPUTS})")
+    add("--output", type=Path, help="file to write (.jsonl, .json, .gz, .zst, .parquet)")
+    add("--config", type=Path, metavar="YAML", help="file of settings; flags override it")
+    add("--dry-run", action="store_true", help="only tell requests, tokens and FLOPs to expect")
+    add("--export", action="store_true", help="ask nothing; write what the last run has done")
+    add("--overwrite", action="store_true", help="replace an existing output")
+    add("--strict", action="store_true", help="exit with 1 if any row was rejected")
+    add("--quiet", action="store_true", help="no progress bar")
+    add_flags(parser.add_argument_group("settings (also keys of --config)"), settings)
+
+
+def flags_of(args: argparse.Namespace, kind: type[JobSettings]) -> dict[str, Any]:
+    """Return the settings that were given as flags."""
+    return {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
+
+
+def read_settings(
+    args: argparse.Namespace,
+    kind: type[S],
+    below: Iterable[tuple[str, Mapping[str, Any]]] = (),
+) -> S:
+    """Put the layers below, the file and the flags together.
+
+    Raises:
+        UsageError: With everything that is wrong with them.
+    """
+    config = {} if args.config is None else read_yaml(args.config)
+    layers = [*below, (str(args.config), config), ("flags", flags_of(args, kind))]
+    settings = build(kind, layers)
+    settings.check()
+    return settings
+
+
+def run_command(
+    args: argparse.Namespace,
+    settings: Callable[[], S],
+    stage: Callable[[S], Stage],
+    *,
+    task_output: Callable[[S], Path | None] = lambda _: None,
+    first_row: Callable[[Any], object] = lambda _: None,
+    after: Callable[[], object] = lambda: None,
+) -> int:
+    """Run a job as the arguments say.
+
+    Args:
+        args: Of `add_job_arguments`.
+        settings: Reads the settings.
+        stage: Builds the stage; called after `first_row`.
+        task_output: A benchmark's own file.
+        first_row: Told of the first row of the input.
+        after: Called when the outputs are written.
+
+    Returns:
+        The exit code: 0, 1 (nothing written, or rejected rows and --strict), 2 (usage), 130.
+    """
+
+    def run() -> int:
+        chosen = settings()
+        if args.input is None:
+            raise UsageError("name the INPUT (see --help)")
+        total, first = survey(args.input, chosen)
+        first_row(first)
+        files = Files(args.input, args.output, task_output(chosen), args.overwrite, args.quiet)
+        job = Job(files, chosen, stage(chosen), total)
+        if args.dry_run:
+            job.dry_run()
+            return 0
+        totals = job.run(export=args.export)
+        if totals is None:
+            return 130
+        after()
+        nothing = totals.read > 0 and not totals.written
+        return 1 if nothing or (args.strict and totals.rejected) else 0
+
+    return guarded(run)
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run a command and show its errors as messages instead of tracebacks."""
+    try:
+        return run()
+    except AftError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"error: {problem}", file=sys.stderr)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("interrupted; the same command goes on where this one was", file=sys.stderr)
+        return 130
+    return 2

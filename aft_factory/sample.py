@@ -1,0 +1,159 @@
+"""STAGE 2, `python -m aft_factory.sample`: on-policy proposals from a base model.
+
+Reads queries (records or rows with a query, instruction or prompt); writes records whose proposals
+the model drew by in-context learning (URIAL prompts) or, with `--chat`, by its chat template. The
+paper's settings are the defaults (2501.11877, section 3.2): 10 samples, temperature 1.0, top_k 50,
+top_p 0.95. How each draft ended is kept in the record's `meta`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aft_factory import urial
+from aft_factory.command import add_job_arguments, read_settings, run_command
+from aft_factory.drafting import CompletionPrompts, Settings
+from aft_factory.errors import UsageError
+from aft_factory.prompts import TEMPLATES, load_template
+from aft_factory.records import Row, record_from_row
+from aft_factory.runner import Outcome
+from aft_factory.sampling import Completion, Sampling
+from aft_factory.settings import setting
+from aft_factory.stage import Stage
+from aft_factory.stage.engines import dry, dry_note, opened
+from aft_factory.stage.settings import AskSettings, at_least
+from aft_factory.strategies import Answer, Conversation, Sample
+from aft_factory.tasks import Query, read_record
+
+EXAMPLES = """\
+examples:
+  # the paper's: 10 URIAL samples per prompt from the base model, on this machine's GPU
+  python -m aft_factory.sample prompts.jsonl --output sampled.jsonl --model meta-llama/Llama-3.1-8B
+
+  # from a server; what would it take?
+  python -m aft_factory.sample prompts.jsonl --output sampled.jsonl --dry-run \\
+      --base-url http://localhost:8000/v1
+
+  # from an instruct model by its chat template
+  python -m aft_factory.sample prompts.jsonl --output sampled.jsonl --chat --samples 5 \\
+      --model Qwen/Qwen2.5-7B-Instruct
+"""
+
+
+PROMPTS = sorted(path.stem for path in (TEMPLATES / "propose").glob("*.jinja"))
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSettings(AskSettings):
+    """What is sampled; see the help texts."""
+
+    samples: int = setting(10, "proposals per query")
+    prompt: str = setting(urial.DEFAULT, f"URIAL prompt: {', '.join(PROMPTS)} or a .jinja file")
+    chat: bool = setting(False, "ask by the chat template: for instruct models")
+    temperature: float = setting(1.0, "of sampling; 0 is greedy")
+    top_k: int | None = setting(50, "of sampling")
+    max_tokens: int = setting(2048, "most tokens of a proposal")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings."""
+        problems = AskSettings.problems(self) + at_least(self, ("samples", 1))
+        try:
+            urial.load_propose_template(self.prompt)
+        except UsageError as error:
+            problems.append(f"prompt: {error}")
+        return problems
+
+    def proposal(self) -> Sampling:
+        """Return the sampling of proposals, which end where the next query would begin."""
+        sampling = AskSettings.proposal(self)
+        return sampling if self.chat else replace(sampling, stop=urial.STOP)
+
+
+async def draw_proposals(query: Conversation, sample: Sample, *, samples: int) -> Answer:
+    """Draw proposals, P(0) of equation 2; the outcome's layers hold them."""
+    drafts = await sample(query, layer=0, n=samples)
+    return Answer(drafts[0])
+
+
+def build_stage(settings: SampleSettings) -> Stage:
+    """Return what happens to a row."""
+    completion = None
+    if not settings.chat:
+        text = urial.render(settings.prompt, [{"role": "user", "content": ""}])
+        completion = CompletionPrompts(
+            hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
+            lambda messages: urial.render(settings.prompt, messages),
+            read_completion,
+        )
+    drafting = Settings(
+        load_template("paper"),
+        settings.proposal(),
+        settings.proposal(),
+        seed=settings.seed,
+        policy=settings.policy(),
+        completion=completion,
+    )
+    return Stage(
+        read_row=read_record,
+        strategy=draw_proposals,
+        options={"samples": settings.samples},
+        drafting=drafting,
+        write_row=lambda query, outcome: sampled_row(query, outcome, settings),
+        open=lambda: opened(settings, "paper"),
+        dry=dry(settings),
+        dry_note=dry_note(settings),
+        keep_drafts=True,
+    )
+
+
+def read_completion(completion: Completion) -> Completion:
+    """Take the answer out of what the model wrote after a URIAL prompt."""
+    parsed = urial.parse(completion.text, completion.finish_reason)
+    reason = "length" if parsed.truncated else completion.finish_reason
+    return replace(completion, text=parsed.answer, finish_reason=reason)
+
+
+def sampled_row(query: Query, outcome: Outcome, settings: SampleSettings) -> Row:
+    """Return the record with the proposals drawn for it."""
+    drafts = outcome.layers[0]["drafts"]
+    record = record_from_row(query.row)
+    about: dict[str, Any] = {
+        "model": settings.model,
+        "prompt": "chat" if settings.chat else settings.prompt,
+        "seed": settings.seed,
+        "finish_reasons": [draft["finish_reason"] for draft in drafts],
+    }
+    return replace(
+        record,
+        proposals=[draft["text"] for draft in drafts],
+        proposal_models=None if settings.model is None else [settings.model for _ in drafts],
+        scores=None,
+        meta=record.meta | {"sampling": about},
+    ).to_row()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m aft_factory.sample",
+        description="Draw on-policy proposals from a base model by in-context learning (URIAL).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_job_arguments(parser, SampleSettings)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    args = build_parser().parse_args(argv)
+    return run_command(args, lambda: read_settings(args, SampleSettings), build_stage)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

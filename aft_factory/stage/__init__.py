@@ -1,0 +1,70 @@
+"""What the commands that ask a model have in common: settings, engines, the job, its outputs.
+
+A command is a `Stage` (how a row becomes a query, the strategy, how an outcome becomes a row) and a
+class of settings; `Job` does the rest, so that resume, seeds, rejects and accounts are one code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aft_factory.drafting import Settings
+from aft_factory.records import Row
+from aft_factory.runner import Outcome
+from aft_factory.strategies import Strategy
+from aft_factory.tasks import Query
+
+if TYPE_CHECKING:
+    from aft_factory.stage.engines import Opened
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a command does with a row.
+
+    Attributes:
+        read_row: Row to query; raises RecordError for a row it cannot use.
+        strategy: From a query to its answer.
+        options: Of the strategy.
+        drafting: Prompts, sampling, seed and policies.
+        write_row: From a query and its outcome to the output row; may raise RecordError.
+        keep_drafts: Whether outcomes hold all drafts.
+        open: Opens what it asks.
+        dry: What it asks in a dry run.
+        dry_note: What a dry run reckons with, in words.
+        task_row: From a query and its answers to the row of a benchmark's own file.
+    """
+
+    read_row: Callable[[Any], Query]
+    strategy: Strategy
+    options: Mapping[str, Any]
+    drafting: Settings
+    write_row: Callable[[Query, Outcome], Row]
+    open: Callable[[], AbstractAsyncContextManager[Opened]]
+    dry: Opened
+    dry_note: str
+    keep_drafts: bool = False
+    task_row: Callable[[Query, list[str]], Row] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What a job reads and writes.
+
+    Attributes:
+        source: File, folder or hub name of the input.
+        output: File to write; None only for a dry run.
+        task_output: A benchmark's own file.
+        overwrite: Whether existing files may be replaced.
+        quiet: No progress bar.
+    """
+
+    source: str
+    output: Path | None
+    task_output: Path | None = None
+    overwrite: bool = False
+    quiet: bool = False

@@ -1,0 +1,193 @@
+r"""On-policy proposals of a base model by in-context learning (URIAL): its prompt, and its answer.
+
+Pure. A base model knows no chat: it continues a document of queries and answers. The prompts are
+`templates/propose/*.jinja`. The paper says only that it takes URIAL's template, not which of them;
+`inst_1k_v4` is the default, for its examples are fenced exactly as the query that is asked.
+
+    # Query:
+    ```
+    How many pails?
+    ```
+
+    # Answer:
+    ```
+    <the completion starts here, and ends with> Six.\n```\n\n
+
+Markers in messages are kept as they are, so a query with a line `# Query:` in it may confuse a
+model. Earlier turns stand as queries and answers before the last, as in URIAL's code for MT-Bench;
+a system message, which URIAL does not have, stands before the first query's text.
+
+`parse` keeps code fences inside an answer (URIAL's own code removes every one). An answer ends at
+a line of three back-ticks, outside of any code block, after which there is nothing but blank lines
+and, after at least one, perhaps the heading of an invented turn. Text cannot always tell; then:
+
+* a model that ends an answer on a code block often writes one fence instead of two: it closes the
+  block, and the answer is complete;
+* a code block that opens without a language and is followed by a blank line is taken for the
+  answer's end, if nothing ever closes it: what follows is chatter;
+* what was cut off right after such a fence counts as cut off;
+* blocks are counted as in Markdown, but one with a language opens within another of as many
+  back-ticks, as models nest them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+
+from aft_factory.errors import UsageError, suggest
+from aft_factory.prompts import TEMPLATES
+from aft_factory.records import Message
+
+DEFAULT = "inst_1k_v4"
+
+# URIAL stops at `# Query`, which also cuts an answer at a comment in its code. All its prompts go
+# on with a fence. The answer's own closing fence is no part of this: `parse` needs to see it.
+STOP = ("\n# Query:\n```",)
+
+_FENCE = re.compile(r"[ \t]*(`{3,})([^`]*)")
+_TURN = re.compile(r"# (?:Query|Answer|User|Instruction)(?: \d+)?(?::|\s*$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The answer in a completion.
+
+    Attributes:
+        answer: Without the fence around it and blanks at its ends. May be empty.
+        truncated: The answer did not come to its end.
+        problem: Why the answer is not to be used, or None.
+    """
+
+    answer: str
+    truncated: bool
+    problem: str | None
+
+
+@cache
+def load_propose_template(name: str) -> jinja2.Template:
+    """Load a prompt for base models by name (`inst_1k_v4`, `inst_2k`, ...) or from a path.
+
+    Raises:
+        UsageError: If there is no such template, or its one variable is not `messages`.
+    """
+    path = TEMPLATES / "propose" / f"{name}.jinja"
+    if not name.isidentifier() or not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        known = [p.stem for p in sorted((TEMPLATES / "propose").glob("*.jinja"))]
+        raise UsageError(
+            f"no propose template {name!r}; {suggest(name, known)}, "
+            "or give the path of a .jinja file"
+        )
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    try:
+        source = path.read_text(encoding="utf-8")
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        compiled = environment.from_string(source)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not a text in UTF-8: {error}") from None
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageError(f"{path}:{error.lineno}: {error.message}") from None
+    if variables != {"messages"}:
+        found = ", ".join(sorted(variables)) or "none"
+        raise UsageError(
+            f"{path}: a propose template has the one variable 'messages', this one has: {found}"
+        )
+    return compiled
+
+
+def render(template: str, messages: Sequence[Message]) -> str:
+    """Return the text that a base model continues with its answer to the last message.
+
+    Args:
+        template: A name or path, as for `load_propose_template`.
+        messages: A conversation as `records.parse_messages` returns it.
+
+    Raises:
+        UsageError: If the template cannot be loaded or fails.
+    """
+    compiled = load_propose_template(template)
+    system, turns = "", list(messages)
+    if turns[0]["role"] == "system":
+        system = turns.pop(0)["content"]
+    if system:
+        turns[0] = {"role": "user", "content": f"{system}\n\n{turns[0]['content']}"}
+    try:
+        return compiled.render(messages=turns)
+    except Exception as error:  # a template is a program, and can fail in any way
+        raise UsageError(f"template {template!r} fails: {error}") from error
+
+
+def parse(text: str, finish_reason: str | None) -> Parsed:
+    r"""Take the answer out of a completion of `render`'s text (see the module for the rule).
+
+    Args:
+        text: As the engine returned it, whether or not it stopped at `STOP`.
+        finish_reason: The engine's; "length" where the completion reached its token limit.
+
+    Example:
+        >>> parse("Six:\n```\n5 + 1\n```\n```\n\n", "stop").answer
+        'Six:\n```\n5 + 1\n```'
+    """
+    for stop in STOP:
+        text, found, _ = text.partition(stop)
+        if found:
+            finish_reason = "stop"
+    lines = text.split("\n")  # not splitlines: an answer may hold other separators
+    end, closed = _end(lines, cut_off=finish_reason == "length")
+    answer = "\n".join(lines[:end]).strip()
+    problem = None
+    if not closed:
+        problem = "cut off" if finish_reason == "length" else "no closing fence"
+    elif not answer:
+        problem = "empty"
+    return Parsed(answer, not closed, problem)
+
+
+def _end(lines: list[str], *, cut_off: bool) -> tuple[int, bool]:
+    """How many lines are the answer's, and whether it came to its end."""
+    blocks: list[int] = []  # the back-ticks of each open code block
+    opened = 0  # where the outermost of them begins
+    for index, line in enumerate(lines):
+        fence = _FENCE.fullmatch(line)
+        if not fence or (blocks and len(fence[1]) < blocks[-1]):
+            continue
+        closes = not fence[2].strip()
+        after = _after(lines, index, cut_off)
+        if closes and not blocks and after != "text" and line.rstrip() == "```":
+            return index, True
+        if closes and blocks:
+            blocks.pop()
+            if after == "turn" or (after == "end" and not blocks):
+                return index + 1, True
+        else:
+            if not blocks:
+                opened = index
+            blocks.append(len(fence[1]))
+    alone = len(blocks) == 1 and lines[opened].rstrip() == "```"
+    if alone and len(lines) > opened + 2 and not lines[opened + 1].strip():
+        return opened, True
+    return len(lines), False
+
+
+def _after(lines: list[str], index: int, cut_off: bool) -> Literal["text", "turn", "end"]:
+    """What stands after a fence, blank lines aside."""
+    following = index + 1
+    while following < len(lines) and not lines[following].strip():
+        following += 1
+    blank = following - index - 1
+    if following == len(lines):
+        # Cut off right here, the fence might as well open a block.
+        return "text" if cut_off and blank < 2 else "end"
+    return "turn" if blank and _TURN.match(lines[following]) else "text"

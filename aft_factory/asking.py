@@ -184,16 +184,20 @@ class Asker:
         return key, reply
 
     async def _attempts(self, engine: Engine, request: Request) -> Reply:
-        attempt, begun = 0, time.monotonic()
+        attempt, since = 0, 0.0
         while True:
             try:
                 async with self.limiter.slots(request.n):
+                    if attempt == 0:
+                        since = time.monotonic()
                     reply = await engine.sample(request)
             except EngineError as error:
                 if error.kind != "retry":
                     raise
                 if attempt == self._retries.most:
-                    raise self._given_up(error, attempt, begun) from error
+                    raise self._given_up(error, attempt, since) from error
+                if attempt == 0:  # an answer to others before this failure tells nothing
+                    since = time.monotonic()
                 wait = self._retries.wait(attempt, error.retry_after)
             else:
                 self._answered = time.monotonic()
@@ -203,13 +207,14 @@ class Asker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait)
 
-    def _given_up(self, error: EngineError, attempts: int, begun: float) -> EngineError:
+    def _given_up(self, error: EngineError, attempts: int, since: float) -> EngineError:
         """Say what to raise after the last attempt; if nobody gets an answer, end the run."""
         problem = f"no answer after {attempts + 1} attempts; the last: {error}"
-        if self._answered < begun:
+        if self._answered < since:
+            silent = f"the model has answered nothing for {time.monotonic() - self._answered:.0f} s"
+            kept = "; nothing answered is lost, the same command goes on from there"
             return EngineError(
-                f"the model has answered nothing for {time.monotonic() - begun:.0f} s; {problem}",
-                "fatal",
+                f"{silent}; {problem}{kept if self._journal is not None else ''}", "fatal"
             )
         return EngineError(problem, "refused")
 

@@ -105,8 +105,13 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if isinstance(error, (sqlite3.Error, zstandard.ZstdError)):  # damaged, or the disk is full
+            raise UsageError(
+                f"{self.path}: this journal cannot be used: {error}; if it is damaged, put back a "
+                "copy of it, or name another --journal"
+            ) from error
 
     def close(self) -> None:
         """Close it; everything kept is on disk already."""

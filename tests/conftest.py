@@ -4,6 +4,12 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -47,6 +53,15 @@ def tiny_mistral(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_reward_model(tmp_path_factory):
+    """A tiny reward model of random weights; the folder."""
+    from tiny_model import make_tiny_reward_model
+
+    texts = [text for row in demo_rows() for text in (row["query"], row["aggregation"])]
+    return make_tiny_reward_model(tmp_path_factory.mktemp("tiny-reward"), texts)
+
+
+@pytest.fixture(scope="session")
 def llama3_tokenizer_dir(tiny_llama):
     """A folder from which AutoTokenizer loads a Llama-3-type tokenizer."""
     return tiny_llama
@@ -66,3 +81,47 @@ def real_mistral(tmp_path_factory, tiny_mistral):
     settings |= {"bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tiny_llama, tmp_path_factory):
+    """A real vLLM server of the tiny Llama, with our chat template; its URL. One per session."""
+    from aft_factory.prompts import chat_template
+
+    folder = tmp_path_factory.mktemp("vllm")
+    template = folder / "chat.jinja"
+    template.write_text(chat_template("llama3"), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(tiny_llama), "--served-model-name", "tiny", "--port", str(port)]
+    command += ["--chat-template", str(template), "--dtype", "float32", "--enforce-eager"]
+    # vLLM's CPU build dies of a seeded request whose prompt it reads in chunks.
+    command += ["--no-enable-chunked-prefill", "--max-model-len", "4096"]
+    command += ["--max-num-batched-tokens", "4096", "--max-num-seqs", "64"]
+    command += ["--enable-prompt-tokens-details"]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    log = folder / "log"
+    with log.open("wb") as stream:
+        server = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=environment, start_new_session=True
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 400
+        while True:
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"vLLM did not start:\n{log.read_text(errors='replace')[-3000:]}")
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5)
+                break
+            except OSError:
+                time.sleep(1)
+        yield f"{url}/v1"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)

@@ -9,19 +9,20 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "aft_factory"
 HEAVY = ("torch", "transformers", "vllm", "llamafactory", "datasets", "openai")
-COMMANDS = ("convert", "run")
+COMMANDS = ("convert", "sample", "rank", "aggregate", "run", "pipeline", "stats", "push")
 
 # Lower layers first: a module imports from its own layer or one below.
 LAYERS = (
     ("__init__", "errors", "fields", "markers", "settings"),
     ("records", "files", "answers"),
-    ("sampling", "tables", "parquet", "prompts", "tokenizer"),
-    ("fitting", "journal", "accounting", "engines", "tasks"),
+    ("sampling", "tables", "parquet", "prompts", "tokenizer", "urial", "gates"),
+    ("selection", "fitting", "journal", "accounting", "engines", "tasks", "counts"),
     ("asking", "strategies", "plugin"),
-    ("drafting", "inspection", "progress", "convert"),
-    ("runner",),
-    ("run_settings", "run_engines", "run_output", "run_job"),
-    ("run",),
+    ("drafting", "inspection", "progress", "convert", "scoring", "stats_plot", "card"),
+    ("runner", "stats", "push"),
+    ("stage", "command", "run_settings"),
+    ("run", "sample", "rank", "aggregate"),
+    ("pipeline", "cli"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -115,6 +115,10 @@ class VllmEngine:
             if (Path(adapter) / "tokenizer_config.json").is_file():
                 settings["tokenizer"] = str(adapter)
         settings |= engine_args or {}
+        tokenizer = await asyncio.to_thread(load_tokenizer, settings.get("tokenizer") or model)
+        template = await asyncio.to_thread(_template, chat_template, tokenizer, model)
+        identity = [*map(fingerprint, filter(None, (model, adapter))), _hash(template)]
+        identity += [f"{name}={settings[name]}" for name in DECIDING if name in settings]
         stop = threading.Event()
         before = set(multiprocessing.active_children())
         loading = asyncio.get_running_loop().run_in_executor(None, _load, model, settings, stop)
@@ -126,25 +130,23 @@ class VllmEngine:
             for process in set(multiprocessing.active_children()) - before:
                 process.terminate()
             raise
-        try:
-            lora = None
-            if adapter is not None:
-                from vllm.lora.request import LoRARequest
+        lora = None
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
 
-                lora = LoRARequest("adapter", 1, str(Path(adapter).resolve()))
+            lora = LoRARequest("adapter", 1, str(Path(adapter).resolve()))
+        engine = cls(
+            llm, model="+".join(identity), tokenizer=tokenizer, chat_template=template, lora=lora
+        )
+        try:
+            if lora is not None:  # now, so that what is wrong with it shows
                 await llm.add_lora(lora)
-            tokenizer = await asyncio.to_thread(load_tokenizer, settings.get("tokenizer", model))
-            template = await asyncio.to_thread(_template, chat_template, tokenizer, model)
-            deciding = {name: settings[name] for name in DECIDING if name in settings}
-            identity = [*map(_fingerprint, filter(None, (model, adapter))), _hash(template)]
-            identity += [f"{name}={value}" for name, value in deciding.items()]
-            name = "+".join(identity)
-            return cls(llm, model=name, tokenizer=tokenizer, chat_template=template, lora=lora)
         except BaseException as error:
-            await asyncio.to_thread(llm.shutdown)
-            if isinstance(error, UsageError) or not isinstance(error, Exception):
+            await engine.close()
+            if not isinstance(error, Exception):
                 raise
             raise UsageError(f"vLLM cannot serve the adapter {adapter!r}: {error}") from error
+        return engine
 
     async def sample(self, request: Request) -> Reply:
         """Ask once; see `Engine.sample`."""
@@ -157,12 +159,9 @@ class VllmEngine:
         completions = tuple(_completion(output) for output in outputs)
         # The first sample finds what came before this request, the others what the first one read.
         cached = [output.num_cached_tokens for output in outputs]
-        known = [count for count in cached if count is not None]
-        usage = Usage(
-            len(ids),
-            min(known) if len(known) == len(cached) else None,
-            sum(completion.tokens or 0 for completion in completions),
-        )
+        before = None if None in cached else min(count or 0 for count in cached)
+        written = sum(len(output.outputs[0].token_ids) for output in outputs)
+        usage = Usage(len(ids), before, written)
         return Reply(completions, usage, tuple(ids))
 
     async def close(self) -> None:
@@ -270,6 +269,7 @@ def _load(model: str, settings: Mapping[str, Any], stop: threading.Event) -> Asy
     """
     try:
         from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
         if (error.name or "vllm").partition(".")[0] != "vllm":
@@ -279,6 +279,8 @@ def _load(model: str, settings: Mapping[str, Any], stop: threading.Event) -> Asy
     for name in settings:
         if name not in known:
             raise UsageError(f"vLLM has no engine argument {name!r}; {suggest(name, known)}")
+    if current_platform.is_cpu():  # where vLLM 0.23 dies of a part of a prompt under a seed
+        settings = {"enable_chunked_prefill": False, **settings}
     resource_tracker.ensure_running()  # starting it later would unblock the signal
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -339,7 +341,8 @@ def _template(name: str, tokenizer: PreTrainedTokenizerFast, model: str) -> str 
         return None
 
 
-def _fingerprint(model: str) -> str:
+def fingerprint(model: str) -> str:
+    """Return what a model or adapter is known by in journals; see `VllmEngine.model`."""
     path = Path(model)
     if not path.exists():
         return model

@@ -1,0 +1,196 @@
+"""STAGE 4, `python -m aft_factory.aggregate`: aggregation targets, written by a strong model.
+
+Reads records with proposals; writes them with an aggregation, for which the model read the
+proposals in the aggregator prompt (2501.11877, section 3.2), or, with `--pseudo`, the model's
+direct answer, which never saw them (the paper's ablation). Quality gates flag what should not be
+learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from aft_factory import gates
+from aft_factory.command import add_job_arguments, flags_of, read_settings, run_command
+from aft_factory.drafting import Settings
+from aft_factory.errors import RecordError, UsageError, suggest
+from aft_factory.prompts import load_template
+from aft_factory.records import Row, record_from_row
+from aft_factory.runner import Outcome
+from aft_factory.sampling import Completion
+from aft_factory.settings import read_yaml, setting
+from aft_factory.stage import Stage
+from aft_factory.stage.engines import dry, dry_note, opened
+from aft_factory.stage.settings import AskSettings
+from aft_factory.strategies import Answer, Conversation, Sample
+from aft_factory.tasks import Query, read_record
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-72B-Instruct"  # the paper's
+EXAMPLES = f"""\
+examples:
+  # the paper's: {DEFAULT_MODEL}, on four GPUs of this machine
+  python -m aft_factory.aggregate ranked.jsonl --output aft.jsonl \\
+      --engine-args tensor_parallel_size=4
+
+  # by a server; what would it take?
+  python -m aft_factory.aggregate ranked.jsonl --output aft.jsonl --dry-run \
+      --base-url http://localhost:8000/v1
+
+  # leave out copies of a proposal and texts about "the responses provided"
+  python -m aft_factory.aggregate ranked.jsonl --output aft.jsonl --drop copy mentions_responses
+
+  # the ablation: direct answers as pseudo aggregations
+  python -m aft_factory.aggregate ranked.jsonl --output pseudo.jsonl --pseudo
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateSettings(AskSettings):
+    """How aggregations are written; see the help texts."""
+
+    template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
+    pseudo: bool = setting(False, "answer without seeing the proposals (the paper's ablation)")
+    drop: list[str] = setting(
+        [], f"gates whose rows are rejected: {', '.join(gates.GATES)}", "GATE"
+    )
+    copy_threshold: float = setting(0.9, "overlap with a proposal from which it is a copy")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings."""
+        problems = AskSettings.problems(self)
+        for name in self.drop:
+            if name not in gates.GATES:
+                problems.append(f"drop: unknown gate {name!r}; {suggest(name, gates.GATES)}")
+        if not 0 < self.copy_threshold <= 1:
+            problems.append(f"copy_threshold: expected a share up to 1, got {self.copy_threshold}")
+        try:
+            load_template(self.template)
+        except UsageError as error:
+            problems.append(str(error))
+        return problems
+
+
+async def aggregate_proposals(
+    query: Conversation, sample: Sample, *, proposals: Sequence[Completion]
+) -> Answer:
+    """Aggregate the proposals that a record brings along: the target of equation 1."""
+    [aggregation] = await sample(query, proposals, layer=1, final=True)
+    return Answer(aggregation)
+
+
+async def pseudo_aggregation(query: Conversation, sample: Sample) -> Answer:
+    """Answer the query directly: the ablation's target, which never saw the proposals."""
+    [answer] = await sample(query, layer=0, final=True)
+    return Answer(answer)
+
+
+@dataclass(slots=True)
+class Gated:
+    """Writes rows through the quality gates, and counts what these found."""
+
+    settings: AggregateSettings
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def write_row(self, query: Query, outcome: Outcome) -> Row:
+        """Return the record with its aggregation.
+
+        Raises:
+            RecordError: If a gate whose rows are to be dropped caught it.
+        """
+        settings, text = self.settings, outcome.answers[0]
+        found = gates.check(
+            text,
+            query.proposals,
+            outcome.finish_reasons[0],
+            query=query.turns[0][-1]["content"],
+            copy_threshold=settings.copy_threshold,
+        )
+        self.counts.update(found)
+        dropped = [name for name in found if name in settings.drop]
+        if dropped:
+            raise RecordError("aggregation", f"caught by the gate {', '.join(dropped)}")
+        record = record_from_row(query.row)
+        about: dict[str, Any] = {
+            "model": settings.model,
+            "template": None if settings.pseudo else settings.template,
+            "pseudo": settings.pseudo,
+            "seed": settings.seed,
+            "gates": found,
+        }
+        meta = record.meta | {"aggregating": about}
+        return replace(record, aggregation=text, meta=meta).to_row()
+
+    def describe(self) -> str:
+        """Return the counts, a line per gate."""
+        lines = [
+            f"gate {name}: {count} rows {'rejected' if name in self.settings.drop else 'flagged'}"
+            for name, count in self.counts.most_common()
+        ]
+        return "\n".join(lines or ["gates: nothing found"])
+
+
+def with_proposals(row: Any) -> Query:
+    """Read a record that has something to aggregate."""
+    query = read_record(row)
+    if not any(text.strip() for text in query.proposals):
+        raise RecordError("proposals", "missing or empty; sample some first, or pass --pseudo")
+    return query
+
+
+def build_stage(settings: AggregateSettings, gated: Gated) -> Stage:
+    """Return what happens to a row."""
+    return Stage(
+        read_row=read_record if settings.pseudo else with_proposals,
+        strategy=pseudo_aggregation if settings.pseudo else aggregate_proposals,
+        options={},
+        drafting=Settings(
+            load_template(settings.template),
+            settings.proposal(),
+            settings.final(),
+            seed=settings.seed,
+            policy=settings.policy(),
+        ),
+        write_row=gated.write_row,
+        open=lambda: opened(settings, settings.template),
+        dry=dry(settings),
+        dry_note=dry_note(settings),
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m aft_factory.aggregate",
+        description="Let a strong model write the aggregation of each record's proposals.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_job_arguments(parser, AggregateSettings, "records with proposals")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    args = build_parser().parse_args(argv)
+    made: list[Gated] = []
+
+    def settings() -> AggregateSettings:
+        given = flags_of(args, AggregateSettings)
+        given = given if args.config is None else read_yaml(args.config) | given
+        default = {} if given.get("base_url") or given.get("scripted") else {"model": DEFAULT_MODEL}
+        return read_settings(args, AggregateSettings, [("defaults", default)])
+
+    def stage(chosen: AggregateSettings) -> Stage:
+        made.append(Gated(chosen))
+        return build_stage(chosen, made[0])
+
+    return run_command(args, settings, stage, after=lambda: print(made[0].describe()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

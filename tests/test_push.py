@@ -1,0 +1,356 @@
+"""The command `python -m aft_factory.push`: what it makes, and what it asks of the hub."""
+
+import base64
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, demo_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aft_factory.card import Card, escape, settings_text
+from aft_factory.counts import Counts
+from aft_factory.push import main
+from aft_factory.records import record_from_row
+from aft_factory.tables import Line
+
+ROWS = [record_from_row(row).to_row() for row in demo_rows()]
+NASTY = "|x|\n---\n# h\n```\n<script>[a](b) {{ 7 * 7 }} {% raw %} \u202e: - *b*"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def push(folder, capsys):
+    """Run the command in the folder; return stdout and stderr."""
+
+    def run(*argv, expect=0):
+        code = main([*map(str, argv), "--quiet"])
+        out, err = capsys.readouterr()
+        assert code == expect, err
+        return out, err
+
+    return run
+
+
+def write(name, rows):
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return name
+
+
+def files():
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def loaded(path, tmp_path):
+    """The rows as the real `datasets` loads them."""
+    import datasets
+
+    return datasets.load_dataset(str(path), split="train", cache_dir=str(tmp_path)).to_list()
+
+
+def test_a_dry_run_loads_with_datasets_and_gives_the_same_rows(push, tmp_path):
+    out, err = push(write("rows.jsonl", ROWS), "me/aft", "--license", "mit", "--dry-run", "out/set",
+                    "--shard-rows", 7)  # fmt: skip
+    shards = -(-len(ROWS) // 7)
+    assert files() == [
+        "out/set/README.md",
+        *(f"out/set/data/train-{i:05d}-of-{shards:05d}.parquet" for i in range(shards)),
+        "rows.jsonl",
+    ]
+    assert loaded("out/set", tmp_path / "cache") == ROWS
+    assert (out, err) == (f"{len(ROWS)} of {len(ROWS)} rows in out/set\n", "")
+
+
+def test_the_card_passes_the_hubs_own_reader(push):
+    from huggingface_hub import DatasetCard
+
+    push(write("rows.jsonl", ROWS), "me/aft", "--license", "cc-by-4.0", "--dry-run", "out",
+         "--language", "en")  # fmt: skip
+    data = DatasetCard.load(Path("out/README.md")).data.to_dict()
+    assert data == {
+        "license": "cc-by-4.0",
+        "language": ["en"],
+        "task_categories": ["text-generation"],
+        "size_categories": ["n<1K"],
+        "tags": ["aggregation-fine-tuning", "mixture-of-agents", "llama-factory"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
+            }
+        ],
+    }
+
+
+def test_the_card_says_where_how_many_and_how_to_load(push):
+    Path("run.summary.json").write_text(
+        json.dumps(
+            {"model": "base", "max_tokens": 64, "api_key": "sk-1", "engine": {"hf_token": "t"}}
+        )
+    )
+    push(write("rows.jsonl", ROWS), "me/my-aft", "--license", "mit", "--dry-run", "out",
+         "--settings", "run.summary.json", "--source", "From *GSM8K*.")  # fmt: skip
+    card = Path("out/README.md").read_text(encoding="utf-8")
+    for line in (
+        "From *GSM8K*.",
+        f"| rows | {len(ROWS)} |",
+        'rows = load_dataset("me/my-aft", split="train")',
+        '"my_aft": {"hf_hub_url": "me/my-aft", "formatting": "aggregation"}',
+        '  "model": "base",',
+        '  "max_tokens": 64,',
+        '  "api_key": "(left out)",',
+        '    "hf_token": "(left out)"',
+    ):
+        assert line in card.splitlines()
+    assert "\n\n\n" not in card
+
+
+def test_only_the_name_of_a_file_is_published(push, tmp_path):
+    push(tmp_path / write("rows.jsonl", ROWS), "me/aft", "--license", "mit", "--dry-run", "out")
+    card = Path("out/README.md").read_text(encoding="utf-8")
+    assert "## Source\n\nrows.jsonl\n" in card
+    assert str(tmp_path) not in card
+
+
+def numbers(rows):
+    counts = Counts()
+    for number, row in enumerate(rows, start=1):
+        counts.read_line(Line("rows", number, row))
+    return counts.to_dict()
+
+
+def outline(card):
+    """Front matter, headings and the numbers of cells in table rows: what text could break."""
+    head, body = card.removeprefix("---\n").split("\n---\n", 1)
+    lines = [line for line in body.splitlines() if line.startswith(("#", "|", "```", "<"))]
+    shapes = [
+        line if line[0] != "|" else line.replace("\\\\", "").replace("\\|", "").count("|")
+        for line in lines
+    ]
+    return yaml.safe_load(head), shapes
+
+
+@given(st.text(max_size=100) | st.just(NASTY))
+def test_text_of_records_cannot_break_the_card(text):
+    def card(name):
+        row = {"query": "q", "proposals": ["p"], "source": name, "proposal_models": [name]}
+        other = {"query": "q", "proposals": ["p"], "source": "x", "proposal_models": ["y"]}
+        return Card("me/aft", "mit", "x", settings={"a": name}).render(numbers([row, other]))
+
+    if text not in ("", "x", "y"):
+        assert outline(card(text)) == outline(card("plain"))
+
+
+def test_markup_of_a_name_is_shown_as_text():
+    assert escape("a|b\n# <c> `d` \x1b[0m") == "a\\|b \\# \\<c\\> \\`d\\` \\[0m"
+
+
+def test_long_names_are_cut():
+    assert escape("x" * 500) == "x" * 80 + "…"
+
+
+def test_settings_cannot_end_their_code_block():
+    shown = settings_text({"a": "\n```\n", "```": ["```"]})
+    assert not any(line.lstrip().startswith("```") for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["me/aft", "--license", ""], "name the licence"),
+        (["me/aft", "--license", "mit: x"], "expected an identifier"),
+        (["aft", "--license", "mit"], "'aft': expected OWNER/NAME"),
+        (["me/../aft", "--license", "mit"], "expected OWNER/NAME"),
+        (["me/aft", "--license", "mit", "--shard-rows", "0"], "--shard-rows: expected a number"),
+        (["me/aft", "--license", "mit", "--license-link", "x)"], "expected an address"),
+        (["me/aft", "--license", "mit", "--dry-run", "full"], "no empty folder"),
+        (["me/aft", "--license", "mit", "--settings", "no.json", "--dry-run", "o"], "no.json"),
+        (
+            ["me/aft", "--license", "mit", "--settings", "list.json", "--dry-run", "o"],
+            "JSON object",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(push, argv, problem):
+    write("rows.jsonl", ROWS)
+    Path("full").mkdir()
+    Path("full/file").touch()
+    Path("list.json").write_text("[]")
+    before = files()
+    _, error = push("rows.jsonl", *argv, expect=2)
+    assert problem in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert files() == before
+
+
+def test_a_licence_is_required(push, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        push(write("rows.jsonl", ROWS), "me/aft", "--dry-run", "out")
+    assert "--license" in capsys.readouterr().err
+
+
+def test_an_unknown_licence_is_taken_with_a_warning(push):
+    _, err = push(write("rows.jsonl", ROWS), "me/aft", "--license", "apache2.0", "--dry-run", "out")
+    assert err.startswith("warning: 'apache2.0'")
+    assert "did you mean 'apache-2.0'?" in err
+    assert Path("out/README.md").read_text().startswith("---\nlicense: apache2.0\n")
+
+
+def test_a_row_that_is_no_record_stops_it_and_leaves_nothing(push):
+    rows = write("rows.jsonl", [*ROWS, {"query": "x", "proposals": 1}])
+    _, err = push(rows, "me/aft", "--license", "mit", "--dry-run", "out", expect=2)
+    assert f"rows.jsonl:{len(ROWS) + 1}: proposals: expected a list, got int 1" in err
+    assert files() == ["rows.jsonl"]
+    assert sorted(Path().iterdir()) == [Path("rows.jsonl")]
+    out, _ = push(rows, "me/aft", "--license", "mit", "--dry-run", "out", "--skip-unusable")
+    assert out == f"{len(ROWS)} of {len(ROWS) + 1} rows in out\n"
+    assert "1 rows of the file were no usable records" in Path("out/README.md").read_text()
+
+
+def test_no_record_at_all_is_no_data_set(push):
+    _, err = push(write("rows.jsonl", []), "me/aft", "--license", "mit", "--dry-run", "o", expect=2)
+    assert "no usable record in 0 rows" in err
+
+
+# The hub: the real client against a small server
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers what the client asks to publish a data set; keeps what it was sent."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        if self.path.startswith("/api/datasets/me/aft/tree/main"):
+            self.reply(
+                [{"type": "file", "path": p, "size": 1, "oid": "0"} for p in self.server.there]
+            )
+        else:
+            siblings = [{"rfilename": path} for path in self.server.there]
+            self.reply({"id": "me/aft", "private": self.server.private, "sha": "0" * 40,
+                        "siblings": siblings, "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
+
+    def do_POST(self):
+        size = self.headers.get("Content-Length")
+        body = self.rfile.read(int(size)) if size else b"".join(self.chunks())
+        self.server.posts.append((self.path, self.headers.get("Authorization"), body))
+        if self.server.refuse:
+            self.reply({"error": "You don't have the rights to create a data set under me"}, 403)
+        elif self.path == "/api/repos/create":
+            self.reply({"url": f"{self.server.url}/datasets/me/aft", "id": "me/aft"})
+        elif self.path == "/api/validate-yaml":
+            self.reply({"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                     for f in json.loads(body)["files"]]  # fmt: skip
+            self.reply({"files": modes, "commitOid": "0" * 40})
+        else:
+            url = f"{self.server.url}/datasets/me/aft/commit/1"
+            self.reply({"success": True, "commitOid": "1" * 40, "commitUrl": url})
+
+    def chunks(self):
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def reply(self, value, status=200):
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Type", "application/json")
+        if status != 200:
+            self.send_header("X-Error-Message", value["error"])
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    server.posts, server.there, server.private, server.refuse = [], [], False, False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def push_to(hub, *argv):
+    """Run the command with the real client, pointed at the server."""
+    home = str(Path("home").absolute())
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": home}
+    env |= {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_" + "x" * 8}
+    command = [sys.executable, "-m", "aft_factory.push", *argv, "--license", "mit", "--quiet"]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+def test_an_upload_is_one_commit_of_the_card_and_all_rows(folder, hub, tmp_path):
+    hub.there = [
+        "data/train-00000-of-00002.parquet",
+        "data/train-00001-of-00002.parquet",
+        "LICENSE",
+    ]
+    done = push_to(hub, write("rows.jsonl", ROWS), "me/aft")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{len(ROWS)} of {len(ROWS)} rows in {hub.url}/datasets/me/aft\n"
+    assert {token for _, token, _ in hub.posts} == {"Bearer hf_xxxxxxxx"}
+    assert json.loads(hub.posts[0][2])["type"] == "dataset"
+    commits = [body for path, _, body in hub.posts if "/commit/" in path]
+    assert len(commits) == 1
+    lines = [json.loads(line) for line in commits[0].splitlines()]
+    for line in lines:
+        if line["key"] == "file":
+            path = Path("got") / line["value"]["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(line["value"]["content"]))
+    # What an earlier upload left would come twice.
+    deleted = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
+    assert deleted == set(hub.there) - {"LICENSE"}
+    assert sorted(str(p) for p in Path("got").rglob("*.*")) == [
+        "got/README.md", "got/data/train-00000-of-00001.parquet"
+    ]  # fmt: skip
+    assert loaded("got", tmp_path / "cache") == ROWS
+
+
+def test_a_refusal_of_the_hub_is_one_line(folder, hub):
+    hub.refuse = True
+    done = push_to(hub, write("rows.jsonl", ROWS), "me/aft")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: me/aft: the hub did not take it: 403 ")
+    assert "You don't have the rights" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_private_data_do_not_go_to_a_public_data_set(folder, hub):
+    done = push_to(hub, write("rows.jsonl", ROWS), "me/aft", "--private")
+    assert done.returncode == 2
+    assert "me/aft is public already" in done.stderr
+    assert [path for path, _, _ in hub.posts] == ["/api/repos/create"]
+    assert "private" in json.loads(hub.posts[0][2]).values()  # its "visibility"
+    hub.private = True
+    assert push_to(hub, "rows.jsonl", "me/aft", "--private").returncode == 0
+
+
+def test_a_bad_row_is_found_before_the_hub_is_asked(folder, hub):
+    rows = [*ROWS, {"query": ""}]
+    random.Random(0).shuffle(rows)
+    assert push_to(hub, write("rows.jsonl", rows), "me/aft").returncode == 2
+    assert hub.posts == []

@@ -56,6 +56,7 @@ def convert_command(path):
 
 def test_every_yaml_here_is_tested():
     tested = {*TRAININGS, EXAMPLES / "export_llama.yaml", EXAMPLES / "run_llama.yaml"}
+    tested |= set(EXAMPLES.glob("pipeline_*.yaml"))  # test_pipeline.py
     assert set(EXAMPLES.glob("*.yaml")) == tested
     assert {path.name for path in (EXAMPLES / "v1").iterdir()} == {"aft_qwen3.yaml", "dataset.yaml"}
 

@@ -10,7 +10,9 @@ from conftest import demo_rows
 from llamafactory_tools import prompt_ids, tokenize, trained_ids, write_dataset
 
 from aft_factory.errors import RecordError, UsageError
+from aft_factory.plugin.options import parse_entry
 from aft_factory.plugin.templates import aggregator_of
+from aft_factory.selection import select
 
 ROW = {"query": "How many pails?", "proposals": ["alpha", "beta", "gamma"], "aggregation": "Six."}
 
@@ -179,3 +181,35 @@ def test_a_template_that_differs_from_the_data_sets_is_pointed_out(tmp_path, tin
     tokenize(tmp_path, "drafts", tiny_llama)
     expected = "trains on the aggregator prompt 'release', but the chat template of 'aft_llama3'"
     assert any(expected in line for line in logged)
+
+
+def test_augmentations_of_an_entry_depend_on_seed_and_id_alone():
+    rows = [
+        {"id": f"r{i}", "query": "q", "proposals": ["a", "b", "c", "d"], "aggregation": "best"}
+        for i in range(300)
+    ]
+    options = parse_entry("aug", {"aggregation": {"min_proposals": 2, "mix_plain": 0.25}})
+
+    def widths(given):
+        records = [options.record(row, "a row") for row in given]
+        return [len(select(record, options.aggregation).proposals) for record in records]
+
+    found = widths(rows)
+    counts = {width: found.count(width) for width in sorted(set(found))}
+    assert set(counts) == {0, 2, 3, 4}
+    assert 50 <= counts[0] <= 100
+    assert min(counts.values()) >= 40
+    assert widths(rows[::-1]) == found[::-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mix_plain": 1.5}, "mix_plain: expected a share from 0 to 1, got 1.5"),
+        ({"min_proposals": 0}, "min_proposals: expected a number from 1, got 0"),
+        ({"min_proposals": 4, "max_proposals": 3}, "min_proposals: 4 is above max_proposals"),
+    ],
+)
+def test_augmentations_that_cannot_be_are_refused(options, words):
+    with pytest.raises(UsageError, match=words):
+        parse_entry("aug", {"aggregation": options})

@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import dataclasses
-import hashlib
 import itertools
-import json
 import multiprocessing
 import os
 import re
-import signal
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from aft_factory.engines import EngineError
-from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.engines.vllm_loading import adapter_rank, digest, fingerprint, load, own_template
+from aft_factory.errors import UsageError, suggest
 from aft_factory.sampling import Completion, Prompt, Reply, Request, Sampling, Usage
-from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
+from aft_factory.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,13 +31,8 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
-MERGE = "merge it into the model first, with: llamafactory-cli export"
 # Engine arguments that change what a model answers, beyond rounding.
 DECIDING = ("revision", "dtype", "quantization", "kv_cache_dtype", "hf_overrides", "load_format")
-DECIDING_FILES = re.compile(
-    r".*\.(safetensors|bin|pt|gguf)|(adapter_|generation_)?config\.json|tokenizer.*"
-)
 
 
 class VllmEngine:
@@ -111,17 +100,17 @@ class VllmEngine:
         if not Path(model).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model):
             raise UsageError(f"no model folder {model!r}")
         if adapter is not None:
-            settings |= {"enable_lora": True, "max_lora_rank": _adapter_rank(Path(adapter))}
+            settings |= {"enable_lora": True, "max_lora_rank": adapter_rank(Path(adapter))}
             if (Path(adapter) / "tokenizer_config.json").is_file():
                 settings["tokenizer"] = str(adapter)
         settings |= engine_args or {}
         tokenizer = await asyncio.to_thread(load_tokenizer, settings.get("tokenizer") or model)
-        template = await asyncio.to_thread(_template, chat_template, tokenizer, model)
-        identity = [*map(fingerprint, filter(None, (model, adapter))), _hash(template)]
+        template = await asyncio.to_thread(own_template, chat_template, tokenizer, model)
+        identity = [*map(fingerprint, filter(None, (model, adapter))), digest(template)]
         identity += [f"{name}={settings[name]}" for name in DECIDING if name in settings]
         stop = threading.Event()
         before = set(multiprocessing.active_children())
-        loading = asyncio.get_running_loop().run_in_executor(None, _load, model, settings, stop)
+        loading = asyncio.get_running_loop().run_in_executor(None, load, model, settings, stop)
         try:
             llm = await asyncio.shield(loading)
         except asyncio.CancelledError:
@@ -260,96 +249,3 @@ def _completion(output: RequestOutput) -> Completion:
     (sample,) = output.outputs
     ids = tuple(sample.token_ids)
     return Completion(sample.text, sample.finish_reason or "stop", len(ids), ids)
-
-
-def _load(model: str, settings: Mapping[str, Any], stop: threading.Event) -> AsyncLLM:
-    """Start vLLM from this thread, in which Ctrl-C is blocked: its processes inherit that.
-
-    To ignore the signal is not enough, as they set handlers of their own, which shut down.
-    """
-    try:
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-    except ImportError as error:
-        if (error.name or "vllm").partition(".")[0] != "vllm":
-            raise UsageError(f"vLLM cannot be imported: {error}") from error
-        raise MissingPackage("running a model in this process", "'aft-factory[vllm]'") from None
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)} - {"model"}
-    for name in settings:
-        if name not in known:
-            raise UsageError(f"vLLM has no engine argument {name!r}; {suggest(name, known)}")
-    if current_platform.is_cpu():  # where vLLM 0.23 dies of a part of a prompt under a seed
-        settings = {"enable_chunked_prefill": False, **settings}
-    resource_tracker.ensure_running()  # starting it later would unblock the signal
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        config = AsyncEngineArgs(model=model, **settings).create_engine_config()
-        if stop.is_set():
-            raise UsageError("stopped while loading")
-        llm = AsyncLLM.from_vllm_config(
-            config, disable_log_stats=bool(settings["disable_log_stats"])
-        )
-    except Exception as error:  # vLLM's readers raise anything
-        raise UsageError(f"vLLM cannot load {model!r}: {error}") from error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    if stop.is_set():
-        llm.shutdown()
-    return llm
-
-
-def _adapter_rank(folder: Path) -> int:
-    """Check that vLLM can serve an adapter and return the rank to make room for."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        rank = int(config["r"])
-    except FileNotFoundError:
-        raise UsageError(f"{folder}: no LoRA adapter, as it has no adapter_config.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / 'adapter_config.json'}: not an adapter's: {error!r}") from None
-    for field, plain in (("modules_to_save", None), ("use_dora", False), ("bias", "none")):
-        if config.get(field) not in (plain, None, []):
-            raise UsageError(f"{folder}: vLLM cannot serve {field}={config[field]!r}; {MERGE}")
-    weights = folder / "adapter_model.safetensors"
-    if weights.is_file():
-        from safetensors import safe_open
-
-        with safe_open(weights, framework="np") as file:
-            # Whole layers that were trained too, such as embed_tokens: vLLM would leave them out.
-            whole = [name for name in file.keys() if ".lora_" not in name]  # noqa: SIM118
-        if whole:
-            raise UsageError(f"{folder}: vLLM cannot serve the trained {whole[0]}; {MERGE}")
-    for room in LORA_RANKS:
-        if rank <= room:
-            return room
-    raise UsageError(f"{folder}: vLLM serves ranks up to {LORA_RANKS[-1]}, this is {rank}; {MERGE}")
-
-
-def _template(name: str, tokenizer: PreTrainedTokenizerFast, model: str) -> str | None:
-    """Return the chat template; None where `auto` finds none, as texts need none."""
-    if name not in ("auto", "own"):
-        return resolve_chat_template(name, tokenizer)
-    for candidate in (tokenizer, load_tokenizer(model)):
-        if candidate.chat_template:
-            return str(candidate.get_chat_template())
-    try:
-        return resolve_chat_template(name, tokenizer)
-    except UsageError:
-        if name == "own":
-            raise
-        return None
-
-
-def fingerprint(model: str) -> str:
-    """Return what a model or adapter is known by in journals; see `VllmEngine.model`."""
-    path = Path(model)
-    if not path.exists():
-        return model
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [(f.name, f.stat()) for f in files if DECIDING_FILES.fullmatch(f.name)]
-    return f"{path.resolve()}#{_hash([(name, s.st_size, s.st_mtime_ns) for name, s in stats])}"
-
-
-def _hash(content: Any) -> str:
-    return hashlib.blake2b(orjson.dumps(content), digest_size=8).hexdigest()

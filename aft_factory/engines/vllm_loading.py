@@ -1,0 +1,123 @@
+"""Loading for `vllm_engine`: vLLM's processes, adapters, chat templates, a model's identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import signal
+import threading
+from collections.abc import Mapping
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
+MERGE = "merge it into the model first, with: llamafactory-cli export"
+DECIDING_FILES = re.compile(
+    r".*\.(safetensors|bin|pt|gguf)|(adapter_|generation_)?config\.json|tokenizer.*"
+)
+
+
+def load(model: str, settings: Mapping[str, Any], stop: threading.Event) -> AsyncLLM:
+    """Start vLLM from this thread, in which Ctrl-C is blocked: its processes inherit that.
+
+    To ignore the signal is not enough, as they set handlers of their own, which shut down.
+    """
+    try:
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        if (error.name or "vllm").partition(".")[0] != "vllm":
+            raise UsageError(f"vLLM cannot be imported: {error}") from error
+        raise MissingPackage("running a model in this process", "'aft-factory[vllm]'") from None
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)} - {"model"}
+    for name in settings:
+        if name not in known:
+            raise UsageError(f"vLLM has no engine argument {name!r}; {suggest(name, known)}")
+    if current_platform.is_cpu():  # where vLLM 0.23 dies of a part of a prompt under a seed
+        settings = {"enable_chunked_prefill": False, **settings}
+    resource_tracker.ensure_running()  # starting it later would unblock the signal
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        config = AsyncEngineArgs(model=model, **settings).create_engine_config()
+        if stop.is_set():
+            raise UsageError("stopped while loading")
+        llm = AsyncLLM.from_vllm_config(
+            config, disable_log_stats=bool(settings["disable_log_stats"])
+        )
+    except Exception as error:  # vLLM's readers raise anything
+        raise UsageError(f"vLLM cannot load {model!r}: {error}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    if stop.is_set():
+        llm.shutdown()
+    return llm
+
+
+def adapter_rank(folder: Path) -> int:
+    """Check that vLLM can serve an adapter and return the rank to make room for."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        rank = int(config["r"])
+    except FileNotFoundError:
+        raise UsageError(f"{folder}: no LoRA adapter, as it has no adapter_config.json") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / 'adapter_config.json'}: not an adapter's: {error!r}") from None
+    for field, plain in (("modules_to_save", None), ("use_dora", False), ("bias", "none")):
+        if config.get(field) not in (plain, None, []):
+            raise UsageError(f"{folder}: vLLM cannot serve {field}={config[field]!r}; {MERGE}")
+    weights = folder / "adapter_model.safetensors"
+    if weights.is_file():
+        from safetensors import safe_open
+
+        with safe_open(weights, framework="np") as file:
+            # Whole layers that were trained too, such as embed_tokens: vLLM would leave them out.
+            whole = [name for name in file.keys() if ".lora_" not in name]  # noqa: SIM118
+        if whole:
+            raise UsageError(f"{folder}: vLLM cannot serve the trained {whole[0]}; {MERGE}")
+    for room in LORA_RANKS:
+        if rank <= room:
+            return room
+    raise UsageError(f"{folder}: vLLM serves ranks up to {LORA_RANKS[-1]}, this is {rank}; {MERGE}")
+
+
+def own_template(name: str, tokenizer: PreTrainedTokenizerFast, model: str) -> str | None:
+    """Return the chat template; None where `auto` finds none, as texts need none."""
+    if name not in ("auto", "own"):
+        return resolve_chat_template(name, tokenizer)
+    for candidate in (tokenizer, load_tokenizer(model)):
+        if candidate.chat_template:
+            return str(candidate.get_chat_template())
+    try:
+        return resolve_chat_template(name, tokenizer)
+    except UsageError:
+        if name == "own":
+            raise
+        return None
+
+
+def fingerprint(model: str) -> str:
+    """Return what a model or adapter is known by in journals; see `VllmEngine.model`."""
+    path = Path(model)
+    if not path.exists():
+        return model
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(f.name, f.stat()) for f in files if DECIDING_FILES.fullmatch(f.name)]
+    return f"{path.resolve()}#{digest([(name, s.st_size, s.st_mtime_ns) for name, s in stats])}"
+
+
+def digest(content: Any) -> str:
+    """Return a short hash of what JSON can hold."""
+    return hashlib.blake2b(orjson.dumps(content), digest_size=8).hexdigest()

@@ -19,8 +19,9 @@ from aft_factory import urial
 from aft_factory.command import add_job_arguments, read_settings, run_command
 from aft_factory.drafting import CompletionPrompts, Settings
 from aft_factory.errors import UsageError
+from aft_factory.markers import sanitise
 from aft_factory.prompts import TEMPLATES, load_template
-from aft_factory.records import Row, record_from_row
+from aft_factory.records import Message, Row, record_from_row
 from aft_factory.runner import Outcome
 from aft_factory.sampling import Completion, Sampling
 from aft_factory.settings import setting
@@ -87,7 +88,7 @@ def build_stage(settings: SampleSettings) -> Stage:
         text = urial.render(settings.prompt, [{"role": "user", "content": ""}])
         completion = CompletionPrompts(
             hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
-            lambda messages: urial.render(settings.prompt, messages),
+            lambda messages: urial.render(settings.prompt, [_safe(m) for m in messages]),
             read_completion,
         )
     drafting = Settings(
@@ -109,6 +110,11 @@ def build_stage(settings: SampleSettings) -> Stage:
         dry_note=dry_note(settings),
         keep_drafts=True,
     )
+
+
+def _safe(message: Message) -> Message:
+    """A text to complete is tokenized whole: markers in it would become control tokens."""
+    return {"role": message["role"], "content": sanitise(message["content"])}
 
 
 def read_completion(completion: Completion) -> Completion:

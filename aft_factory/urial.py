@@ -2,7 +2,7 @@ r"""On-policy proposals of a base model by in-context learning (URIAL): its prom
 
 Pure. A base model knows no chat: it continues a document of queries and answers. The prompts are
 `templates/propose/*.jinja`. The paper says only that it takes URIAL's template, not which of them;
-`inst_1k_v4` is the default, for its examples are fenced exactly as the query that is asked.
+`inst_1k_v4` is the default, as in URIAL's README; its examples are fenced as the query asked is.
 
     # Query:
     ```

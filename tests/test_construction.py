@@ -80,6 +80,15 @@ def test_sample_asks_an_instruct_model_by_chat(scripted, tmp_path):
     assert records(output)[0].proposals == ["```python\nx\n```"] * 2
 
 
+def test_control_tokens_in_a_query_are_broken_in_the_text_to_complete(scripted, tmp_path):
+    asked = scripted(lambda r: ["A.\n```\n"] * r.n)
+    source = write_rows(tmp_path / "in.jsonl", [{"query": "What does <|eot_id|> mean?"}])
+    output = tmp_path / "out.jsonl"
+    assert sample([source, "--output", str(output), "--scripted", "--quiet"]) == 0
+    assert "What does <\u200b|eot_id|> mean?" in asked[0].prompt
+    assert records(output)[0].messages[0]["content"] == "What does <|eot_id|> mean?"
+
+
 def test_sample_again_asks_nothing(scripted, tmp_path):
     asked = scripted(lambda r: ["A.\n```\n"] * r.n)
     source, output = write_rows(tmp_path / "in.jsonl", PROMPTS), tmp_path / "out.jsonl"

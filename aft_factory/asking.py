@@ -146,6 +146,7 @@ class Asker:
         self._stopping = asyncio.Event()
         self._same: dict[bytes, asyncio.Lock] = {}
         self._answered = time.monotonic()  # when the last request was
+        self._given_up = 0  # requests since then
 
     @property
     def stopped(self) -> bool:
@@ -169,16 +170,16 @@ class Asker:
         # Rows of equal text and id ask the same at the same time: the second waits for the first.
         lock = self._same.setdefault(key, asyncio.Lock())
         async with lock:
-            kept = self._journal.find(key) if self._journal is not None else None
-            if kept is not None:
-                self.counts.replayed += 1
-                return key, kept
             try:
+                kept = self._journal.find(key) if self._journal is not None else None
+                if kept is not None:
+                    self.counts.replayed += 1
+                    return key, kept
                 reply = _storable(await self._attempts(engine, request))
+                if self._journal is not None:
+                    self._journal.keep(key, place, engine.model, request, reply)
             finally:
                 self._same.pop(key, None)
-            if self._journal is not None:
-                self._journal.keep(key, place, engine.model, request, reply)
         self.counts.asked += 1
         self.counts.usage += reply.usage
         return key, reply
@@ -195,27 +196,28 @@ class Asker:
                 if error.kind != "retry":
                     raise
                 if attempt == self._retries.most:
-                    raise self._given_up(error, attempt, since) from error
+                    raise self._give_up(error, attempt, since) from error
                 if attempt == 0:  # an answer to others before this failure tells nothing
                     since = time.monotonic()
                 wait = self._retries.wait(attempt, error.retry_after)
             else:
-                self._answered = time.monotonic()
+                self._answered, self._given_up = time.monotonic(), 0
                 return reply
             attempt += 1
             self.counts.retried += 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait)
 
-    def _given_up(self, error: EngineError, attempts: int, since: float) -> EngineError:
-        """Say what to raise after the last attempt; if nobody gets an answer, end the run."""
+    def _give_up(self, error: EngineError, attempts: int, since: float) -> EngineError:
+        """Say what to raise after the last attempt; if nobody gets an answer, end the run.
+
+        One request alone may be at fault itself, so it takes a second one to say so.
+        """
         problem = f"no answer after {attempts + 1} attempts; the last: {error}"
-        if self._answered < since:
+        self._given_up += 1
+        if self._answered < since and self._given_up > 1:
             silent = f"the model has answered nothing for {time.monotonic() - self._answered:.0f} s"
-            kept = "; nothing answered is lost, the same command goes on from there"
-            return EngineError(
-                f"{silent}; {problem}{kept if self._journal is not None else ''}", "fatal"
-            )
+            return EngineError(f"{silent}; {problem}", "fatal")
         return EngineError(problem, "refused")
 
 

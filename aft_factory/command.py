@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aft_factory.errors import AftError, UsageError
+from aft_factory.console import guarded
+from aft_factory.errors import UsageError
 from aft_factory.settings import add_flags, build, read_yaml
 from aft_factory.stage import Files, Stage
 from aft_factory.stage.job import Job, survey
@@ -99,19 +98,4 @@ def run_command(
         nothing = totals.read > 0 and not totals.written
         return 1 if nothing or (args.strict and totals.rejected) else 0
 
-    return guarded(run)
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """Run a command and show its errors as messages instead of tracebacks."""
-    try:
-        return run()
-    except AftError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {problem}", file=sys.stderr)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("interrupted; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    return 2
+    return guarded(run, lines=True)

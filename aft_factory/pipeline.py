@@ -27,7 +27,7 @@ from typing import Any
 
 import orjson
 
-from aft_factory.command import guarded
+from aft_factory.console import guarded
 from aft_factory.errors import RecordError, UsageError, suggest
 from aft_factory.files import write_whole
 from aft_factory.records import Row, record_from_row
@@ -276,7 +276,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: that of the stage that failed, or 0."""
     args = build_parser().parse_args(argv)
-    return guarded(lambda: dry_run(args.file) if args.dry_run else run_steps(args.file))
+    return guarded(lambda: (dry_run if args.dry_run else run_steps)(args.file), lines=True)
 
 
 if __name__ == "__main__":

@@ -73,13 +73,24 @@ def load_template(name: str) -> AggregatorTemplate:
     Raises:
         UsageError: If there is no such template, or its variables are not the ones documented.
     """
-    path = TEMPLATES / "aggregate" / f"{name}.jinja"
+    source, compiled = load_jinja("aggregate", name, "proposals")
+    return AggregatorTemplate(name=name, source=source, compiled=compiled)
+
+
+def load_jinja(folder: str, name: str, variable: str) -> tuple[str, jinja2.Template]:
+    """Load a template of one variable from a folder of ours, or from a path; return its text too.
+
+    Raises:
+        UsageError: If there is no such template, or it has other variables.
+    """
+    path = TEMPLATES / folder / f"{name}.jinja"
     if not name.isidentifier() or not path.is_file():
         path = Path(name)
     if not path.is_file():
-        known = [p.stem for p in sorted((TEMPLATES / "aggregate").glob("*.jinja"))]
+        known = [p.stem for p in sorted((TEMPLATES / folder).glob("*.jinja"))]
+        kind = "aggregator" if folder == "aggregate" else folder
         raise UsageError(
-            f"no aggregator template {name!r}; {suggest(name, known)}, "
+            f"no {kind} template {name!r}; {suggest(name, known)}, "
             "or give the path of a .jinja file"
         )
     try:
@@ -95,12 +106,12 @@ def load_template(name: str) -> AggregatorTemplate:
         compiled = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"{path}:{error.lineno}: {error.message}") from None
-    if variables != {"proposals"}:
+    if variables != {variable}:
         found = ", ".join(sorted(variables)) or "none"
         raise UsageError(
-            f"{path}: a template has the one variable 'proposals', this one has: {found}"
+            f"{path}: a template has the one variable {variable!r}, this one has: {found}"
         )
-    return AggregatorTemplate(name=name, source=source, compiled=compiled)
+    return source, compiled
 
 
 def chat_template(chat: str, aggregate: str = "paper") -> str:

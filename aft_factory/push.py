@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from aft_factory.card import DATA_FILES, LICENCES, Card, escape
+from aft_factory.console import guarded
 from aft_factory.convert.arguments import column_names
 from aft_factory.counts import Counts
 from aft_factory.errors import AftError, MissingPackage, UsageError, suggest
@@ -86,19 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 2 (usage, or the hub refused), 130."""
     args = build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        return run(args)
-    except AftError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except KeyboardInterrupt:
-        print("interrupted; the data set is not complete", file=sys.stderr)
-        return 130
-    print(f"error: {' '.join(problem.split())}", file=sys.stderr)
-    return 2
+    return guarded(lambda: run(args), "interrupted; the data set is not complete")
 
 
 def run(args: argparse.Namespace) -> int:

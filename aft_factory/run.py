@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aft_factory.command import add_job_arguments, flags_of, guarded, read_settings, run_command
+from aft_factory.command import add_job_arguments, flags_of, read_settings, run_command
+from aft_factory.console import guarded
 from aft_factory.errors import UsageError, suggest
 from aft_factory.inspection import describe_query
 from aft_factory.journal import Journal

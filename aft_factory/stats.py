@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import heapq
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,9 +20,10 @@ from typing import Any
 import orjson
 from tqdm import tqdm
 
+from aft_factory.console import guarded
 from aft_factory.convert.arguments import column_names
 from aft_factory.counts import LIMITS, PARTS, Counts, Lengths, tokens_dict
-from aft_factory.errors import AftError, UsageError
+from aft_factory.errors import UsageError
 from aft_factory.fields import short
 from aft_factory.files import check_writable, write_whole
 from aft_factory.fitting import Fitter
@@ -100,22 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 (no usable row), 2 (usage), 130."""
     args = build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names come from data
-    try:
-        return run(args)
-    except AftError as error:
-        problem = str(error)
-    except BrokenPipeError:  # such as `| head`, which has seen enough; Python would try once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    print(f"error: {' '.join(problem.split())}", file=sys.stderr)
-    return 2
+    return guarded(lambda: run(args), "interrupted; nothing was written")
 
 
 def run(args: argparse.Namespace) -> int:

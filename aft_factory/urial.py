@@ -36,15 +36,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import jinja2
-import jinja2.meta
-import jinja2.sandbox
 
-from aft_factory.errors import UsageError, suggest
-from aft_factory.prompts import TEMPLATES
+from aft_factory.errors import UsageError
+from aft_factory.prompts import load_jinja
 from aft_factory.records import Message
 
 DEFAULT = "inst_1k_v4"
@@ -79,32 +76,7 @@ def load_propose_template(name: str) -> jinja2.Template:
     Raises:
         UsageError: If there is no such template, or its one variable is not `messages`.
     """
-    path = TEMPLATES / "propose" / f"{name}.jinja"
-    if not name.isidentifier() or not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        known = [p.stem for p in sorted((TEMPLATES / "propose").glob("*.jinja"))]
-        raise UsageError(
-            f"no propose template {name!r}; {suggest(name, known)}, "
-            "or give the path of a .jinja file"
-        )
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    try:
-        source = path.read_text(encoding="utf-8")
-        variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
-        compiled = environment.from_string(source)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not a text in UTF-8: {error}") from None
-    except jinja2.TemplateSyntaxError as error:
-        raise UsageError(f"{path}:{error.lineno}: {error.message}") from None
-    if variables != {"messages"}:
-        found = ", ".join(sorted(variables)) or "none"
-        raise UsageError(
-            f"{path}: a propose template has the one variable 'messages', this one has: {found}"
-        )
-    return compiled
+    return load_jinja("propose", name, "messages")[1]
 
 
 def render(template: str, messages: Sequence[Message]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import os
 import sys
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from aft_factory.console import guarded
 from aft_factory.convert import pipeline
 from aft_factory.convert.arguments import (
     SOURCES,
@@ -25,7 +25,7 @@ from aft_factory.convert.arguments import (
 from aft_factory.convert.pipeline import Conversion, ReadRow, Summary
 from aft_factory.convert.register import check_registration, register
 from aft_factory.convert.ultrafeedback import is_truthful_qa
-from aft_factory.errors import AftError, RecordError
+from aft_factory.errors import RecordError
 from aft_factory.fitting import Fitter
 from aft_factory.prompts import load_template
 from aft_factory.records import Columns, Record
@@ -37,19 +37,7 @@ from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 (rejected rows and --strict), 2 (usage)."""
     args = build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a preview may hold any character
-    try:
-        return run(args)
-    except AftError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    print(f"error: {' '.join(problem.split())}", file=sys.stderr)
-    return 2
+    return guarded(lambda: run(args), "interrupted; nothing was written")
 
 
 def run(args: argparse.Namespace) -> int:

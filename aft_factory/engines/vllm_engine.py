@@ -164,7 +164,7 @@ class VllmEngine:
         final = None
         try:
             params = _sampling_params(request.sampling, request.seed + index, self._stop_ids)
-            prompt: Any = {"type": "token", "prompt_token_ids": ids}
+            prompt = self._prompt(ids)
             number = f"aft-{next(self._numbers)}"
             async for output in self._llm.generate(prompt, params, number, lora_request=self._lora):
                 final = output
@@ -177,6 +177,10 @@ class VllmEngine:
         if final is None or final.outputs[0].finish_reason in ("abort", "error"):
             raise EngineError("vLLM gave the request up", "retry")
         return final
+
+    def _prompt(self, ids: list[int]) -> Any:
+        """Return what vLLM takes for token ids."""
+        return {"type": "token", "prompt_token_ids": ids}
 
     def _encode(self, prompt: Prompt) -> list[int]:
         try:

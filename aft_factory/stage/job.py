@@ -19,6 +19,7 @@ from typing import Any
 from aft_factory.accounting import ModelShape
 from aft_factory.asking import Asker, Retries
 from aft_factory.convert.pipeline import default_rejects
+from aft_factory.engines import EngineError
 from aft_factory.errors import AftError, RecordError, UsageError
 from aft_factory.files import check_writable
 from aft_factory.journal import Journal
@@ -74,7 +75,14 @@ class Job:
         """
         self._check_outputs()
         with Journal(self.journal_path, read_only=export) as journal:
-            if export or asyncio.run(self._answer(journal)):
+            try:
+                ended = export or asyncio.run(self._answer(journal))
+            except EngineError as error:
+                kept = f"{self.journal_path}; the same command goes on from there"
+                raise EngineError(
+                    f"{error}\nnothing answered is lost: it is in {kept}", error.kind
+                ) from error
+            if ended:
                 return self._write(journal)
         print(
             f"stopped; everything answered is in {self.journal_path}. The same command goes on "

@@ -23,7 +23,10 @@ class JobSettings:
     limit: int | None = setting(None, "only the first N rows", "N")
     journal: Path | None = setting(None, "what was asked and answered (default: OUTPUT.journal)")
     rejects: Path | None = setting(None, "rows without answer (default: OUTPUT.rejects.jsonl)")
-    admit: int | None = setting(None, "most queries under way (default: 4 x what is in flight)")
+    admit: int | None = setting(
+        None,
+        "most queries under way: fewer end sooner (default: 4 x what is in flight)",
+    )
     timeout: float = setting(600.0, "seconds until a server's answer is given up")
     retries: int = setting(10, "attempts after a failed one")
 

@@ -1,0 +1,42 @@
+"""What every command does around its work: errors become messages, and its output cannot break."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import sys
+from collections.abc import Callable
+
+from aft_factory.errors import AftError
+
+RESUMES = "interrupted; the same command goes on where this one was"
+
+
+def guarded(run: Callable[[], int], interrupted: str = RESUMES, *, lines: bool = False) -> int:
+    """Run a command and show its errors as messages instead of tracebacks.
+
+    Args:
+        run: Does the work and returns the exit code.
+        interrupted: What to say after Ctrl-C.
+        lines: Whether a message may have several lines, as a list of problems has.
+
+    Returns:
+        The exit code: 2 after an error, 130 after Ctrl-C.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what is shown may hold any character
+    try:
+        return run()
+    except AftError as error:
+        problem = str(error)
+    except BrokenPipeError:  # such as `| head`, which has seen enough; Python would try once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print(interrupted, file=sys.stderr)
+        return 130
+    print(f"error: {problem if lines else ' '.join(problem.split())}", file=sys.stderr)
+    return 2

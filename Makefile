@@ -1,4 +1,4 @@
-# make demo    the whole of AFT on a tiny model: convert, train SFT and AFT, compare
+# make demo    the whole of AFT on a tiny model: convert, train SFT and AFT, answer with it
 # make test    all tests        make fast    the tests that train nothing
 # make check   lint and types   make format  mend what can be mended
 # make bench   the benchmarks   make lock    pin requirements/*.in anew
@@ -44,6 +44,10 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/plugin.py
+	$(BIN)/python benchmarks/rank.py
+	$(BIN)/python benchmarks/stats.py
+	$(BIN)/python benchmarks/runner.py
+	$(BIN)/python benchmarks/runner.py --memory
 
 lock: $(BIN)/uv
 	for engine in cpu gpu; do \

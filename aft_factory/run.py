@@ -140,17 +140,17 @@ async def opened_run(
     """Open what a run asks, and close it in the end."""
     async with contextlib.AsyncExitStack() as stack:
         engines = await stack.enter_async_context(opened(settings, settings.template, proposers))
-        if settings.strategy == "best_of_n":
-            score: Any = longest
-            if not settings.scripted:
-                scorer = opened_scorer(
-                    settings.reward_model,
-                    settings.reward_url,
-                    timeout=settings.timeout,
-                    retries=settings.retries,
-                )
-                score = (await stack.enter_async_context(scorer)).score
-            engines = replace(engines, score=score)
+        if settings.strategy == "best_of_n" and settings.reward_model is None:
+            engines = replace(engines, score=longest, scorer="longest")
+        elif settings.strategy == "best_of_n":
+            opening = opened_scorer(
+                settings.reward_model,
+                settings.reward_url,
+                timeout=settings.timeout,
+                retries=settings.retries,
+            )
+            scorer = await stack.enter_async_context(opening)
+            engines = replace(engines, score=scorer.score, scorer=scorer.model)
         yield engines
 
 

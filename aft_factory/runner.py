@@ -75,6 +75,7 @@ class Runner:
         model: What answers, for the fingerprint.
         fitters: Shorten drafts, by (model, max_tokens).
         score: A reward model, for strategies that want one.
+        scorer: What scores, for the fingerprint.
         keep_drafts: Whether outcomes hold all drafts.
     """
 
@@ -85,6 +86,7 @@ class Runner:
     model: str
     fitters: Mapping[tuple[str, int], Fitter]
     score: Any = None
+    scorer: str = ""
     keep_drafts: bool = False
 
     @property
@@ -95,7 +97,8 @@ class Runner:
             *(__version__, self.model, self.strategy.__name__, dict(self.options)),
             *(settings.template.fingerprint, settings.proposer_system, settings.seed),
             *(asdict(settings.proposal), asdict(settings.final), asdict(settings.policy)),
-            *(self.keep_drafts, sorted(self.fitters)),
+            *(self.keep_drafts, self.scorer),
+            [[*key, fitter.limit] for key, fitter in sorted(self.fitters.items())],
             settings.completion and settings.completion.name,
         ]
         return hashlib.blake2b(_canonical(content), digest_size=16).hexdigest()

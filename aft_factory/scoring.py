@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from aft_factory.asking import Retries
 from aft_factory.engines import EngineError
+from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.sampling import Completion
 from aft_factory.strategies import Conversation
 
@@ -30,7 +31,7 @@ class Scorer:
     """
 
     def __init__(self, reward: RewardModel, retries: Retries) -> None:
-        self.model = reward.model
+        self.model = fingerprint(reward.model)  # a folder may be trained anew
         self._reward = reward
         self._retries = retries
         self._waiting: list[tuple[Pair, asyncio.Future[float | EngineError]]] = []

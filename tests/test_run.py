@@ -138,6 +138,17 @@ def test_every_strategy_runs_from_the_command(run):
         assert all(row["response"] for row in rows)
 
 
+def test_best_of_n_takes_what_the_reward_model_likes_best(run, tiny_reward_model):
+    flags = ("--strategy", "best_of_n", "--width", "4", "--keep-drafts")
+    code, rows, _, _ = run(ROWS, *flags, "--reward-model", str(tiny_reward_model))
+    assert code == 0
+    for row in rows:
+        [scores] = [details["scores"] for details in row["details"]]
+        drafts = [draft["text"] for draft in row["layers"][0]["drafts"]]
+        assert len(set(scores)) == 4
+        assert row["response"] == drafts[scores.index(max(scores))]
+
+
 def test_flags_override_the_file_which_overrides_the_preset(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("width: 7\ntemperature: 1\nengine_args:\n  dtype: float32\nmodel: m\n")

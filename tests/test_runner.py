@@ -1,6 +1,7 @@
 """The runner: many queries at once, each on its own; accounting; what an outcome holds."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from asking_tools import answer, numbered, query, runner
@@ -132,8 +133,7 @@ def test_each_turn_has_the_answers_before_it_as_history():
 
 def test_drafts_of_all_layers_are_kept_on_request():
     async def run():
-        one = runner(ScriptedEngine(numbered()))
-        object.__setattr__(one, "keep_drafts", True)
+        one = replace(runner(ScriptedEngine(numbered())), keep_drafts=True)
         return await one.answer(query())
 
     layers = asyncio.run(run()).layers
@@ -154,6 +154,8 @@ def test_the_fingerprint_names_all_that_decides_an_outcome(tmp_path):
             runner(engine, options={"width": 4, "layers": 2}),
             runner(engine, strategy="majority_vote", options={"width": 3}),
             runner(ScriptedEngine(model="other")),
+            replace(runner(engine), scorer="another reward model"),
+            replace(runner(engine), keep_drafts=True),
         ]
         assert runner(engine).fingerprint == runners[0].fingerprint
         return [one.fingerprint for one in runners]

@@ -23,6 +23,7 @@ class Opened:
         engines: By name, the run's own under "".
         fitters: Shorten drafts to a model's context, by (model, max_tokens).
         score: Asks the reward model, if there is one, as the strategy wants it.
+        scorer: What scores.
         in_flight: Most samples in flight.
         shape_name: Folder or name whose shape FLOPs are counted with.
     """
@@ -32,6 +33,7 @@ class Opened:
     in_flight: int
     shape_name: str | None
     score: Any = None
+    scorer: str = ""
 
 
 @contextlib.asynccontextmanager

@@ -129,6 +129,7 @@ class Job:
             model=opened.engines[""].model,
             fitters=opened.fitters,
             score=opened.score,
+            scorer=opened.scorer,
             keep_drafts=self.stage.keep_drafts,
         )
 

@@ -24,7 +24,7 @@ from aft_factory.prompts import load_template
 from aft_factory.records import Row, record_from_row
 from aft_factory.runner import Outcome
 from aft_factory.sampling import Completion, Sampling
-from aft_factory.scoring import ScoreEach, opened_scorer
+from aft_factory.scoring import RewardEngine, ScoreEach, opened_scorer
 from aft_factory.settings import setting
 from aft_factory.stage import Stage
 from aft_factory.stage.engines import Opened
@@ -39,8 +39,10 @@ examples:
   # the paper's: FsfairX-LLaMA3-RM-v0.1 scores ten proposals, the five best are kept
   python -m aft_factory.rank sampled.jsonl --output ranked.jsonl
 
-  # another reward model, or a vLLM server of it (started with --runner pooling)
+  # another reward model, by vLLM on two GPUs, or a vLLM server of it (with --runner pooling)
   python -m aft_factory.rank sampled.jsonl --output ranked.jsonl --reward-model my/rm --top-k 3
+  python -m aft_factory.rank sampled.jsonl --output ranked.jsonl --reward-model my/rm \\
+      --engine vllm --engine-args tensor_parallel_size=2
   python -m aft_factory.rank sampled.jsonl --output ranked.jsonl \\
       --reward-model my/rm --reward-url http://localhost:8000
 """
@@ -54,12 +56,19 @@ class RankSettings(JobSettings):
         None, "sequence classifier, folder or hub name (default: sfairXC/FsfairX-LLaMA3-RM-v0.1)"
     )
     reward_url: str | None = setting(None, "vLLM server of the reward model", "URL")
+    engine: RewardEngine = setting("transformers", "what runs the reward model in this process")
+    engine_args: dict[str, Any] = setting({}, "passed to vLLM, such as tensor_parallel_size=2")
     top_k: int = setting(5, "proposals to keep")
     scripted: bool = setting(False, "no model: the longest is best, to try a configuration")
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
-        return JobSettings.problems(self) + at_least(self, ("top_k", 1))
+        problems = JobSettings.problems(self) + at_least(self, ("top_k", 1))
+        if self.engine == "vllm" and self.reward_url:
+            problems.append("engine: for a reward model in this process, not for --reward-url")
+        if self.engine_args and self.engine != "vllm":
+            problems.append("engine_args: needs --engine vllm")
+        return problems
 
 
 async def rank_proposals(
@@ -121,6 +130,8 @@ async def opened_reward(settings: RankSettings) -> AsyncIterator[Opened]:
         settings.reward_url,
         timeout=settings.timeout,
         retries=settings.retries,
+        engine=settings.engine,
+        engine_args=settings.engine_args,
     )
     async with opening as scorer:
         yield nobody(scorer.model, scorer.score_each)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from aft_factory.asking import Retries
 from aft_factory.engines import EngineError
@@ -16,6 +16,7 @@ from aft_factory.strategies import Conversation
 if TYPE_CHECKING:
     from aft_factory.engines.reward import Pair, RewardModel
 
+RewardEngine = Literal["transformers", "vllm"]
 ScoreEach = Callable[[Conversation, Sequence[str]], Awaitable[list[float | EngineError]]]
 
 MOST_PAIRS = 1024  # scored by one call: enough to sort by length, and little to lose in a kill
@@ -99,7 +100,13 @@ class Scorer:
 
 @contextlib.asynccontextmanager
 async def opened_scorer(
-    model: str | None, url: str | None, *, timeout: float, retries: int
+    model: str | None,
+    url: str | None,
+    *,
+    timeout: float,
+    retries: int,
+    engine: RewardEngine = "transformers",
+    engine_args: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Scorer]:
     """Open a reward model, and close it in the end.
 
@@ -108,12 +115,18 @@ async def opened_scorer(
         url: vLLM server of it; None loads it into this process.
         timeout: Seconds until a server's answer is given up.
         retries: Attempts after a failed one.
+        engine: What runs it in this process.
+        engine_args: Of vLLM, passed through.
     """
     from aft_factory.engines.reward import DEFAULT_REWARD_MODEL, TransformersReward
 
     reward: RewardModel
-    if url is None:
-        name = model or DEFAULT_REWARD_MODEL
+    name = model or DEFAULT_REWARD_MODEL
+    if url is None and engine == "vllm":
+        from aft_factory.engines.vllm_reward import VllmReward
+
+        reward = await VllmReward.start(name, engine_args=engine_args)
+    elif url is None:
         reward = await asyncio.to_thread(TransformersReward.load, name)
     else:
         from aft_factory.engines.reward_server import ServerReward

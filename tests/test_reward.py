@@ -26,6 +26,7 @@ from tiny_model import make_tiny_reward_model
 from aft_factory.engines import EngineError
 from aft_factory.engines.reward import PairEncoder, TransformersReward, batches
 from aft_factory.engines.reward_server import ServerReward
+from aft_factory.engines.vllm_reward import VllmReward
 from aft_factory.errors import UsageError
 from aft_factory.tokenizer import load_tokenizer
 
@@ -351,7 +352,7 @@ class TestRunning:
 
 @contextlib.contextmanager
 def http_server(answer) -> Iterator[str]:
-    """A server whose `/classify` gives `answer(body)`: status, headers and text. Yields its URL."""
+    """A server of which any path gives `answer(body)`: status, headers and text. Yields its URL."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -518,6 +519,26 @@ class TestRealServer:
         assert errors  # the longest is longer than 2048
         assert [str(theirs[i]) for i in errors] == [str(ours[i]) for i in errors]
 
+    def test_a_server_without_classify_is_asked_by_pooling(self, vllm_url, reward_dir, reward):
+        pairs = varied_pairs()[:4]
+
+        async def run() -> list:
+            model = await ServerReward.connect(vllm_url, "tiny", api_key="secret")
+            call, asked = model._ask, []
+
+            async def ask_elsewhere(path, ids):
+                asked.append(path)
+                return await call(path if path == "/pooling" else "/no-such-path", ids)
+
+            model._ask = ask_elsewhere
+            scores = [await model.score(pairs), await model.score(pairs)]
+            await model.close()
+            assert set(asked[-4:]) == {"/pooling"}
+            return scores
+
+        expected = pytest.approx(score(reward, pairs), abs=1e-3)
+        assert asyncio.run(run()) == [expected, expected]
+
     def test_the_servers_context_is_used_in_full(self, vllm_url):
         async def run() -> list:
             model = await ServerReward.connect(vllm_url, "tiny", api_key="secret")
@@ -533,3 +554,27 @@ class TestRealServer:
     def test_a_wrong_key_is_a_usage_error(self, vllm_url):
         with pytest.raises(UsageError, match="401"):
             ask(vllm_url, [], api_key="wrong")
+
+
+@pytest.mark.slow
+def test_vllm_in_this_process_gives_the_scores_of_transformers(reward_dir, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    pairs = varied_pairs()
+    args = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048}
+
+    async def run() -> list:
+        model = await VllmReward.start(str(reward_dir), engine_args=args)
+        try:
+            return await model.score(pairs)
+        finally:
+            await model.close()
+
+    ours = asyncio.run(run())
+    theirs = score(TransformersReward.load(str(reward_dir), max_length=2048), pairs)
+    assert [str(s) for s in ours if isinstance(s, EngineError)] == [
+        str(s) for s in theirs if isinstance(s, EngineError)
+    ]
+    numbers = [i for i, s in enumerate(theirs) if not isinstance(s, EngineError)]
+    assert len(pairs) > len(numbers) > 20
+    assert [ours[i] for i in numbers] == pytest.approx([theirs[i] for i in numbers], abs=1e-3)

@@ -5,6 +5,9 @@
 | `vllm_engine.VllmEngine` | vLLM in this process |
 | `openai_engine.OpenAIEngine` | any OpenAI-compatible server, or several of them |
 | `scripted.ScriptedEngine` | nobody: fixed replies, for tests and `--dry-run` |
+
+Reward models (`reward.RewardModel`) are `reward.TransformersReward`, `vllm_reward.VllmReward` and
+`reward_server.ServerReward`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""A reward model behind a vLLM server: its `/classify` endpoint, asked for raw logits.
+"""A reward model behind a server: vLLM's `/classify`, else its `/pooling`, asked for raw logits.
 
     vllm serve sfairXC/FsfairX-LLaMA3-RM-v0.1 --runner pooling
     reward = await ServerReward.connect("http://localhost:8000")
 
 Every pair is a request of its own, so that vLLM batches them as it sees fit and one that fails
 harms no other. They are sent as token ids, made here as `TransformersReward` makes them; hence the
-tokenizer is needed. One attempt each: the caller asks again for what came back as `retry`.
+tokenizer is needed. One attempt each: the caller asks again for what came back as `retry`. (vLLM's
+`/score` is not used: it joins two texts in a way of its own, not by the model's chat template.)
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 # `use_activation` is the flag's name from vLLM 0.11.1 on, `activation` was it before; a server
 # ignores the other. Without it a score would be sigmoid(logit), where all good responses are 1.0.
 RAW_LOGITS = {"use_activation": False, "activation": False}
+CLASSIFY, POOLING = "/classify", "/pooling"
 
 
 class ServerReward:
-    """A sequence classifier on a vLLM server. Made by `connect`."""
+    """A sequence classifier on a server. Made by `connect`."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class ServerReward:
         self._encoder = encoder
         self._slots = asyncio.Semaphore(concurrency)
         self._label = label
+        self._path = CLASSIFY
 
     @classmethod
     async def connect(
@@ -124,25 +127,39 @@ class ServerReward:
     async def _score(self, ids: list[int] | EngineError) -> float | EngineError:
         if isinstance(ids, EngineError):
             return ids
-        body = {"model": self.model, "input": ids, **RAW_LOGITS}
         try:
             async with self._slots:
-                answer = await _call(self._client, "POST", "/classify", body)
+                try:
+                    answer = await self._ask(self._path, ids)
+                except _NoSuchPathError:
+                    self._path = POOLING
+                    answer = await self._ask(POOLING, ids)
             return finite(self._read(answer))
         except EngineError as error:
             if error.kind == "fatal":
                 raise
             return error
 
+    async def _ask(self, path: str, ids: list[int]) -> Any:
+        body = {"model": self.model, "input": ids, **RAW_LOGITS}
+        if path == POOLING:
+            body["task"] = "classify"
+        return await _call(self._client, "POST", path, body)
+
     def _read(self, answer: Any) -> float:
         try:
-            logits = [float(logit) for logit in answer["data"][0]["probs"]]
+            [entry] = answer["data"]
+            logits = [float(logit) for logit in entry["probs" if "probs" in entry else "data"]]
         except (TypeError, ValueError, LookupError):
             raise EngineError(f"expected logits, got {str(answer)[:200]}", "refused") from None
         try:
             return logits[choose_label(self.model, len(logits), self._label)]
         except UsageError as error:
             raise EngineError(str(error), "fatal") from error
+
+
+class _NoSuchPathError(EngineError):
+    """The server has no such endpoint, or does not serve a reward model."""
 
 
 async def _call(client: AsyncClient, method: str, path: str, body: Any = None) -> Any:
@@ -176,7 +193,8 @@ def _error(response: Response) -> EngineError:
         )
     if status in (404, 405):
         problem += "; a reward model is served with: vllm serve MODEL --runner pooling"
-    kind: Any = "fatal" if status in (401, 403, 404, 405) else "refused"
+        return _NoSuchPathError(f"{response.url} answered {status}: {problem}", "fatal")
+    kind: Any = "fatal" if status in (401, 403) else "refused"
     return EngineError(f"{response.url} answered {status}: {problem}", kind)
 
 

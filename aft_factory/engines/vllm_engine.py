@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-import multiprocessing
-import os
-import re
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines import EngineError
-from aft_factory.engines.vllm_loading import adapter_rank, digest, fingerprint, load, own_template
+from aft_factory.engines.vllm_loading import (
+    adapter_rank,
+    check_name,
+    digest,
+    fingerprint,
+    own_template,
+    started,
+)
 from aft_factory.errors import UsageError, suggest
 from aft_factory.sampling import Completion, Prompt, Reply, Request, Sampling, Usage
 from aft_factory.tokenizer import load_tokenizer
@@ -94,11 +97,8 @@ class VllmEngine:
             MissingPackage: If vLLM is not installed.
             UsageError: If the model, adapter, template or an argument cannot work.
         """
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when vLLM is imported
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # as vLLM's own commands
-        settings: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True}
-        if not Path(model).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model):
-            raise UsageError(f"no model folder {model!r}")
+        settings: dict[str, Any] = {}
+        check_name(model)
         if adapter is not None:
             settings |= {"enable_lora": True, "max_lora_rank": adapter_rank(Path(adapter))}
             if (Path(adapter) / "tokenizer_config.json").is_file():
@@ -108,17 +108,7 @@ class VllmEngine:
         template = await asyncio.to_thread(own_template, chat_template, tokenizer, model)
         identity = [*map(fingerprint, filter(None, (model, adapter))), digest(template)]
         identity += [f"{name}={settings[name]}" for name in DECIDING if name in settings]
-        stop = threading.Event()
-        before = set(multiprocessing.active_children())
-        loading = asyncio.get_running_loop().run_in_executor(None, load, model, settings, stop)
-        try:
-            llm = await asyncio.shield(loading)
-        except asyncio.CancelledError:
-            stop.set()
-            loading.add_done_callback(lambda done: done.exception())  # nobody will ask for it
-            for process in set(multiprocessing.active_children()) - before:
-                process.terminate()
-            raise
+        llm = await started(model, settings)
         lora = None
         if adapter is not None:
             from vllm.lora.request import LoRARequest

@@ -1,10 +1,13 @@
-"""Loading for `vllm_engine`: vLLM's processes, adapters, chat templates, a model's identity."""
+"""Loading for vLLM in this process: its own processes, adapters, chat templates, identities."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
 import re
 import signal
 import threading
@@ -29,7 +32,40 @@ DECIDING_FILES = re.compile(
 )
 
 
-def load(model: str, settings: Mapping[str, Any], stop: threading.Event) -> AsyncLLM:
+def check_name(model: str) -> None:
+    """Refuse what is neither a folder nor may be a hub name, before anything is loaded.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    if not Path(model).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model):
+        raise UsageError(f"no model folder {model!r}")
+
+
+async def started(model: str, settings: Mapping[str, Any]) -> AsyncLLM:
+    """Start vLLM with engine arguments. Takes a minute or more; a cancellation ends it.
+
+    Raises:
+        MissingPackage: If vLLM is not installed.
+        UsageError: If the model or an argument cannot work.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when vLLM is imported
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # as vLLM's own commands
+    settings = {"enable_prefix_caching": True, "disable_log_stats": True, **settings}
+    stop = threading.Event()
+    before = set(multiprocessing.active_children())
+    loading = asyncio.get_running_loop().run_in_executor(None, _load, model, settings, stop)
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        stop.set()
+        loading.add_done_callback(lambda done: done.exception())  # nobody will ask for it
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
+
+
+def _load(model: str, settings: Mapping[str, Any], stop: threading.Event) -> AsyncLLM:
     """Start vLLM from this thread, in which Ctrl-C is blocked: its processes inherit that.
 
     To ignore the signal is not enough, as they set handlers of their own, which shut down.

@@ -19,18 +19,19 @@ from aft_factory.drafting import Settings
 from aft_factory.engines import EngineError
 from aft_factory.engines.reward import DEFAULT_REWARD_MODEL
 from aft_factory.engines.scripted import ScriptedEngine
-from aft_factory.errors import NoAnswer, RecordError
+from aft_factory.errors import NoAnswer
 from aft_factory.prompts import load_template
 from aft_factory.records import Row, record_from_row
 from aft_factory.runner import Outcome
 from aft_factory.sampling import Completion, Sampling
 from aft_factory.scoring import RewardEngine, ScoreEach, opened_scorer
+from aft_factory.selection import usable
 from aft_factory.settings import setting
 from aft_factory.stage import Stage
 from aft_factory.stage.engines import Opened
 from aft_factory.stage.settings import JobSettings, at_least
 from aft_factory.strategies import Answer, Conversation, Sample
-from aft_factory.tasks import Query, read_record
+from aft_factory.tasks import Query, with_proposals
 
 ADMITTED = 1024  # queries whose proposals are sorted and scored together
 
@@ -88,12 +89,12 @@ def ranked_row(query: Query, outcome: Outcome, settings: RankSettings) -> Row:
     """Return the record with its best proposals, in order of their scores."""
     record = record_from_row(query.row)
     [details] = outcome.details
-    scores: list[float | None] = details["scores"]
-    known = [(score, i) for i, score in enumerate(scores) if score is not None]
+    scores: dict[int, float | None] = dict(zip(usable(record), details["scores"], strict=True))
+    known = [(score, i) for i, score in scores.items() if score is not None]
     kept = [i for _, i in sorted(known, key=lambda pair: (-pair[0], pair[1]))[: settings.top_k]]
     about: dict[str, Any] = {
         "model": settings.reward_model or DEFAULT_REWARD_MODEL,
-        "scores": scores,
+        "scores": [scores.get(i) for i in range(len(record.proposals))],
         "kept": kept,
         "problems": details["problems"],
     }
@@ -105,18 +106,6 @@ def ranked_row(query: Query, outcome: Outcome, settings: RankSettings) -> Row:
         proposal_models=models and [models[i] for i in kept],
         meta=record.meta | {"ranking": about},
     ).to_row()
-
-
-def with_proposals(row: Any) -> Query:
-    """Read a record that has proposals.
-
-    Raises:
-        RecordError: If it has none.
-    """
-    query = read_record(row)
-    if not query.proposals:
-        raise RecordError("proposals", "missing or empty; sample some first")
-    return query
 
 
 @contextlib.asynccontextmanager

@@ -116,7 +116,7 @@ class Runner:
             Stopped: If the run was asked to stop.
             EngineError: If no query can be answered any more.
         """
-        trace = Trace()
+        trace = Trace(events=list(query.events))
         settings = self.settings
         if query.final:
             settings = replace(settings, final=replace(settings.final, **query.final))

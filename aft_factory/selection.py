@@ -71,13 +71,18 @@ class Aggregation:
 PAPER = Aggregation()
 
 
+def usable(record: Record) -> list[int]:
+    """Return where the record's proposals that are not blank stand."""
+    return [i for i, text in enumerate(record.proposals) if text and not text.isspace()]
+
+
 def select(record: Record, options: Aggregation = PAPER) -> Record:
     """Return the record with the proposals that go into its prompt.
 
     Blank proposals are left out; then the rest are shuffled and cut to the first K as asked. Scores
     and model names stay with their proposals. What is drawn depends on the seed and the id alone.
     """
-    kept = [i for i, text in enumerate(record.proposals) if text and not text.isspace()]
+    kept = usable(record)
     if options.ablation == "without_proposals":
         kept = []
     if options.shuffle_proposals:

@@ -36,6 +36,7 @@ from aft_factory.records import (
     parse_messages,
     record_from_row,
 )
+from aft_factory.selection import usable
 from aft_factory.tables import FORMATS
 
 # FastChat's `temperature_config`; it takes the default for other categories.
@@ -64,6 +65,7 @@ class Query:
         row: The input row as read; never changed.
         proposals: Drafts of an answer to the first query that the row brings along.
         final: Settings of the final sampling that this query overrides.
+        events: What reading the row left out: {turn, layer, slot, event}, as outcomes have them.
     """
 
     id: str
@@ -71,6 +73,7 @@ class Query:
     row: Row
     proposals: list[str] = field(default_factory=list)
     final: Mapping[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,22 @@ def read_record(row: Any) -> Query:
     """Read a record. Earlier turns of its conversation are given, so it has one turn to answer."""
     record = record_from_row(row)
     return Query(record.id, [record.messages], row, record.proposals)
+
+
+def with_proposals(row: Any) -> Query:
+    """Read a record that has proposals; blank ones are left out, as from training, and counted.
+
+    Raises:
+        RecordError: If it has none.
+    """
+    record = record_from_row(row)
+    kept = usable(record)
+    if not kept:
+        raise RecordError("proposals", "missing or blank; sample some first")
+    texts = [record.proposals[i] for i in kept]
+    left_out = {"turn": 0, "layer": 0, "event": "blank proposal left out"}
+    blank = [{**left_out, "slot": i} for i in range(len(record.proposals)) if i not in kept]
+    return Query(record.id, [record.messages], row, texts, events=blank)
 
 
 def read_alpaca_eval(row: Any) -> Query:

@@ -210,6 +210,44 @@ def test_shuffling_comes_before_the_cut_and_scores_follow(convert):
 # What is read, what is shown, what is replaced
 
 
+def test_rows_mixed_plain_earlier_are_rows_like_others(convert):
+    rows = [ROWS[0], ROWS[1] | {"id": "b#plain", "proposals": []}]
+    out = convert("proposals", write("in.jsonl", rows), "--output", "out.jsonl")
+    assert out.startswith("read 2 rows: 2 written to out.jsonl, 0 rejected\n")
+    assert "once more" not in out
+    out = convert("proposals", write("in.jsonl", rows[1:]), "--output", "one.jsonl")
+    assert out.startswith("read 1 rows: 1 written to one.jsonl, 0 rejected\n")
+    assert [row["id"] for row in read("one.jsonl")] == ["b#plain"]
+
+
+def test_a_row_too_long_is_rejected_whatever_its_id(convert, llama3_tokenizer_dir):
+    rows = [ROWS[0], {"id": "b#plain", "query": "long " * 2000, "aggregation": "Six."}]
+    flags = ["--tokenizer", llama3_tokenizer_dir, "--cutoff-len", 700]
+    out = convert("proposals", write("in.jsonl", rows), "--output", "out.jsonl", *flags)
+    assert out.startswith("read 2 rows: 1 written to out.jsonl, 1 rejected (out.rejects.jsonl)\n")
+
+
+@pytest.mark.parametrize("target", ["aggregation", "sharegpt"])
+def test_what_is_rejected_is_not_mixed_in_plain_either(convert, llama3_tokenizer_dir, target):
+    rows = [ROWS[0], ROWS[1] | {"query": "long " * 2000}, ROWS[1] | {"aggregation": "\ud800"}, BAD]
+    flags = ["--mix-plain", 1, "--target", target]
+    flags += ["--tokenizer", llama3_tokenizer_dir, "--cutoff-len", 700]
+    out = convert("proposals", write("in.jsonl", rows), "--output", "out.jsonl", *flags)
+    assert out.startswith("read 4 rows: 1 written to out.jsonl, 3 rejected (out.rejects.jsonl)\n")
+    assert "  1 rows written once more without proposals (--mix-plain)\n" in out
+    assert [row["id"] for row in read("out.jsonl")] == ["a", "a#plain"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--without-proposals"]])
+def test_a_row_without_proposals_is_plain_already(convert, flags):
+    rows = ROWS if flags else [row | {"proposals": ["", " "]} for row in ROWS]
+    out = convert(
+        "proposals", write("in.jsonl", rows), "--output", "out.jsonl", "--mix-plain", 1, *flags
+    )
+    assert "once more" not in out
+    assert [row["id"] for row in read("out.jsonl")] == ["a", "b"]
+
+
 @pytest.mark.parametrize(("limit", "ids"), [(1, ["a"]), (2, ["a", "b"]), (9, ["a", "b"])])
 def test_limit_reads_only_the_first_rows(convert, limit, ids):
     convert("proposals", write("in.jsonl", ROWS), "--limit", limit, "--output", "out.jsonl")
@@ -666,6 +704,8 @@ ERRORS = {
     "preview negative": (["--preview", "-1"], "--preview: expected a number from 0, got -1"),
     "unknown field": (["--column", "proposal=x"], "columns: unknown field 'proposal'; did you mean 'proposals'?"),
     "column without name": (["--column", "proposals"], "--column proposals: expected FIELD=NAME, such as proposals=drafts"),
+    "sft mixed": (["--target", "sft", "--mix-plain", "0.2"], "--mix-plain: rows of --target sft have no proposals; leave it out"),
+    "sft of some width": (["--target", "sft", "--min-proposals", "1"], "--min-proposals: rows of --target sft have no proposals; leave it out"),
     "name alone": (["--name", "x"], "--name names the entry that --register adds; pass both"),
     "name with a comma": (["--register", ".", "--name", "a,b"], "--name 'a,b': LLaMA-Factory needs a name without commas and outer blanks"),
     "empty name": (["--register", ".", "--name", ""], "--name '': LLaMA-Factory needs a name without commas and outer blanks"),

@@ -82,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="write this share of the rows once more without proposals, so that plain answers "
-        "stay strong (such as 0.2)",
+        help="write this share of the rows with proposals once more without them, so that plain "
+        "answers stay strong (such as 0.2)",
     )
     add(
         "--without-proposals",
@@ -162,6 +162,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError("--output is missing (it is optional only with --preview)")
     if args.cutoff_len is not None and args.tokenizer is None:
         raise UsageError("--cutoff-len counts tokens; name the --tokenizer to count with")
+    if args.target == "sft":
+        for flag, given in (
+            ("--min-proposals", args.min_proposals is not None),
+            ("--mix-plain", args.mix_plain),
+        ):
+            if given:
+                raise UsageError(f"{flag}: rows of --target sft have no proposals; leave it out")
     if args.register is not None and args.output is None:
         raise UsageError("--register needs --output")
     if args.name is not None and args.register is None:

@@ -1,6 +1,7 @@
 """The way of a row: read, made a record, selected, fitted, written; or rejected with its reason.
 
-Every row read is written or rejected: `Summary.read == Summary.written + Summary.rejected`.
+Every row read is written or rejected: `Summary.read == Summary.written + Summary.rejected`. With
+`mix_plain`, `Summary.plain` of the written ones are written once more.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Summary:
     Attributes:
         read: Rows read; `written + rejected`.
         plain: Rows written once more without proposals (`mix_plain`).
-        over: Rows written that are longer than the cutoff (estimated without a tokenizer).
+        over: Those of `written` that are longer than the cutoff (estimated without a tokenizer).
         cut_rows: Rows with proposals shortened; `tokens_removed` of `tokens_before` in these rows.
         notes: What sources repaired or left out.
     """
@@ -85,22 +86,29 @@ class Conversion:
         summary = Summary()
         rows = self._fitted(self._records(lines, rejects, summary), rejects, summary)
         to_row = TARGETS[self.target][1]
+
+        def write(record: Record) -> int:
+            row = to_row(record, self.options)
+            size = table.write(row) if table is not None else len(orjson.dumps(row))
+            on_record(record)
+            return size
+
         for line, record, tokens in rows:
             try:
-                row = to_row(record, self.options)
-                size = table.write(row) if table is not None else len(orjson.dumps(row))
+                size = write(record)
             except RecordError as error:
                 rejects.add(line, error.problem, error.field)
+                continue
             except TypeError as error:  # JSON has no form for it: a lone surrogate, a huge integer
                 rejects.add(line, f"cannot be written: {error}", "row")
-            else:
-                on_record(record)
-                if record.id.endswith(PLAIN):
-                    summary.plain += 1
-                else:
-                    summary.written += 1
-                length = self._estimate(record, size) if tokens is None else tokens
-                summary.over += length > self.cutoff
+                continue
+            summary.written += 1
+            length = self._estimate(record, size) if tokens is None else tokens
+            summary.over += length > self.cutoff
+            # Only part of the row just written, so that it can be written too, and fits too.
+            if record.proposals and self.target != "sft" and is_plain(record, self.options):
+                write(replace(plain(record), id=record.id + PLAIN))
+                summary.plain += 1
         summary.rejected = rejects.count
         return summary
 
@@ -122,8 +130,6 @@ class Conversion:
                 rejects.add(line, f"cannot be read: {error}", "row")
             else:
                 yield line, select(record, self.options)
-                if self.target != "sft" and is_plain(record, self.options):
-                    yield line, replace(plain(record), id=record.id + PLAIN)
 
     def _fitted(
         self, rows: Iterator[tuple[Line, Record]], rejects: Rejects, summary: Summary
@@ -144,8 +150,7 @@ class Conversion:
             ]
             for (line, record), fitted in zip(chunk, self.fitter.fit_all(inputs), strict=True):
                 if isinstance(fitted, DoesNotFit):
-                    if not record.id.endswith(PLAIN):  # its row with proposals is no shorter
-                        rejects.add(line, str(fitted), "cutoff_len")
+                    rejects.add(line, str(fitted), "cutoff_len")
                     continue
                 if fitted.cut:
                     summary.cut_rows += 1

@@ -13,9 +13,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+# On a busy machine any example may take long.
+settings.register_profile("aft-factory", deadline=None)
+settings.load_profile("aft-factory")
 
 ROOT = Path(__file__).parents[1]
 

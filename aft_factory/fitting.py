@@ -1,138 +1,33 @@
 """Fitting: shorten proposals so that a row fits a token budget, and nothing else loses a token.
 
 LLaMA-Factory cuts the tail of a prompt at `cutoff_len`, and the query stands at the tail: a long
-row silently loses its query. `fit` shortens the proposals instead, longest first down to one common
-cap (water-filling), at token boundaries, and never the query, the instructions or the target. The
-same function serves the converters and the plugin. Pure but for the tokenizer it is handed.
+row silently loses its query. Here the proposals are shortened instead, as `shortening` says, and
+never the query, the instructions or the target. A row that the chat template refuses, or that does
+not fit even so, is handed back with its reason. Pure but for the tokenizer it is handed.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aft_factory.errors import AftError, UsageError
+import orjson
+from jinja2 import TemplateSyntaxError
+
+from aft_factory.errors import UsageError
 from aft_factory.prompts import AggregatorTemplate, with_aggregator
 from aft_factory.records import Message
+from aft_factory.shortening import DoesNotFit, Fitted, shorten
 from aft_factory.tokenizer import tokenizer_markers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Conversation = tuple[list[Message], Sequence[str], str | None]  # messages, proposals, target
-
-MIN_PROPOSAL_TOKENS = 16  # a shorter stump of a draft teaches nothing: the row does not fit
-
-
-class DoesNotFit(AftError, ValueError):
-    """A row that no shortening of proposals brings under the limit; says its numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """What became of one row's proposals.
-
-    Attributes:
-        proposals: The proposals, shortened where need be.
-        tokens: Length of the whole row with them, in tokens.
-        cut: How many proposals were shortened.
-        tokens_removed: How many of the row's tokens are gone.
-    """
-
-    proposals: list[str]
-    tokens: int
-    cut: int = 0
-    tokens_removed: int = 0
-
-
-def fit(
-    proposals: Sequence[str],
-    limit: int,
-    measure: Callable[[Sequence[str]], int],
-    boundaries: Callable[[str], Sequence[int]],
-    total: int | None = None,
-) -> Fitted:
-    """Shorten proposals until the row fits.
-
-    Args:
-        proposals: Sanitised drafts.
-        limit: Most tokens of the whole row: prompt and target.
-        measure: Tokens of the whole row with the given proposals; must be exact.
-        boundaries: Position in the text at which each of its tokens ends.
-        total: `measure(proposals)`, where it is known already.
-
-    Raises:
-        DoesNotFit: If each proposal would keep fewer than `MIN_PROPOSAL_TOKENS`.
-    """
-    before = measure(proposals) if total is None else total
-    if before <= limit:
-        return Fitted(list(proposals), before)
-    attempts = shorten(proposals, limit, [boundaries(text) for text in proposals], before)
-    shorter = next(attempts)
-    while True:
-        try:
-            shorter = attempts.send(measure(shorter))
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-
-
-def shorten(
-    proposals: Sequence[str], limit: int, ends: Sequence[Sequence[int]], before: int
-) -> Generator[list[str], int, Fitted]:
-    """Do the work of `fit` without measuring, so that many rows can be measured together.
-
-    Args:
-        proposals: Sanitised drafts.
-        limit: Most tokens of the whole row, which is longer.
-        ends: Of each proposal, the positions at which its tokens end.
-        before: Tokens of the whole row.
-
-    Yields:
-        Proposals to try; wants to be sent the tokens of the whole row with them.
-
-    Raises:
-        DoesNotFit: As `fit`.
-    """
-    lengths = [len(e) for e in ends]
-    cap = common_cap(lengths, sum(lengths) - (before - limit))
-    while cap >= min(MIN_PROPOSAL_TOKENS, max(lengths, default=0)) > 0:
-        shorter = [
-            text if length <= cap else text[: end[cap - 1]]
-            for text, end, length in zip(proposals, ends, lengths, strict=True)
-        ]
-        after = yield shorter
-        cut = sum(length > cap for length in lengths)
-        if after <= limit:
-            return Fitted(shorter, after, cut, before - after)
-        # A cut text may tokenize a little longer than its share; take the excess off the cap.
-        cap -= max(1, math.ceil((after - limit) / max(cut, 1)))
-    rest = yield [""] * len(proposals)
-    raise DoesNotFit(
-        f"needs {rest} tokens before any of its {len(proposals)} proposals, the limit is {limit}"
-        if rest > limit
-        else f"leaves {limit - rest} tokens for {len(proposals)} proposals (at least "
-        f"{MIN_PROPOSAL_TOKENS} each), the limit is {limit}"
-    )
-
-
-def common_cap(lengths: Sequence[int], available: int) -> int:
-    """Return the largest cap so that lengths cut down to it sum to at most `available`; 0 if none.
-
-    Example:
-        >>> common_cap([10, 100, 40], 60)
-        25
-    """
-    rest, count = available, len(lengths)
-    for length in sorted(lengths):
-        if length * count > rest:
-            return max(rest // count, 0)
-        rest -= length
-        count -= 1
-    return max(lengths, default=0)
 
 
 def token_boundaries(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], list[int]]:
@@ -185,8 +80,21 @@ class Fitter:
         self.tokenizer("", add_special_tokens=False)
         self.markers = tokenizer_markers(self.tokenizer)
 
+    @property
+    def fingerprint(self) -> str:
+        """Names all that decides what becomes of a row, wherever the tokenizer's files lie."""
+        content = [
+            *(self.chat, self.limit, self.template.fingerprint),
+            *(str(self.tokenizer.special_tokens_map), self.tokenizer.backend_tokenizer.to_str()),
+        ]
+        return hashlib.blake2b(orjson.dumps(content), digest_size=8).hexdigest()
+
     def lengths(self, rows: Sequence[Conversation]) -> list[int]:
-        """Return the tokens of each row."""
+        """Return the tokens of each row.
+
+        Raises:
+            DoesNotFit: If the chat template refuses one.
+        """
         segments = [self._segments(*row) for row in rows]
         counts = self._count([text for pair in segments for text in pair])
         return [
@@ -195,42 +103,59 @@ class Fitter:
         ]
 
     def fit_all(self, rows: Sequence[Conversation]) -> list[Fitted | DoesNotFit]:
-        """Fit rows (see `fit`), tokenizing all of them at once and then all that are too long."""
-        if self.limit is None:
-            totals = zip(rows, self.lengths(rows), strict=True)
-            return [Fitted(list(proposals), total) for (_, proposals, _), total in totals]
-        segments = [self._segments(*row) for row in rows]
-        # Not the fast way to encode: it forgets where the tokens stand.
-        encoded = self.tokenizer.backend_tokenizer.encode_batch(
-            [text for pair in segments for text in pair], add_special_tokens=False
-        )
+        """Fit rows (see `shortening.fit`), all of them at once and then all that are too long."""
         results: dict[int, Fitted | DoesNotFit] = {}
+        segments = self._rendered(dict(enumerate(rows)), results)
+        texts = [text for pair in segments.values() for text in pair]
+        if self.limit is None:
+            counts = iter(self._count(texts))
+            for i in segments:
+                total = next(counts) + next(counts) + _seams(rows[i][0])
+                results[i] = Fitted(list(rows[i][1]), total)
+            return [results[i] for i in range(len(rows))]
+        # Not the fast way to encode: it forgets where the tokens stand.
+        encoded = iter(
+            self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        )
         attempts: dict[int, Generator[list[str], int, Fitted]] = {}
-        after_prompt = []
-        for i, (messages, proposals, _) in enumerate(rows):
-            prompt, answer = encoded[2 * i], encoded[2 * i + 1]
-            after_prompt.append(len(answer) + _seams(messages))
+        after_prompt = {}
+        for i, (text, _) in segments.items():
+            messages, proposals, _ = rows[i]
+            prompt, answer = next(encoded), next(encoded)
+            after_prompt[i] = len(answer) + _seams(messages)
             total = len(prompt) + after_prompt[i]
             if total <= self.limit:
                 results[i] = Fitted(list(proposals), total)
             else:
-                ends = self._ends(segments[i][0], prompt.offsets, proposals)
+                ends = self._ends(text, prompt.offsets, proposals)
                 attempts[i] = shorten(proposals, self.limit, ends, total)
         del encoded  # 100 bytes a token
 
         tries = {i: next(attempt) for i, attempt in attempts.items()}
         while tries:
-            texts = [self._segments(rows[i][0], tries[i], rows[i][2])[0] for i in tries]
-            for i, count in zip(list(tries), self._count(texts), strict=True):
+            again = {i: (rows[i][0], shorter, rows[i][2]) for i, shorter in tries.items()}
+            segments, tries = self._rendered(again, results), {}
+            counts = iter(self._count([prompt for prompt, _ in segments.values()]))
+            for i in segments:
                 try:
-                    tries[i] = attempts[i].send(count + after_prompt[i])
+                    tries[i] = attempts[i].send(next(counts) + after_prompt[i])
                 except StopIteration as done:
                     results[i] = done.value
-                    del tries[i]
                 except DoesNotFit as error:
                     results[i] = error
-                    del tries[i]
         return [results[i] for i in range(len(rows))]
+
+    def _rendered(
+        self, rows: Mapping[int, Conversation], results: dict[int, Fitted | DoesNotFit]
+    ) -> dict[int, tuple[str, str]]:
+        """Return the segments of rows; those that the chat template refuses have their result."""
+        segments = {}
+        for i, row in rows.items():
+            try:
+                segments[i] = self._segments(*row)
+            except DoesNotFit as error:
+                results[i] = error
+        return segments
 
     def _count(self, texts: Sequence[str]) -> list[int]:
         encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(
@@ -277,8 +202,10 @@ class Fitter:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
+        except TemplateSyntaxError as error:
+            raise UsageError(f"the chat template is no Jinja: {error}") from error
         except Exception as error:  # a template is a program, and can fail in any way
-            raise UsageError(f"the chat template to measure with fails: {error}") from error
+            raise DoesNotFit(f"refused by the chat template: {error}", "messages") from error
 
 
 def _seams(messages: Sequence[Message]) -> int:

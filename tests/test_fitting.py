@@ -3,21 +3,17 @@
 Run: pytest tests/test_fitting.py
 """
 
+import shutil
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aft_factory.errors import UsageError
-from aft_factory.fitting import (
-    MIN_PROPOSAL_TOKENS,
-    DoesNotFit,
-    Fitter,
-    common_cap,
-    fit,
-    token_boundaries,
-)
+from aft_factory.fitting import Fitter, token_boundaries
 from aft_factory.markers import sanitise
 from aft_factory.prompts import chat_template, load_template
+from aft_factory.shortening import MIN_PROPOSAL_TOKENS, DoesNotFit, common_cap, fit
 from aft_factory.tokenizer import load_tokenizer, resolve_chat_template, tokenizer_markers
 
 FIXED = 40  # tokens of the row beside its proposals
@@ -127,6 +123,53 @@ def test_many_rows_are_fitted_at_once_and_stay_in_order(changes, tiny_llama):
         )
         assert 380 < fitted.tokens == after <= 400
         assert fitted.tokens_removed == before - after
+
+
+@pytest.mark.parametrize("limit", [None, 400])
+def test_a_conversation_that_the_chat_template_refuses_is_rejected_alone(limit, tiny_llama):
+    refusing = (
+        "{% if 'bad' in messages[-1].content %}{{ raise_exception('I will not') }}{% endif %}"
+    )
+    chat = refusing + chat_template("llama3")
+    fitter = Fitter(load_tokenizer(str(tiny_llama)), chat, limit, load_template("paper"))
+    rows = [
+        ([{"role": "user", "content": text}], ["five pails. " * 80, "six"], None)
+        for text in ("good", "bad", "fine")
+    ]
+    alone = [fitter.fit_all([row])[0] for row in (rows[0], rows[2])]
+    first, refused, last = fitter.fit_all(rows)
+    assert [first, last] == alone
+    assert isinstance(refused, DoesNotFit)
+    assert (str(refused), refused.field) == (
+        "refused by the chat template: I will not",
+        "messages",
+    )
+
+
+def test_a_chat_template_that_is_no_jinja_is_the_settings_fault_and_not_the_rows(tiny_llama):
+    fitter = Fitter(load_tokenizer(str(tiny_llama)), "{% if %}", 400, load_template("paper"))
+    with pytest.raises(UsageError, match="the chat template is no Jinja: "):
+        fitter.fit_all([([{"role": "user", "content": "good"}], ["five"], None)])
+
+
+def test_a_fingerprint_names_what_decides_and_not_where_the_tokenizer_lies(tiny_llama, tmp_path):
+    def fitter(folder=tiny_llama, chat="llama3", limit=400, template="paper"):
+        return Fitter(
+            load_tokenizer(str(folder)), chat_template(chat), limit, load_template(template)
+        )
+
+    moved = shutil.copytree(tiny_llama, tmp_path / "moved")
+    assert fitter(moved).fingerprint == fitter().fingerprint
+    tokenizer = load_tokenizer(str(tiny_llama))
+    tokenizer.add_tokens(["pails"])
+    tokenizer.save_pretrained(tmp_path / "more")
+    others = [
+        fitter(tmp_path / "more"),
+        fitter(chat="mistral"),
+        fitter(limit=401),
+        fitter(template="moa"),
+    ]
+    assert len({one.fingerprint for one in (fitter(), *others)}) == 5
 
 
 @given(st.text(max_size=200))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from aft_factory.fitting import DoesNotFit, fit, token_boundaries
+from aft_factory.fitting import token_boundaries
 from aft_factory.plugin.v0 import SPANS
+from aft_factory.shortening import DoesNotFit, fit
 
 NO_LIMIT = 1 << 40
 

@@ -1,7 +1,8 @@
 """Asking: from a request to its reply, by way of the journal, the limit in flight and retries.
 
 Every request of a run goes through one `Asker`. What was answered before is not asked again; what
-fails for a passing reason is asked again after a while, without holding its place in flight.
+fails for a passing reason is asked again after a while, without holding its place in flight. What
+was sent is waited for and kept, even if whoever asked for it has gone: it is paid for.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from aft_factory.engines import Engine, EngineError
 from aft_factory.errors import AftError
@@ -37,9 +39,8 @@ class Limiter:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._stopped = False
 
-    @contextlib.asynccontextmanager
-    async def slots(self, n: int) -> AsyncIterator[None]:
-        """Wait for room for n samples and hold it; one of more than the limit takes all of it.
+    async def enter(self, n: int) -> None:
+        """Wait for room for n samples and take it; one of more than the limit takes all of it.
 
         Raises:
             Stopped: Instead of going in, once `stop` was called.
@@ -54,26 +55,15 @@ class Limiter:
                 await turn  # whoever wakes it has taken its room
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled() and turn.exception() is None:
-                    self._give_back(n)
+                    self.leave(n)
                 raise
         else:
             self.taken += n
         self.most = max(self.most, self.taken)
-        try:
-            yield
-        finally:
-            self._give_back(n)
 
-    def stop(self) -> None:
-        """Let nobody in any more."""
-        self._stopped = True
-        while self._waiting:
-            _, turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(Stopped())
-
-    def _give_back(self, n: int) -> None:
-        self.taken -= n
+    def leave(self, n: int) -> None:
+        """Give the room for n samples back."""
+        self.taken -= min(n, self.limit)
         while self._waiting:
             wanted, turn = self._waiting[0]
             if not turn.done():
@@ -82,6 +72,14 @@ class Limiter:
                 self.taken += wanted
                 turn.set_result(None)
             self._waiting.popleft()
+
+    def stop(self) -> None:
+        """Let nobody in any more."""
+        self._stopped = True
+        while self._waiting:
+            _, turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(Stopped())
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +122,9 @@ class Counts:
 class Asker:
     """Asks engines, through the journal.
 
+    To be entered as a context, as what was sent outlives who asked for it: leaving it waits for
+    what is in flight or, after an error, gives it up.
+
     Args:
         engines: By name; the one named "" is the run's own, the others serve `Request.model`.
         journal: What was answered already; None keeps nothing.
@@ -144,9 +145,24 @@ class Asker:
         self._journal = journal
         self._retries = retries
         self._stopping = asyncio.Event()
-        self._same: dict[bytes, asyncio.Lock] = {}
+        self._same: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._flying: dict[bytes, asyncio.Task[Reply]] = {}
         self._answered = time.monotonic()  # when the last request was
         self._given_up = 0  # requests since then
+        self._probing = asyncio.Lock()
+
+    async def __aenter__(self) -> Asker:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        flying = list(self._flying.values())
+        try:
+            if error is None:
+                await asyncio.gather(*flying, return_exceptions=True)
+        finally:  # of an error here or within
+            for task in flying:
+                task.cancel()
+            await asyncio.gather(*flying, return_exceptions=True)
 
     @property
     def stopped(self) -> bool:
@@ -158,67 +174,120 @@ class Asker:
         self._stopping.set()
         self.limiter.stop()
 
-    async def ask(self, request: Request, place: Place) -> tuple[bytes, Reply]:
-        """Return the request's key and its reply.
+    async def ask(self, request: Request, place: Place) -> Reply:
+        """Return the reply to a request.
+
+        Where the engine gives fewer samples at a time, it is asked by several requests, each kept
+        by itself; a prompt is then read, and accounted in `Usage.prompt`, as often.
 
         Raises:
             EngineError: If the model refuses it, or fails at every attempt.
             Stopped: If the run was asked to stop before this request was sent.
         """
         engine = self._engines[request.model or ""]
+        most = engine.most_samples or request.n
+        if request.n <= most:
+            return await self._ask(engine, request, place)
+        parts = [
+            asyncio.create_task(
+                self._ask(
+                    engine,
+                    replace(request, n=min(most, request.n - at), seed=request.seed + at),
+                    replace(place, slot=place.slot + at),
+                )
+            )
+            for at in range(0, request.n, most)
+        ]
+        try:
+            replies = await asyncio.gather(*parts)
+        finally:  # of a failure: gather leaves the others running
+            for part in parts:
+                part.cancel()
+        return Reply(
+            tuple(completion for reply in replies for completion in reply.completions),
+            sum((reply.usage for reply in replies), Usage()),
+            replies[0].prompt_ids,
+        )
+
+    async def _ask(self, engine: Engine, request: Request, place: Place) -> Reply:
         key = request.key(engine.model)
         # Rows of equal text and id ask the same at the same time: the second waits for the first.
-        lock = self._same.setdefault(key, asyncio.Lock())
-        async with lock:
-            try:
-                kept = self._journal.find(key) if self._journal is not None else None
-                if kept is not None:
-                    self.counts.replayed += 1
-                    return key, kept
-                reply = _storable(await self._attempts(engine, request))
-                if self._journal is not None:
-                    self._journal.keep(key, place, engine.model, request, reply)
-            finally:
-                self._same.pop(key, None)
-        self.counts.asked += 1
-        self.counts.usage += reply.usage
-        return key, reply
+        async with self._same.setdefault(key, asyncio.Lock()):
+            kept = self._journal.find(key) if self._journal is not None else None
+            if kept is not None:
+                self.counts.replayed += 1
+                return kept
+            return await self._attempts(engine, key, request, place)
 
-    async def _attempts(self, engine: Engine, request: Request) -> Reply:
+    async def _attempts(self, engine: Engine, key: bytes, request: Request, place: Place) -> Reply:
         attempt, since = 0, 0.0
         while True:
             try:
-                async with self.limiter.slots(request.n):
+                sent = self._flying.get(key)  # by one who has gone
+                if sent is None:
+                    await self.limiter.enter(request.n)
                     if attempt == 0:
                         since = time.monotonic()
-                    reply = await engine.sample(request)
+                    sent = asyncio.create_task(self._send(engine, key, request, place))
+                    self._flying[key] = sent
+                    sent.add_done_callback(_forgotten)
+                return await asyncio.shield(sent)
             except EngineError as error:
                 if error.kind != "retry":
                     raise
                 if attempt == self._retries.most:
-                    raise self._give_up(error, attempt, since) from error
+                    raise await self._give_up(engine, error, attempt, since) from error
                 if attempt == 0:  # an answer to others before this failure tells nothing
                     since = time.monotonic()
                 wait = self._retries.wait(attempt, error.retry_after)
-            else:
-                self._answered, self._given_up = time.monotonic(), 0
-                return reply
             attempt += 1
             self.counts.retried += 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait)
 
-    def _give_up(self, error: EngineError, attempts: int, since: float) -> EngineError:
+    async def _send(self, engine: Engine, key: bytes, request: Request, place: Place) -> Reply:
+        """Ask once, within the room that was taken, and keep the reply."""
+        try:
+            reply = _storable(await engine.sample(request))
+            if self._journal is not None:
+                self._journal.keep(key, place, engine.model, request, reply)
+        finally:
+            self.limiter.leave(request.n)
+            del self._flying[key]
+        self._answered, self._given_up = time.monotonic(), 0
+        self.counts.asked += 1
+        self.counts.usage += reply.usage
+        return reply
+
+    async def _give_up(
+        self, engine: Engine, error: EngineError, attempts: int, since: float
+    ) -> EngineError:
         """Say what to raise after the last attempt; if nobody gets an answer, end the run.
 
-        One request alone may be at fault itself, so it takes a second one to say so.
+        A few requests may be at fault themselves, and may be all that is left of a run. So nobody
+        gets an answer only if the engine cannot be reached at all either, or if as many gave up as
+        may be in flight.
         """
         problem = f"no answer after {attempts + 1} attempts; the last: {error}"
         self._given_up += 1
-        if self._answered < since and self._given_up > 1:
-            silent = f"the model has answered nothing for {time.monotonic() - self._answered:.0f} s"
-            return EngineError(f"{silent}; {problem}", "fatal")
+        if self._given_up > 1 and await self._nobody_answers(engine, since):
+            seconds = time.monotonic() - self._answered
+            return EngineError(
+                f"the model has answered nothing for {seconds:.0f} s; {problem}", "fatal"
+            )
         return EngineError(problem, "refused")
+
+    async def _nobody_answers(self, engine: Engine, since: float) -> bool:
+        async with self._probing:  # one that fails ends the run, and with it all who wait here
+            if self._answered >= since:
+                return False
+            return self._given_up > self.limiter.limit or not await engine.reachable()
+
+
+def _forgotten(sent: asyncio.Task[Reply]) -> None:
+    """Take note of a failure that nobody waits for any more, or Python would complain."""
+    if not sent.cancelled():
+        sent.exception()
 
 
 def _storable(reply: Reply) -> Reply:

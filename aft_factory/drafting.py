@@ -15,12 +15,13 @@ from typing import Any, Literal
 from aft_factory.accounting import LayerUsage
 from aft_factory.asking import Asker
 from aft_factory.errors import NoAnswer
-from aft_factory.fitting import DoesNotFit, Fitter
+from aft_factory.fitting import Fitter
 from aft_factory.journal import Place
 from aft_factory.markers import sanitise
 from aft_factory.prompts import AggregatorTemplate, with_aggregator
 from aft_factory.records import Message
 from aft_factory.sampling import Completion, Prompt, Request, Sampling, identity_seed
+from aft_factory.shortening import DoesNotFit
 
 EmptyPolicy = Literal["resample", "drop", "reject"]
 TruncatedPolicy = Literal["keep", "resample", "drop", "reject"]
@@ -135,7 +136,7 @@ class Drafting:
         n: int = 1,
         final: bool = False,
         model: str | None = None,
-        least: int | None = None,
+        whole: bool = True,
     ) -> list[Completion]:
         """Draw drafts (see `strategies.Sample`).
 
@@ -156,7 +157,7 @@ class Drafting:
             seed = identity_seed(settings.seed, self._query, self._turn, layer, at, attempt)
             request = Request(prompt, count, sampling, seed, model)
             place = Place(self._query, self._turn, layer, at, attempt)
-            _, reply = await self._asker.ask(request, place)
+            reply = await self._asker.ask(request, place)
             key = (self._turn, layer)
             usage = self._trace.usage.get(key, LayerUsage())
             self._trace.usage[key] = usage + LayerUsage.of(reply)
@@ -188,11 +189,22 @@ class Drafting:
         kept = [completion for completion in results if completion is not None]
         recorded = self._trace.drafts.setdefault((self._turn, layer), [])
         recorded += [(slot + i, r) for i, r in enumerate(results) if r is not None]
-        needed = n if final else min(n, settings.policy.min_drafts if least is None else least)
-        if len(kept) < needed:
-            what = "the final answer" if final else f"{n - len(kept)} of {n} drafts"
-            raise NoAnswer(f"layer {layer}: {what} empty or cut off, {needed} wanted")
+        if final and len(kept) < n:
+            raise NoAnswer(f"layer {layer}: the final answer is empty or cut off")
+        if whole and not final:
+            self.require(kept, n, layer=layer)
         return kept
+
+    def require(self, drafts: Sequence[Completion], n: int, *, layer: int) -> None:
+        """Refuse to go on with too few drafts (see `strategies.Sample`).
+
+        Raises:
+            NoAnswer: If there are fewer than the policy wants.
+        """
+        wanted = min(n, self._settings.policy.min_drafts)
+        if len(drafts) < wanted:
+            lost = f"{n - len(drafts)} of {n} drafts empty or cut off"
+            raise NoAnswer(f"layer {layer}: {lost}, {wanted} wanted")
 
     def random(self, layer: int, slot: int) -> random.Random:
         """Return the source of chance of a place."""

@@ -158,19 +158,32 @@ class Runner:
             about=about,
         )
 
+    def window(self, in_flight: int) -> int:
+        """Return how many queries to have under way for so many samples in flight.
+
+        Four times what fills it while all draw a whole layer. Fewer run dry where many are at
+        their last answer, which is one sample; with more, requests being served in turn, all the
+        queries admitted go from layer to layer together, and the first answers come late.
+        """
+        wide: int = self.options.get("width", self.options.get("samples", 1))
+        return max(1, 4 * in_flight // max(1, wide))
+
     async def answer_all(
         self,
-        queries: Iterable[Query],
+        queries: Iterable[Query | None],
         window: int,
         on_outcome: Callable[[Query, Outcome], object],
-    ) -> None:
+    ) -> bool:
         """Answer queries, at most `window` of them at a time.
 
         Args:
-            queries: Read as there is room for them.
+            queries: Read as there is room for them; None where a row has no query to answer.
             window: Most queries under way: bounds memory, and is to be large enough that their
                 requests fill the asker's limit.
             on_outcome: Told of each query that ended, in order of their ends.
+
+        Returns:
+            Whether all of them ended; else the run was asked to stop.
 
         Raises:
             EngineError: If no query can be answered any more.
@@ -190,12 +203,18 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as group:
                 for query in queries:
-                    await room.acquire()
-                    if stopped:
+                    if query is None:
+                        await asyncio.sleep(0)  # skipping a million rows, it can still be stopped
+                    else:
+                        await room.acquire()
+                    if self.asker.stopped:
+                        stopped = True
                         break
-                    group.create_task(one(query))
+                    if query is not None:
+                        group.create_task(one(query))
         except* Exception as errors:
             raise _first(errors) from None
+        return not stopped
 
 
 def _layers(trace: Trace) -> list[dict[str, Any]]:

@@ -15,11 +15,11 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol
 
 from aft_factory.answers import extract_number, majority
-from aft_factory.errors import NoAnswer
 from aft_factory.records import Message
 from aft_factory.sampling import Completion
 
@@ -40,7 +40,7 @@ class Sample(Protocol):
         n: int = 1,
         final: bool = False,
         model: str | None = None,
-        least: int | None = None,
+        whole: bool = True,
     ) -> Coroutine[Any, Any, list[Completion]]:
         """Draw n drafts at the places (layer, slot) .. (layer, slot + n - 1).
 
@@ -52,11 +52,15 @@ class Sample(Protocol):
             n: How many.
             final: Decode under the settings of the final layer; gives exactly n.
             model: Which of several models.
-            least: With fewer usable drafts the query fails; None takes the run's setting.
+            whole: These are a whole layer; else `require` is to be told of it when it is.
 
         Returns:
             The usable drafts: at most n, as empty ones may be left out.
         """
+        ...
+
+    def require(self, drafts: Sequence[Completion], n: int, *, layer: int) -> None:
+        """Fail the query if of n drafts of a layer fewer are usable than the run's setting."""
         ...
 
     def random(self, layer: int, slot: int) -> random.Random:
@@ -144,15 +148,17 @@ async def rsa(
 
     async def member(t: int, i: int) -> list[Completion]:
         if t == 0:
-            return await sample(query, layer=0, slot=i, least=0)
+            return await sample(query, layer=0, slot=i, whole=False)
         parents = sample.random(t, i).sample(populations[t - 1], min(subset, width))
         drafts = list(chain.from_iterable([await parent for parent in parents]))
-        return await sample(query, drafts, layer=t, slot=i, least=0) if drafts else []
+        return await sample(query, drafts, layer=t, slot=i, whole=False) if drafts else []
 
     async with asyncio.TaskGroup() as group:
         for t in range(layers + 1):
             populations.append([group.create_task(member(t, i)) for i in range(width)])
-    return _voted(list(chain.from_iterable(task.result() for task in populations[-1])))
+    last = list(chain.from_iterable(task.result() for task in populations[-1]))
+    sample.require(last, width, layer=layers)
+    return _voted(last)
 
 
 async def moa(
@@ -169,21 +175,19 @@ async def moa(
     """
     drafts: list[Completion] = []
     for layer in range(layers):
+        ask = partial(sample, query, drafts, layer=layer, n=width, whole=False)
         async with asyncio.TaskGroup() as group:
             proposers = [
-                group.create_task(
-                    sample(query, drafts, layer=layer, slot=i * width, n=width, model=model)
-                )
+                group.create_task(ask(slot=i * width, model=model))
                 for i, model in enumerate(models)
             ]
         drafts = list(chain.from_iterable(proposer.result() for proposer in proposers))
+        sample.require(drafts, len(models) * width, layer=layer)
     [final] = await sample(query, drafts, layer=layers, final=True)
     return Answer(final)
 
 
 def _voted(drafts: Sequence[Completion]) -> Answer:
-    if not drafts:
-        raise NoAnswer("every draft of the last population is empty")
     votes = [extract_number(draft.text) for draft in drafts]
     winner = majority(votes)
     return Answer(drafts[winner or 0], {"votes": votes})

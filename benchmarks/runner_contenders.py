@@ -152,7 +152,8 @@ class Work:
 
             for query in self.queries:
                 journal.keep_query(query.id, query.turns)
-            await runner.answer_all(self.queries, 4 * self.in_flight, keep)
+            async with asker:
+                await runner.answer_all(self.queries, runner.window(self.in_flight), keep)
         return {name: outcome.answers[0] for name, outcome in outcomes.items()}
 
 

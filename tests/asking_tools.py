@@ -32,7 +32,7 @@ def solve(strategy, script=None, *, messages=None, score=None, settings=SETTINGS
     trace = Trace()
 
     async def run():
-        asker = Asker({"": engine, "a": engine, "b": engine}, None, 100, QUICK)
+        asker = Asker(dict.fromkeys(("", "a", "b", "c"), engine), None, 100, QUICK)
         sample = Drafting("q", 0, settings, asker, {}, trace)
         extra = options if score is None else {**options, "score": score}
         return await STRATEGIES[strategy](

@@ -29,9 +29,8 @@ def flaky(*problems):
 
 def ask(engine, journal=None, retries=QUICK, asked=None):
     async def run():
-        asker = Asker({"": engine}, journal, 10, retries)
-        _, reply = await asker.ask(asked or request(), PLACE)
-        return reply, asker
+        async with Asker({"": engine}, journal, 10, retries) as asker:
+            return await asker.ask(asked or request(), PLACE), asker
 
     return asyncio.run(run())
 
@@ -51,10 +50,13 @@ def test_the_limit_is_never_passed_never_leaks_and_lets_all_in_first_come_first_
         limiter = Limiter(limit)
 
         async def one(i, n):
-            async with limiter.slots(n):
+            await limiter.enter(n)
+            try:
                 entered.append(i)
                 assert limiter.taken <= limit
                 await asyncio.sleep(0)
+            finally:
+                limiter.leave(n)
 
         tasks = [asyncio.create_task(one(i, n)) for i, n in enumerate(sizes)]
         await asyncio.sleep(0)
@@ -77,9 +79,9 @@ def test_stopping_turns_away_who_waits_and_leaves_who_is_in():
 
         async def one(i):
             try:
-                async with limiter.slots(1):
-                    await asyncio.sleep(0.01)
-                    out.append(f"{i} done")
+                await limiter.enter(1)
+                await asyncio.sleep(0.01)
+                out.append(f"{i} done")
             except Stopped:
                 out.append(f"{i} stopped")
 
@@ -107,40 +109,122 @@ def test_a_final_failure_is_not_asked_again(kind):
     assert len(engine.requests) == 1
 
 
-def test_who_gets_no_answer_while_nobody_does_ends_the_run():
-    engine = ScriptedEngine(lambda r: EngineError("no route", "retry"))
+class Nobody(ScriptedEngine):
+    """Fails every request for a passing reason, and may not even be there."""
+
+    def __init__(self, there, **options):
+        super().__init__(lambda r: EngineError("no route", "retry"), **options)
+        self.there = there
+
+    async def reachable(self):
+        return self.there
+
+
+def give_up(engine, count, in_flight=10):
+    """The kinds of the errors of so many requests at once, in order."""
 
     async def run():
-        asker = Asker({"": engine}, None, 10, QUICK)
-        return await asyncio.gather(
-            *(asker.ask(request(seed=seed), PLACE) for seed in range(2)), return_exceptions=True
-        )
+        async with Asker({"": engine}, None, in_flight, QUICK) as asker:
+            asked = (asker.ask(request(seed=seed), PLACE) for seed in range(count))
+            errors = await asyncio.gather(*asked, return_exceptions=True)
+        return sorted(errors, key=lambda error: error.kind)
 
-    # Whichever gives up first: one alone may be at fault itself.
-    fatal, refused = sorted(asyncio.run(run()), key=lambda error: error.kind)
+    return asyncio.run(run())
+
+
+def test_who_gets_no_answer_from_an_engine_that_is_gone_ends_the_run():
+    fatal, refused = give_up(Nobody(there=False), 2)  # one alone may be at fault itself
     assert (fatal.kind, refused.kind) == ("fatal", "refused")
     assert re.search("answered nothing .* 4 attempts; the last: no route", str(fatal))
 
 
+def test_the_last_rows_of_a_run_may_all_be_at_fault_themselves():
+    errors = give_up(Nobody(there=True), 10)
+    assert {error.kind for error in errors} == {"refused"}
+
+
+def test_an_engine_that_is_there_but_answers_nobody_ends_the_run():
+    kinds = [error.kind for error in give_up(Nobody(there=True), 12, in_flight=10)]
+    assert kinds.count("refused") == 10  # as many as may be in flight
+
+
 def test_who_gets_no_answer_while_others_do_is_refused_alone():
-    def script(r):
-        return EngineError("bad luck", "retry") if r.seed == 1 else ["fine"]
+    """Not even when they all fail, and nobody is there at the moment."""
+
+    class Passing(Nobody):
+        async def sample(self, r):
+            if r.seed < 100:
+                await asyncio.sleep(0.001)
+                raise EngineError("bad luck", "retry")
+            return await ScriptedEngine().sample(r)
 
     async def run():
-        asker = Asker({"": ScriptedEngine(script)}, None, 10, Retries(3, 0.01, 0.01))
-
-        async def others():
-            for seed in range(100, 150):
+        async with Asker({"": Passing(there=False)}, None, 50, Retries(3, 0.01, 0.01)) as asker:
+            failing = [asyncio.create_task(asker.ask(request(seed=i), PLACE)) for i in range(5)]
+            seed = 100
+            while not all(task.done() for task in failing):
                 await asker.ask(request(seed=seed), PLACE)
-                await asyncio.sleep(0.001)
+                seed += 1
+            return [task.exception().kind for task in failing]
 
-        busy = asyncio.create_task(others())
-        with pytest.raises(EngineError) as error:
-            await asker.ask(request(seed=1), PLACE)
-        await busy
-        return error.value
+    assert asyncio.run(run()) == ["refused"] * 5
 
-    assert asyncio.run(run()).kind == "refused"
+
+def test_what_was_sent_is_kept_though_nobody_waits_for_it(tmp_path):
+    """As when another draft of the query fails, or the run is stopped: it is paid for."""
+
+    async def run(journal, engine):
+        async with Asker({"": engine}, journal, 10, QUICK) as asker:
+            asking = asyncio.create_task(asker.ask(request(), PLACE))
+            while not engine.requests:
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            second = asyncio.create_task(asker.ask(request(), PLACE))  # waits for the first
+            asker.stop()
+            await asyncio.sleep(0)
+        assert asker.limiter.taken == 0
+        return await second
+
+    engine = ScriptedEngine(delay=0.05)
+    with Journal(tmp_path / "j") as journal:
+        reply = asyncio.run(run(journal, engine))
+        assert journal.find(request().key("scripted")) == reply
+    assert len(engine.requests) == 1
+
+
+def test_after_an_error_what_is_in_flight_is_given_up(tmp_path):
+    async def run(engine):
+        async with Asker({"": engine}, None, 10, QUICK) as asker:
+            asking = asyncio.create_task(asker.ask(request(), PLACE))
+            while not engine.requests:
+                await asyncio.sleep(0)
+            raise KeyError
+        await asking
+
+    with pytest.raises(KeyError):
+        asyncio.run(asyncio.wait_for(run(ScriptedEngine(delay=3600)), 60))
+
+
+def test_samples_that_an_engine_gives_one_by_one_are_kept_one_by_one(tmp_path):
+    """A failure of one of them costs no other."""
+    failed = []
+
+    def script(r):
+        if r.seed == 3 and len(failed) < 2:
+            failed.append(r)
+            return EngineError("busy", "retry")
+        return [f"sample {r.seed}"]
+
+    engine = ScriptedEngine(script)
+    engine.most_samples = 1
+    with Journal(tmp_path / "j") as journal:
+        reply, asker = ask(engine, journal, asked=request(n=4, seed=1))
+        places = [place for place, _, _ in journal.replies()]
+    assert [c.text for c in reply.completions] == ["sample 1", "sample 2", "sample 3", "sample 4"]
+    assert [place.slot for place in places] == [0, 1, 2, 3]
+    assert (len(engine.requests), asker.counts.asked, asker.counts.retried) == (6, 4, 2)
+    assert reply.usage.prompt == 4  # "?" is a token, read four times
 
 
 def test_waits_double_with_jitter_and_honour_retry_after():
@@ -154,14 +238,14 @@ def test_waits_double_with_jitter_and_honour_retry_after():
 
 def test_a_wait_holds_no_place_in_flight():
     def script(r):
-        return EngineError("busy", "retry", 0.2) if r.seed == 1 else ["fine"]
+        return EngineError("busy", "retry") if r.seed == 1 else ["fine"]
 
     async def run():
-        asker = Asker({"": ScriptedEngine(script)}, None, 1, Retries(1, 0.2, 0.2))
+        asker = Asker({"": ScriptedEngine(script)}, None, 1, Retries(1, 3600, 3600))
         failing = asyncio.create_task(asker.ask(request(seed=1), PLACE))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
-        await asyncio.wait_for(asker.ask(request(seed=2), PLACE), 0.1)
+        while not asker.counts.retried:
+            await asyncio.sleep(0)
+        await asyncio.wait_for(asker.ask(request(seed=2), PLACE), 60)
         failing.cancel()
 
     asyncio.run(run())
@@ -183,7 +267,7 @@ def test_equal_requests_at_the_same_time_are_asked_once(tmp_path):
     async def run(journal):
         asker = Asker({"": engine}, journal, 10, QUICK)
         replies = await asyncio.gather(*(asker.ask(request(), PLACE) for _ in range(5)))
-        assert len({reply.completions for _, reply in replies}) == 1
+        assert len({reply.completions for reply in replies}) == 1
 
     with Journal(tmp_path / "j") as journal:
         asyncio.run(run(journal))

@@ -99,7 +99,7 @@ def test_too_few_usable_drafts_reject_the_query():
 
 def test_an_empty_final_answer_is_resampled_and_then_rejects_the_query():
     engine = ScriptedEngine(lambda r: [""])
-    with pytest.raises(NoAnswer, match="the final answer empty"):
+    with pytest.raises(NoAnswer, match="the final answer is empty"):
         draw(engine, n=1, final=True)
     assert len(engine.requests) == 3
 
@@ -122,7 +122,7 @@ def test_a_cut_off_draft_can_be_resampled_and_is_kept_if_that_is_in_vain():
 
 
 def test_a_cut_off_draft_can_be_dropped():
-    texts, _ = draw(CutEngine(always=True), policy=Policy(truncated="drop"), least=0)
+    texts, _ = draw(CutEngine(always=True), policy=Policy(truncated="drop"), whole=False)
     assert texts == []
 
 

@@ -53,7 +53,7 @@ def prompt_ids(url, settings, queries):
             for i, (messages, drafts) in enumerate(queries):
                 asker = Asker({"": engine}, None, 10)
                 sample = Drafting(str(i), 0, settings, asker, {}, Trace())
-                await sample(messages, [Completion(text) for text in drafts], layer=0, least=0)
+                await sample(messages, [Completion(text) for text in drafts], layer=0, whole=False)
         finally:
             await engine.engine.close()
         return engine.ids

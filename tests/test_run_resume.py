@@ -243,7 +243,7 @@ def moment(chance, asked, longest):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rows", "kills"), [(plain_rows(300), 50), (two_turn_rows(40), 10)], ids=["plain", "two turns"]
+    ("rows", "kills"), [(plain_rows(600), 50), (two_turn_rows(80), 10)], ids=["plain", "two turns"]
 )
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(tmp_path, command, rows, kills):
     source = write_lines(tmp_path / "in.jsonl", rows)
@@ -273,7 +273,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(tmp_path, co
 
 @pytest.mark.slow
 def test_killed_at_random_moments_with_a_flaky_server_nothing_is_asked_twice(tmp_path, command):
-    source = write_lines(tmp_path / "in.jsonl", plain_rows(200))
+    source = write_lines(tmp_path / "in.jsonl", plain_rows(400))
     whole, output = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     with serving() as server:
         flags = ("--base-url", server.url, *LAYERS, "--in-flight", "16", "--timeout", "2")
@@ -322,6 +322,42 @@ def test_interrupted_once_it_keeps_what_is_in_flight_and_goes_on_later(tmp_path,
     summary = summary_of(output)
     assert summary["read"] == summary["written"] + summary["rejected"] == 230
     assert (summary["rejected"], summary["unfinished"]) == (20, 0)
+
+
+@pytest.mark.slow
+def test_interrupted_amid_a_population_it_keeps_what_is_in_flight(tmp_path, command):
+    """A member that may not be asked any more ends its query; what others were sent is kept."""
+    source = write_lines(tmp_path / "in.jsonl", [{"query": f"What is {i}+{i}?"} for i in range(40)])
+    output = tmp_path / "out.jsonl"
+    flags = ("--strategy", "rsa", "--width", "6", "--subset", "2", "--layers", "2")
+    with serving(delay=0.5) as server:
+        argv = arguments(source, output, "--base-url", server.url, *flags, "--in-flight", "20")
+        command.start(argv)
+        until(lambda: len(server.log) >= 20)
+        command.send(signal.SIGINT)
+        assert command.code(seconds=15) == 130
+        assert 20 <= len(replies(output)) == len(server.log) == len(server.requests)
+        server.delay = 0
+        assert command.run(argv) == 0
+        assert len(seeds(server.log)) == len(server.log) == len(replies(output)) == 40 * 18
+    assert summary_of(output)["written"] == 40
+
+
+def test_rows_that_fail_whenever_they_are_asked_do_not_keep_a_run_from_its_end(tmp_path, command):
+    """Asked again at every start, they are all that is left to ask."""
+
+    def answer(path, body):
+        return error(500, "out of luck") if "7" in str(body["messages"][-1]) else None
+
+    source = write_lines(tmp_path / "in.jsonl", [{"query": f"{i}?"} for i in range(20)])
+    output = tmp_path / "out.jsonl"
+    with serving(answer=answer) as server:
+        argv = arguments(source, output, "--base-url", server.url, *LAYERS, "--retries", "1")
+        for more in ((), ("--overwrite",)):
+            assert command.run([*argv, *more]) == 0
+            summary = summary_of(output)
+            assert (summary["written"], summary["rejected"]) == (18, 2)
+        assert summary["session"]["requests_asked"] == 0
 
 
 def test_interrupted_twice_it_leaves_at_once(tmp_path, command):

@@ -1,6 +1,7 @@
 """The runner: many queries at once, each on its own; accounting; what an outcome holds."""
 
 import asyncio
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -41,10 +42,11 @@ def test_a_query_does_not_wait_for_another():
         task = asyncio.create_task(
             one.answer_all(queries(20), 100, lambda q, o: ended.append(q.id))
         )
-        await asyncio.sleep(0.2)
+        while len(ended) < 19:
+            await asyncio.sleep(0.001)
         task.cancel()
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 60))
     assert sorted(ended) == sorted(f"q{i}" for i in range(1, 20))
 
 
@@ -63,6 +65,40 @@ def test_no_more_queries_are_read_than_are_admitted():
 
     asyncio.run(run())
     assert max(most) == 5  # four are admitted and one is read to be the next
+
+
+def test_a_run_that_is_stopped_says_whether_all_queries_ended():
+    async def run(count, stop_after):
+        one = runner(ScriptedEngine(delay=0.001))
+        ended = []
+
+        def on_outcome(query, outcome):
+            ended.append(query)
+            if len(ended) == stop_after:
+                one.asker.stop()
+
+        return await one.answer_all(queries(count), 1, on_outcome), len(ended)
+
+    assert asyncio.run(run(5, 3)) == (False, 3)
+    assert asyncio.run(run(5, 5)) == (True, 5)
+
+
+def test_a_run_that_skips_rows_can_be_stopped():
+    """Skipping what is done asks nobody, and must not keep Ctrl-C waiting."""
+
+    async def run():
+        one = runner(ScriptedEngine())
+        asyncio.get_running_loop().call_later(0.01, one.asker.stop)
+        return await one.answer_all(itertools.repeat(None), 1, lambda q, o: None)
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)) is False
+
+
+def test_so_many_queries_are_under_way_as_fill_what_is_in_flight_four_times():
+    async def run():
+        return runner(ScriptedEngine(), options={"width": 5, "layers": 2}).window(512)
+
+    assert asyncio.run(run()) == 409
 
 
 def test_samples_in_flight_stay_under_the_limit_and_reach_it():

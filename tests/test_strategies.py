@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
-from asking_tools import numbered, solve
+from asking_tools import SETTINGS, numbered, solve
 
+from aft_factory.drafting import Policy
 from aft_factory.errors import NoAnswer
 from aft_factory.prompts import load_template
 from aft_factory.sampling import Completion
@@ -107,6 +109,23 @@ def test_moa_asks_every_proposer_in_every_layer_and_the_runs_model_last():
     ]
 
 
+def test_moa_goes_on_without_a_proposer_that_wrote_nothing():
+    script = numbered()
+    answer, engine, _ = solve(
+        "moa", lambda r: [""] if r.model == "a" else script(r), models=["a", "b"]
+    )
+    assert answer.completion.text == "draft 2"
+    assert reads(engine.requests[-1]) == [1]
+
+
+def test_min_drafts_of_moa_counts_the_layer_and_not_each_proposer():
+    settings = replace(SETTINGS, policy=Policy(min_drafts=2))
+    script = lambda r: ["" if r.model == "a" else "fine"] * r.n  # noqa: E731
+    with pytest.raises(NoAnswer, match="layer 0: 1 of 2 drafts empty or cut off, 2 wanted"):
+        solve("moa", script, models=["a", "b"], settings=settings)
+    solve("moa", script, models=["a", "b", "c"], settings=settings)
+
+
 def test_rsa_aggregates_k_members_drawn_from_the_population_before():
     _, engine, trace = solve("rsa", width=5, subset=2, layers=2)
     assert len(engine.requests) == 15
@@ -145,10 +164,14 @@ def test_rsa_starts_a_member_when_its_own_parents_are_done():
 
     async def run():
         task = asyncio.create_task(rsa([QUESTION], Sample(), width=6, subset=2, layers=2))
-        await asyncio.sleep(0.05)
+        before = -1
+        while len(asked) > before:  # until nothing moves any more
+            before = len(asked)
+            for _ in range(100):
+                await asyncio.sleep(0)
         task.cancel()
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 60))
     waiting_1 = {slot for slot in range(6) if 0 in parents(1, slot)}
     waiting_2 = {slot for slot in range(6) if waiting_1 & set(parents(2, slot))}
     expected = {(0, slot) for slot in range(6)}
@@ -167,7 +190,7 @@ def test_rsa_goes_on_without_a_member_that_came_out_empty():
 
 
 def test_rsa_without_any_member_has_no_answer():
-    with pytest.raises(NoAnswer, match="every draft"):
+    with pytest.raises(NoAnswer, match="2 of 2 drafts empty"):
         solve("rsa", lambda r: [""], width=2, subset=1, layers=1)
 
 

@@ -54,12 +54,14 @@ class Engine(Protocol):
         context: Most tokens of prompt and completion together; None if unknown.
         tokenizer: The model's tokenizer, to fit prompts with; None if unknown.
         chat_template: Jinja text that renders a conversation for it; None if unknown.
+        most_samples: Most samples of one request; None if it takes any number.
     """
 
     model: str
     context: int | None
     tokenizer: PreTrainedTokenizerFast | None
     chat_template: str | None
+    most_samples: int | None
 
     async def sample(self, request: Request) -> Reply:
         """Ask once. May be called any number of times at once; may be cancelled.
@@ -67,6 +69,10 @@ class Engine(Protocol):
         Raises:
             EngineError: If there is no answer.
         """
+        ...
+
+    async def reachable(self) -> bool:
+        """Tell whether anybody is there to answer, without a request."""
         ...
 
     async def close(self) -> None:

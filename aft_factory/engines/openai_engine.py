@@ -58,7 +58,7 @@ class OpenAIEngine:
         self.chat_template: str | None = None
         self._servers = servers
         self._next = 0
-        self._split_samples = False
+        self.most_samples: int | None = None
         self._extra_body: dict[str, Any] = {}
 
     @classmethod
@@ -83,8 +83,7 @@ class OpenAIEngine:
             timeout: Seconds one attempt may take.
             tokenizer: The model's, to fit prompts with.
             chat_template: Jinja text that renders a conversation for it.
-            split_samples: Ask for n samples by n requests, for servers that cannot do `n`. A prompt
-                is then read, and accounted in `Usage.prompt`, n times.
+            split_samples: Ask for samples one by one, for servers that cannot do `n`.
             token_ids: Ask for the tokens themselves (vLLM gives them).
 
         Raises:
@@ -120,7 +119,7 @@ class OpenAIEngine:
             raise
         engine = cls(servers, name, context)
         engine.tokenizer, engine.chat_template = tokenizer, chat_template
-        engine._split_samples = split_samples
+        engine.most_samples = 1 if split_samples else None
         engine._extra_body = {"return_token_ids": True} if token_ids else {}
         return engine
 
@@ -133,22 +132,20 @@ class OpenAIEngine:
             EngineError: If there is no answer.
         """
         n, seed = request.n, request.seed
-        if self._split_samples and n > 1:
-            tasks = [asyncio.create_task(self._ask(request, 1, seed + i)) for i in range(n)]
-            try:
-                replies = await asyncio.gather(*tasks)
-            finally:  # of a failure or a cancellation: gather leaves the others running
-                for task in tasks:
-                    task.cancel()
-        else:
-            replies = []
-            while (got := sum(len(reply.completions) for reply in replies)) < n:
-                replies.append(await self._ask(request, n - got, seed + got))
+        replies: list[Reply] = []
+        while (got := sum(len(reply.completions) for reply in replies)) < n:
+            replies.append(await self._ask(request, n - got, seed + got))
         return Reply(
             tuple(completion for reply in replies for completion in reply.completions),
             sum((reply.usage for reply in replies), Usage()),
             replies[0].prompt_ids,
         )
+
+    async def reachable(self) -> bool:
+        """Tell whether any server answers at all, if only to say no."""
+        waits = (server.models(LONGEST_CONNECT) for server in self._servers)
+        answers = await asyncio.gather(*waits, return_exceptions=True)
+        return not all(isinstance(a, EngineError) and a.kind == "retry" for a in answers)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -61,6 +61,7 @@ class ScriptedEngine:
     context: int | None = None
     tokenizer: PreTrainedTokenizerFast | None = None
     chat_template: str | None = None
+    most_samples: int | None = None
 
     def __init__(
         self,
@@ -94,6 +95,10 @@ class ScriptedEngine:
         )
         written = sum(completion.tokens or 0 for completion in completions)
         return Reply(completions, Usage(-(-size // CHARACTERS_PER_TOKEN), 0, written))
+
+    async def reachable(self) -> bool:
+        """Tell whether anybody is there."""
+        return True
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -53,6 +53,8 @@ class VllmEngine:
         max_sequences: How many samples vLLM works on at once.
     """
 
+    most_samples: int | None = None
+
     def __init__(
         self,
         llm: AsyncLLM,
@@ -142,6 +144,10 @@ class VllmEngine:
         written = sum(len(output.outputs[0].token_ids) for output in outputs)
         usage = Usage(len(ids), before, written)
         return Reply(completions, usage, tuple(ids))
+
+    async def reachable(self) -> bool:
+        """Tell whether vLLM is there: if it dies, `sample` says so itself."""
+        return True
 
     async def close(self) -> None:
         """End vLLM's processes."""

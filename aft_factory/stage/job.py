@@ -141,6 +141,7 @@ class Job:
             self.shape_name = engines.shape_name
             retries = Retries(self.settings.retries)
             asker = Asker(engines.engines, journal, engines.in_flight, retries)
+            await stack.enter_async_context(asker)
             runner = self._runner(asker, engines)
             fingerprint = runner.fingerprint
             journal.forget_problems()
@@ -148,35 +149,35 @@ class Job:
             progress = stack.enter_context(Progress(self.total, asker, quiet=self.files.quiet))
             stack.enter_context(graceful(asker.stop))
 
-            def pending() -> Iterator[Query]:
+            def pending() -> Iterator[Query | None]:
                 for line in self._lines():
                     try:
                         query = self._query(line)
                     except RecordError:
-                        progress.advance()  # it is counted when the outputs are written
-                        continue
-                    if journal.has_outcome(runner.outcome_key(query, fingerprint)):
+                        query = None  # it is counted when the outputs are written
+                    if query is None or journal.has_outcome(runner.outcome_key(query, fingerprint)):
                         progress.advance()
-                        continue
-                    journal.keep_query(query.id, query.turns)
-                    yield query
+                        yield None
+                    else:
+                        journal.keep_query(query.id, query.turns)
+                        yield query
 
             def keep(query: Query, outcome: Outcome) -> None:
                 key = runner.outcome_key(query, fingerprint)
                 journal.keep_outcome(key, asdict(outcome), done=outcome.problem is None)
                 progress.advance()
 
-            window = self.settings.admit or 4 * engines.in_flight
-            await runner.answer_all(pending(), window, keep)
-            self.session = {
-                "seconds": round(time.monotonic() - started, 3),
-                "requests_asked": asker.counts.asked,
-                "requests_replayed": asker.counts.replayed,
-                "attempts_failed": asker.counts.retried,
-                "most_in_flight": asker.limiter.most,
-                "tokens": asdict(asker.counts.usage),
-            }
-        return not asker.stopped
+            window = self.settings.admit or runner.window(engines.in_flight)
+            ended = await runner.answer_all(pending(), window, keep)
+        self.session = {
+            "seconds": round(time.monotonic() - started, 3),
+            "requests_asked": asker.counts.asked,
+            "requests_replayed": asker.counts.replayed,
+            "attempts_failed": asker.counts.retried,
+            "most_in_flight": asker.limiter.most,
+            "tokens": asdict(asker.counts.usage),
+        }
+        return ended
 
     def _write(self, journal: Journal) -> Totals:
         """Write the outputs from the journal, and print the account."""
@@ -230,13 +231,15 @@ class Job:
                 except RecordError:
                     unusable += 1
 
-        with Progress(self.total, asker, quiet=self.files.quiet) as progress:
+        async with asker:
+            progress = Progress(self.total, asker, quiet=self.files.quiet)
 
             def count(query: Query, outcome: Outcome) -> None:
                 totals.count(outcome)
                 progress.advance()
 
-            await self._runner(asker, dry).answer_all(queries(), dry.in_flight, count)
+            with progress:
+                await self._runner(asker, dry).answer_all(queries(), dry.in_flight, count)
         totals.finish_reasons.clear()
         print(f"{totals.read} rows, {unusable} of them unusable. To expect, {self.stage.dry_note}:")
         print("\n".join(describe(totals, self._flops(totals))))

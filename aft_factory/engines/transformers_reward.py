@@ -1,0 +1,160 @@
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Cut rows into batches of like length: rows x longest is at most the budget, or one row.
+
+    Example:
+        >>> list(batches([5, 100, 6, 4], budget=20))
+        [[1], [2, 0, 3]]
+    """
+    batch: list[int] = []
+    longest = 0
+    # Longest first: what does not fit into memory fails at once, not after an hour.
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batch and (len(batch) + 1) * longest > budget:
+            yield batch
+            batch = []
+        if not batch:
+            longest = lengths[row]
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+class TransformersReward:
+    """A sequence classifier in this process, in a thread of its own. Made by `load`."""
+
+    def __init__(
+        self,
+        model: str,
+        network: PreTrainedModel,
+        encoder: PairEncoder,
+        max_tokens_per_batch: int,
+        label: int,
+    ) -> None:
+        self.model = model
+        self._network = network
+        self._encoder = encoder
+        self._max_tokens_per_batch = max_tokens_per_batch
+        self._label = label
+        self._is_causal = _is_causal(network)
+        self._worker = ThreadPoolExecutor(1, "reward")  # one: calls take turns
+
+    @classmethod
+    def load(
+        cls,
+        name: str = DEFAULT_REWARD_MODEL,
+        *,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        device: str = "auto",
+        max_tokens_per_batch: int | None = None,
+        max_length: int | None = None,
+        chat_template: str = "own",
+        label: int | None = None,
+    ) -> TransformersReward:
+        """Load a reward model from a folder or from the hub.
+
+        Args:
+            name: Folder or name.
+            dtype: `auto` is bfloat16 on a GPU and float32 on a CPU. The logit itself is always
+                computed in float32, so that close scores do not become ties.
+            device: As PyTorch names it; `auto` is the GPU if there is one.
+            max_tokens_per_batch: Most tokens, padding included, that the model reads at once; None
+                is 16384, and 2048 on a CPU, whose caches larger batches overflow.
+            max_length: Most tokens of a pair; by default, and at most, the model's context.
+            chat_template: See `PairEncoder`.
+            label: Whose logit is the score, for a classifier with several labels.
+
+        Raises:
+            MissingPackage: If torch or transformers is not installed.
+            UsageError: If there is no such model, or it is no reward model.
+        """
+        try:
+            import torch
+            from transformers import AutoModelForSequenceClassification
+        except ImportError:
+            raise MissingPackage("a reward model", "torch transformers") from None
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if max_tokens_per_batch is None:
+            max_tokens_per_batch = 2048 if device == "cpu" else 16384
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        tokenizer = load_tokenizer(name)
+        try:
+            network, info = AutoModelForSequenceClassification.from_pretrained(
+                name, dtype=getattr(torch, dtype), output_loading_info=True
+            )
+        except Exception as error:  # its readers raise anything, down to KeyError
+            raise UsageError(f"cannot load the reward model {name!r}: {error}") from error
+        if info["missing_keys"]:  # transformers would go on with random weights
+            missing = ", ".join(sorted(info["missing_keys"]))
+            raise UsageError(f"{name!r} is no reward model: it has no weights for {missing}")
+        context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+        limits = [limit for limit in (max_length, context) if limit is not None]
+        encoder = PairEncoder(tokenizer, chat_template, min(limits, default=None))
+        chosen = choose_label(name, network.config.num_labels, label)
+        if _has_linear_score(network):
+            network.score.float()
+        return cls(name, network.to(device).eval(), encoder, max_tokens_per_batch, chosen)
+
+    async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
+        """Score responses; see `RewardModel`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, self._score, list(pairs))
+
+    async def close(self) -> None:
+        """Stop the thread, without waiting for what it computes."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
+        encoded = self._encoder.encode(pairs)
+        rows = [(i, ids) for i, ids in enumerate(encoded) if not isinstance(ids, EngineError)]
+        scores: dict[int, float | EngineError] = {}
+        for batch in batches([len(ids) for _, ids in rows], self._max_tokens_per_batch):
+            logits = self._logits([rows[row][1] for row in batch])
+            scores |= {rows[row][0]: finite(x) for row, x in zip(batch, logits, strict=True)}
+        return [ids if isinstance(ids, EngineError) else scores[i] for i, ids in enumerate(encoded)]
+
+    def _logits(self, batch: Sequence[Sequence[int]]) -> list[float]:
+        import torch
+
+        network, tokenizer = self._network, self._encoder.tokenizer
+        pad = tokenizer.pad_token_id or 0
+        lengths = torch.tensor([len(ids) for ids in batch])
+        longest = int(lengths.max())
+        tokens = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in batch])
+        inputs = {"input_ids": tokens.to(network.device)}
+        if not self._is_causal:  # else nothing sees the padding, and attention is faster unmasked
+            mask = torch.arange(longest) < lengths[:, None]
+            inputs["attention_mask"] = mask.long().to(network.device)
+        try:
+            with torch.inference_mode():
+                if _has_linear_score(network):
+                    # transformers looks for the last token that is not `config.pad_token_id`: the
+                    # wrong one where pad is eos, and none where there is no pad. We know where.
+                    hidden = network.base_model(**inputs, use_cache=False).last_hidden_state
+                    last = hidden[torch.arange(len(batch)), (lengths - 1).to(hidden.device)]
+                    logits = network.score(last.float())
+                else:
+                    logits = network(**inputs).logits
+        except torch.OutOfMemoryError as error:
+            problem = f"{len(batch)} x {longest} tokens do not fit; lower max_tokens_per_batch"
+            raise EngineError(f"{problem}: {error}", "fatal") from error
+        scores: list[float] = logits[:, self._label].float().tolist()
+        return scores
+
+
+def _has_linear_score(network: PreTrainedModel) -> bool:
+    """Tell whether it is a decoder whose score is a linear map of the last token's state."""
+    from torch.nn import Linear
+
+    score = getattr(network, "score", None)
+    return isinstance(score, Linear) and not network.config.is_encoder_decoder
+
+
+def _is_causal(network: PreTrainedModel) -> bool:
+    """Tell whether each token sees only those before it, as its layers and settings say."""
+    parts = (network.config, *network.modules())
+    flags = [part.is_causal for part in parts if hasattr(part, "is_causal")]
+    return _has_linear_score(network) and bool(flags) and all(flags)
+
+

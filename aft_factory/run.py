@@ -180,11 +180,13 @@ def output_row(query: Query, outcome: Outcome, settings: RunSettings) -> Row:
     own |= {"seed": settings.seed, "usage": outcome.usage, "events": outcome.events}
     if settings.keep_drafts:
         own["layers"] = outcome.layers
-    columns = {
-        f"input_{name}" if name in own else name: value
-        for name, value in query.row.items()
-        if name != "id"
-    }
+    columns: Row = {}
+    for name, value in query.row.items():
+        if name == "id" and (value in (None, "") or str(value) == query.id):
+            continue
+        while name in own or name == "id" or name in columns:
+            name = f"input_{name}"
+        columns[name] = value
     return {"id": query.id, **columns, **own}
 
 

@@ -136,7 +136,7 @@ def read_alpaca_eval(row: Any) -> Query:
         raise RecordError(name, f"expected one instruction, got {len(messages)} messages")
     if optional_text(row.get("input"), "input"):
         raise RecordError("input", "not supported; append it to the instruction")
-    return Query(content_id(messages, []), [messages], row)
+    return Query(_id(row, messages), [messages], row)
 
 
 def write_alpaca_eval(query: Query, answers: list[str], model: str) -> Row:
@@ -187,7 +187,7 @@ def read_gsm8k(row: Any) -> Query:
     answer = optional_text(row.get("answer"), "answer")
     if answer is None or extract_number(answer) is None:
         raise RecordError("answer", f"expected a text with a number, got {kind(answer)}")
-    return Query(content_id(messages, []), [messages], row)
+    return Query(_id(row, messages), [messages], row)
 
 
 def write_gsm8k(query: Query, answers: list[str], model: str) -> Row:
@@ -223,6 +223,11 @@ def _name(row: Any, field: str) -> str:
     if not name:
         raise RecordError(field, "missing; expected a text or a whole number")
     return name
+
+
+def _id(row: Mapping[str, Any], messages: list[Message]) -> str:
+    """The row's own id, or a hash of what it asks."""
+    return parse_id(row.get("id"), "id") or content_id(messages, [])
 
 
 def _user_message(value: Any, field: str) -> list[Message]:

@@ -71,6 +71,23 @@ def test_bad_rows_are_rejected_with_file_line_and_field_and_counts_reconcile(run
 def test_a_column_named_as_one_of_ours_is_kept_under_another_name(run):
     _, [row], _, _ = run([{"query": "a", "response": "old", "seed": 7}])
     assert (row["input_response"], row["input_seed"], row["seed"]) == ("old", 7, 42)
+    rows = [
+        {"query": "a", "input_response": "older", "response": "old"},
+        {"query": "a", "response": "old", "input_response": "older"},
+    ]
+    _, rows, _, _ = run(rows, "--overwrite")
+    kept = [{value for name, value in row.items() if name.startswith("input_")} for row in rows]
+    assert kept == [{"old", "older"}] * 2
+
+
+@pytest.mark.parametrize("identity", ["row-17", 0, 17])
+def test_a_row_of_a_benchmark_keeps_its_id(run, identity):
+    given = {"id": identity, "question": "How much is 8 * 9?", "answer": "#### 72"}
+    _, [row], _, _ = run([given])
+    assert (row["id"], row["question"]) == (str(identity), given["question"])
+    question = {"question_id": 81, "category": "math", "turns": ["How much?"], "id": identity}
+    _, [row], _, _ = run([question], "--overwrite")
+    assert (row["id"], row["question_id"], row["input_id"]) == ("81", 81, identity)
 
 
 def test_drafts_of_all_layers_are_written_on_request(run):

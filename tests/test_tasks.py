@@ -68,6 +68,16 @@ READ = {
         {"id": "81", "turns": [user("Name a bird."), user("Another.")], "final": {"temperature": 1.0}},
     ),
     "GSM8K": ("gsm8k", GSM8K, {"id": "cb4d689815210a16", "turns": [user("How much is 8 * 9?")]}),
+    "GSM8K, where the rows have ids": (
+        "gsm8k",
+        GSM8K | {"id": "row-17"},
+        {"id": "row-17", "turns": [user("How much is 8 * 9?")]},
+    ),
+    "AlpacaEval, where the rows have ids": (
+        "alpaca_eval",
+        ALPACA | {"id": 17},
+        {"id": "17", "turns": [user("Name a bird.")]},
+    ),
     "IFEval": ("ifeval", IFEVAL, {"id": "1000", "turns": [user("No commas.")]}),
 }  # fmt: skip
 
@@ -147,6 +157,8 @@ WRONG = [
     ("gsm8k", GSM8K | {"question": 5}, "question: expected a text, got int 5"),
     ("gsm8k", {"question": "a"}, "answer: expected a text with a number, got nothing"),
     ("gsm8k", GSM8K | {"answer": "none"}, "answer: expected a text with a number, got str 'none'"),
+    ("gsm8k", GSM8K | {"id": [1]}, "id: expected a text or a whole number, got list [1]"),
+    ("alpaca_eval", ALPACA | {"id": 1.5}, "id: expected a text or a whole number"),
     ("ifeval", {"prompt": "a"}, "key: missing; expected a text or a whole number"),
     ("ifeval", {"key": 1}, "prompt: expected a text, got nothing"),
     *[(task, [], "row: expected an object, got list []") for task in TASKS],

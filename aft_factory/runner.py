@@ -98,7 +98,7 @@ class Runner:
             *(settings.template.fingerprint, settings.proposer_system, settings.seed),
             *(asdict(settings.proposal), asdict(settings.final), asdict(settings.policy)),
             *(self.keep_drafts, self.scorer),
-            [[*key, fitter.limit] for key, fitter in sorted(self.fitters.items())],
+            [[*key, fitter.fingerprint] for key, fitter in sorted(self.fitters.items())],
             settings.completion and settings.completion.name,
         ]
         return hashlib.blake2b(_canonical(content), digest_size=16).hexdigest()

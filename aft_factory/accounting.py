@@ -19,7 +19,7 @@ class LayerUsage:
     Attributes:
         requests: Requests answered.
         samples: Completions of them.
-        prompt: Tokens of the prompts, each counted once for its n samples.
+        prompt: Tokens of the prompts, each counted as often as it was read: once for n samples.
         cached: Those that the engine had computed before.
         completion: Tokens written.
         attended: Sum of the positions of all tokens computed: what attention costs. Where a server
@@ -61,9 +61,10 @@ def _attended(reply: Reply) -> int | None:
     prompt, cached, written = reply.usage.prompt, reply.usage.cached or 0, reply.usage.completion
     if prompt is None or written is None:
         return None
-    share = written / len(reply.completions)
+    share, size = written / len(reply.completions), prompt / reply.readings
     lengths = [share if c.tokens is None else c.tokens for c in reply.completions]
-    return round(_positions(cached, prompt) + sum(_positions(prompt, prompt + n) for n in lengths))
+    read = reply.readings * _positions(cached / reply.readings, size)
+    return round(read + sum(_positions(size, size + n) for n in lengths))
 
 
 def _positions(start: float, end: float) -> float:

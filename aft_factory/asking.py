@@ -207,6 +207,7 @@ class Asker:
             tuple(completion for reply in replies for completion in reply.completions),
             sum((reply.usage for reply in replies), Usage()),
             replies[0].prompt_ids,
+            sum(reply.readings for reply in replies),
         )
 
     async def _ask(self, engine: Engine, request: Request, place: Place) -> Reply:

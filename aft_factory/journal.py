@@ -223,6 +223,7 @@ def _dump_reply(reply: Reply) -> bytes:
         {
             "usage": [usage.prompt, usage.cached, usage.completion],
             "completions": [[c.text, c.finish_reason, c.tokens] for c in reply.completions],
+            "readings": reply.readings,
         }
     )
 
@@ -230,4 +231,4 @@ def _dump_reply(reply: Reply) -> bytes:
 def _reply(data: bytes) -> Reply:
     content = orjson.loads(data)
     completions = tuple(Completion(*parts) for parts in content["completions"])
-    return Reply(completions, Usage(*content["usage"]))
+    return Reply(completions, Usage(*content["usage"]), readings=content.get("readings", 1))

@@ -98,7 +98,10 @@ class Usage:
 
     Attributes:
         prompt: Tokens of the prompts, each counted once for its n samples.
-        cached: Those of `prompt` that the engine had computed before (prefix caching).
+        cached: Those of `prompt` that the engine had computed before (prefix caching). A server
+            tells that only of a request for one sample: of several, its figure is that of one of
+            them, and most of them find what the first one read. vLLM's server tells it only with
+            --enable-prompt-tokens-details, and where it has not told yet, a 0 is unknown.
         completion: Tokens written, of all samples.
     """
 
@@ -144,8 +147,10 @@ class Reply:
         completions: n samples, in order.
         usage: What they took.
         prompt_ids: The prompt as the model saw it, where known.
+        readings: How often the prompt was read, and is counted in `usage`.
     """
 
     completions: tuple[Completion, ...]
     usage: Usage
     prompt_ids: tuple[int, ...] | None = None
+    readings: int = 1

@@ -17,25 +17,18 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines import EngineError
-from aft_factory.engines.openai_replies import (
-    error_words,
-    kind_of,
-    parse_body,
-    read_reply,
-    retry_after,
-    whole,
-)
-from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.engines.openai_replies import read_reply, whole
+from aft_factory.engines.openai_server import Server
+from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.sampling import Reply, Request, Usage
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
     from transformers import PreTrainedTokenizerFast
 
-LONGEST_PAUSE = 60.0  # seconds a failing server is left alone at most
 LONGEST_CONNECT = 30.0  # seconds; a burst of a thousand connections may need some
 MOST_IDLE = 32  # connections kept; the client looks through them all at every request
 KEEP_IDLE = 3.0  # seconds; servers drop idle connections after 5, and a request may meet that
@@ -51,7 +44,7 @@ class OpenAIEngine:
     request's body come from `Sampling.extra`.
     """
 
-    def __init__(self, servers: list[_Server], model: str, context: int | None) -> None:
+    def __init__(self, servers: list[Server], model: str, context: int | None) -> None:
         self.model = model
         self.context = context
         self.tokenizer: PreTrainedTokenizerFast | None = None
@@ -111,9 +104,9 @@ class OpenAIEngine:
             client = openai.AsyncOpenAI(
                 base_url=url, api_key=key, timeout=waits, max_retries=0, http_client=http
             )
-            servers.append(_Server(url, client, alone=len(urls) == 1))
+            servers.append(Server(url, client))
         try:
-            name, context = await _choose_model(servers, model, connect)
+            servers, name, context = await _choose(servers, model, connect)
         except BaseException:
             await asyncio.gather(*(server.client.close() for server in servers))
             raise
@@ -139,6 +132,7 @@ class OpenAIEngine:
             tuple(completion for reply in replies for completion in reply.completions),
             sum((reply.usage for reply in replies), Usage()),
             replies[0].prompt_ids,
+            len(replies),
         )
 
     async def reachable(self) -> bool:
@@ -168,92 +162,33 @@ class OpenAIEngine:
         extra = dict(self._extra_body)
         if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
-        return read_reply(await self._pick().ask(body, extra | dict(sampling.extra)), n)
+        server = self._pick()
+        try:
+            reply = read_reply(await server.ask(body, extra | dict(sampling.extra)), n)
+        except EngineError as error:
+            raise self._judged(error, server) from error
+        cached = server.cached(reply.usage.cached, len(reply.completions))
+        return replace(reply, usage=replace(reply.usage, cached=cached))
 
-    def _pick(self) -> _Server:
+    def _judged(self, error: EngineError, server: Server) -> EngineError:
+        """Return what the failure of a server means, as there may be others to ask."""
+        kind, after, now = error.kind, error.retry_after, time.monotonic()
+        if kind == "fatal" and not all(each.denies for each in self._servers):
+            kind = "retry"
+        if any(each.is_live(now) for each in self._servers if each is not server):
+            after = None  # the next attempt goes there
+        return EngineError(error.problem, kind, after)
+
+    def _pick(self) -> Server:
         """Return the live server with the fewest requests in flight; of equals, the next one."""
         now = time.monotonic()
         live = [server for server in self._servers if server.is_live(now)]
         if not live:
-            return min(self._servers, key=lambda server: server.back_at)
+            return min(self._servers, key=lambda server: (server.denies, server.back_at))
         order = self._servers[self._next :] + self._servers[: self._next]
         server = min((s for s in order if s in live), key=lambda server: server.in_flight)
         self._next = (self._servers.index(server) + 1) % len(self._servers)
         return server
-
-
-class _Server:
-    """One URL: its client, its load and whether it works."""
-
-    def __init__(self, url: str, client: AsyncOpenAI, *, alone: bool) -> None:
-        self.url = url
-        self.client = client
-        self._alone = alone
-        self.in_flight = 0
-        self.back_at = 0.0  # until then it is left alone
-        self._failures = 0
-        self._failed_at = 0.0
-
-    def is_live(self, now: float) -> bool:
-        """Whether to send it a request: while it is in doubt, one at a time."""
-        return now >= self.back_at and not (self._failures and self.in_flight)
-
-    async def ask(self, body: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        """Send one request and return the body of the answer."""
-        endpoint: Any = (
-            self.client.chat.completions if "messages" in body else self.client.completions
-        )
-        return await self._call(endpoint.with_raw_response.create(**body, extra_body=extra))
-
-    async def models(self, wait: float) -> list[dict[str, Any]]:
-        """Return what it offers, within `wait` seconds; nothing if it does not tell."""
-        try:
-            listing = self.client.models.with_raw_response.list(timeout=wait)
-            entries = (await self._call(listing)).get("data")
-        except EngineError as error:
-            if getattr(error.__cause__, "status_code", None) in (404, 405):
-                return []
-            raise
-        entries = entries if isinstance(entries, list) else []
-        return [e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
-
-    async def _call(self, call: Any) -> dict[str, Any]:
-        """Await a call of the client; turn its failures into EngineError and note them."""
-        import openai
-
-        started = time.monotonic()
-        self.in_flight += 1
-        try:
-            response = await call
-        except openai.APIStatusError as error:
-            status, words = error.status_code, error_words(error.response.content)
-            kind = kind_of(status)
-            if status >= 500:
-                self._failed(started, f"{status}: {words}")
-            else:
-                self._works()
-            problem = words if kind == "refused" else f"{self.url} answered {status}: {words}"
-            raise EngineError(problem, kind, retry_after(error.response.headers)) from error
-        except openai.APIError as error:  # no whole answer came
-            problem = f"{error.message} {error.__cause__ or ''}".strip()
-            self._failed(started, problem)
-            raise EngineError(f"{self.url}: {problem}", "retry") from error
-        finally:
-            self.in_flight -= 1
-        self._works()
-        return parse_body(response.http_response.content, self.url)
-
-    def _works(self) -> None:
-        self._failures, self.back_at = 0, 0.0
-
-    def _failed(self, started: float, problem: str) -> None:
-        if self._alone or started < self._failed_at:
-            return  # one failure meets all requests in flight; it counts once
-        pause = min(2.0 ** min(self._failures, 30), LONGEST_PAUSE)  # 2.0 ** 1024 overflows
-        self._failures += 1
-        self._failed_at = time.monotonic()
-        self.back_at = self._failed_at + pause
-        _log.warning("%s failed and is left alone for %g s: %s", self.url, pause, problem)
 
 
 def _allow_open_files() -> None:
@@ -267,12 +202,13 @@ def _allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-async def _choose_model(
-    servers: list[_Server], model: str | None, wait: float
-) -> tuple[str, int | None]:
-    """Return the model's name and its context: the smallest that a server tells."""
+async def _choose(
+    servers: list[Server], model: str | None, wait: float
+) -> tuple[list[Server], str, int | None]:
+    """Return the servers to ask, the model's name and its context: the smallest that one tells."""
     answers = await asyncio.gather(*(s.models(wait) for s in servers), return_exceptions=True)
-    offers, problems = [], []
+    offers: dict[Server, list[dict[str, Any]]] = {}
+    problems = []
     for server, answer in zip(servers, answers, strict=True):
         if isinstance(answer, EngineError):
             if answer.kind == "fatal":
@@ -282,17 +218,34 @@ async def _choose_model(
         elif isinstance(answer, BaseException):
             raise answer
         else:
-            offers.append(answer)
+            offers[server] = answer
     if not offers:
         raise UsageError(f"expected a running server, but none answers: {'; '.join(problems)}")
-    names = sorted({entry["id"] for offer in offers for entry in offer})
+    names = sorted(set().union(*map(_ids, offers.values())))
     if model is None:
         if len(names) != 1:
             offered = ", ".join(names) or "no list (does the URL end in /v1?)"
             raise UsageError(f"expected the name of one model; the servers offer {offered}")
         model = names[0]
+    without = [s for s, offer in offers.items() if offer and model not in _ids(offer)]
+    if len(without) == len(offers):
+        # vLLM and its like serve just what they list; others know aliases, or take any name.
+        without = [s for s in without if any("max_model_len" in e for e in offers[s])]
+    if len(without) == len(offers):
+        raise UsageError(f"no server offers the model {model!r}; {suggest(model, names)}")
+    for server in without:
+        _log.warning("%s is left out: it does not offer the model %s", server.url, model)
+        await server.client.close()
+        del offers[server]
     contexts = []
-    for offer in offers:
+    for offer in offers.values():
         own = [e for e in offer if e["id"] == model and e.get("max_model_len")]  # adapters: none
         contexts += [length for e in own or offer if (length := whole(e.get("max_model_len")))]
-    return model, min(contexts, default=None)
+    kept = [server for server in servers if server not in without]
+    for server in kept:
+        server.alone = len(kept) == 1
+    return kept, model, min(contexts, default=None)
+
+
+def _ids(offer: list[dict[str, Any]]) -> set[str]:
+    return {entry["id"] for entry in offer}

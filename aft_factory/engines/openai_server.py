@@ -1,0 +1,140 @@
+"""One OpenAI-compatible server: its client, its load and whether to send it requests now.
+
+Of several servers, one that fails is left alone for a while, each time twice as long; one that asks
+for less (429) as long as it says. A single server is always asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from aft_factory.engines import EngineError
+from aft_factory.engines.openai_replies import error_words, kind_of, parse_body, retry_after
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+LONGEST_PAUSE = 60.0  # seconds a failing server is left alone at most, unless it asks for more
+
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """One URL.
+
+    Attributes:
+        alone: Whether there is no other server.
+        in_flight: Requests under way.
+        back_at: Until then it is left alone, on the clock `time.monotonic`.
+        denies: Whether it last answered that no request will do: wrong key, no such model.
+    """
+
+    def __init__(self, url: str, client: AsyncOpenAI) -> None:
+        self.url = url
+        self.client = client
+        self.alone = False
+        self.in_flight = 0
+        self.back_at = 0.0
+        self.denies = False
+        self._in_doubt = False
+        self._rests = 0  # in a row
+        self._rested_at = 0.0  # when the last one began
+        self._tells_cached = False
+
+    def is_live(self, now: float) -> bool:
+        """Whether to send it a request: while it is in doubt, one at a time."""
+        return now >= self.back_at and not (self._in_doubt and self.in_flight)
+
+    async def ask(self, body: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and return the body of the answer.
+
+        Raises:
+            EngineError: If there is none.
+        """
+        endpoint: Any = (
+            self.client.chat.completions if "messages" in body else self.client.completions
+        )
+        return await self._call(endpoint.with_raw_response.create(**body, extra_body=extra))
+
+    async def models(self, wait: float) -> list[dict[str, Any]]:
+        """Return what it offers, within `wait` seconds; nothing if it does not tell.
+
+        Raises:
+            EngineError: If it does not answer, or refuses to.
+        """
+        listing = self.client.models.with_raw_response.list(timeout=wait)
+        try:
+            entries = (await self._call(listing, sampling=False)).get("data")
+        except EngineError as error:
+            if getattr(error.__cause__, "status_code", None) in (404, 405):
+                return []
+            raise
+        entries = entries if isinstance(entries, list) else []
+        return [e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
+
+    def cached(self, told: int | None, samples: int) -> int | None:
+        """Return how many tokens of a prompt were computed before, from what an answer tells.
+
+        vLLM leaves out a 0, so that nothing told means 0 where it told before. Of several samples
+        it tells what the one that ended last found, and most find what the first one read.
+        """
+        self._tells_cached |= told is not None
+        if told is None and self._tells_cached:
+            return 0
+        return told if samples == 1 or told == 0 else None
+
+    async def _call(self, call: Any, *, sampling: bool = True) -> dict[str, Any]:
+        """Await a call of the client; turn its failures into EngineError and note them."""
+        import openai
+
+        started = time.monotonic()
+        self.in_flight += 1
+        try:
+            response = await call
+            data = parse_body(response.http_response.content, self.url)
+        except openai.APIStatusError as error:
+            status, words = error.status_code, error_words(error.response.content)
+            kind = kind_of(status)
+            problem = words if kind == "refused" else f"{self.url} answered {status}: {words}"
+            failure = EngineError(problem, kind, retry_after(error.response.headers))
+            if kind == "retry" or (kind == "fatal" and sampling):
+                self._fails(started, failure, in_doubt=kind == "fatal" or status >= 500)
+            else:
+                self._works(started)
+            raise failure from error
+        except openai.APIError as error:  # no whole answer came
+            problem = f"{self.url}: {error.message} {error.__cause__ or ''}".strip()
+            failure = EngineError(problem, "retry")
+            self._fails(started, failure, in_doubt=True)
+            raise failure from error
+        except EngineError as failure:
+            if failure.kind == "refused":
+                self._works(started)
+            else:
+                self._fails(started, failure, in_doubt=failure.kind == "fatal")
+            raise
+        finally:
+            self.in_flight -= 1
+        self._works(started)
+        return data
+
+    def _works(self, started: float) -> None:
+        self.denies = False
+        if self._in_doubt or started >= self._rested_at:  # else it was let in before the limit
+            self._rests, self.back_at, self._in_doubt = 0, 0.0, False
+
+    def _fails(self, started: float, failure: EngineError, *, in_doubt: bool) -> None:
+        self.denies = failure.kind == "fatal"
+        if self.alone or started < self._rested_at:
+            return  # one failure meets all requests in flight; it counts once
+        pause = min(2.0 ** min(self._rests, 30), LONGEST_PAUSE)  # 2.0 ** 1024 overflows
+        pause = failure.retry_after or pause
+        self._rests += 1
+        self._rested_at = time.monotonic()
+        self._in_doubt = in_doubt
+        self.back_at = self._rested_at + pause
+        words = failure.problem.removeprefix(self.url).lstrip(": ")
+        level = logging.WARNING if in_doubt else logging.INFO
+        _log.log(level, "%s is left alone for %g s: %s", self.url, pause, words)

@@ -27,7 +27,11 @@ and, after at least one, perhaps the heading of an invented turn. Text cannot al
   answer's end, if nothing ever closes it: what follows is chatter;
 * what was cut off right after such a fence counts as cut off;
 * blocks are counted as in Markdown, but one with a language opens within another of as many
-  back-ticks, as models nest them.
+  back-ticks, as models nest them;
+* a fence before such a heading opens a block, if a later one closes it;
+* a `# Query:` outside of code begins an invented turn, where its `# Answer:` follows or where
+  no fence ends the answer: what stands before it is the answer, without a closing fence;
+* a fence at the end of the last line, without a counterpart in the text, is the closing one.
 """
 
 from __future__ import annotations
@@ -51,7 +55,10 @@ DEFAULT = "inst_1k_v4"
 STOP = ("\n# Query:\n```",)
 
 _FENCE = re.compile(r"[ \t]*(`{3,})([^`]*)")
+_TICKS = re.compile(r"`{3,}")
 _TURN = re.compile(r"# (?:Query|Answer|User|Instruction)(?: \d+)?(?::|\s*$)")
+_QUERY = re.compile(r"# Query(?: \d+)?:")
+_ANSWER = re.compile(r"# Answer(?: \d+)?:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,40 +124,55 @@ def parse(text: str, finish_reason: str | None) -> Parsed:
         if found:
             finish_reason = "stop"
     lines = text.split("\n")  # not splitlines: an answer may hold other separators
-    end, closed = _end(lines, cut_off=finish_reason == "length")
+    end, problem = _end(lines, cut_off=finish_reason == "length")
     answer = "\n".join(lines[:end]).strip()
-    problem = None
-    if not closed:
-        problem = "cut off" if finish_reason == "length" else "no closing fence"
-    elif not answer:
-        problem = "empty"
-    return Parsed(answer, not closed, problem)
+    return Parsed(answer, problem is not None, problem or (None if answer else "empty"))
 
 
-def _end(lines: list[str], *, cut_off: bool) -> tuple[int, bool]:
-    """How many lines are the answer's, and whether it came to its end."""
+def _end(lines: list[str], *, cut_off: bool) -> tuple[int, str | None]:
+    """How many lines are the answer's, and why it did not come to its end, if so.
+
+    Takes a closing fence that stands behind text in the last of these lines off.
+    """
     blocks: list[int] = []  # the back-ticks of each open code block
     opened = 0  # where the outermost of them begins
+    inline = 0  # fences within lines, outside of code blocks
+    turn: int | None = None  # where an invented turn may begin
     for index, line in enumerate(lines):
         fence = _FENCE.fullmatch(line)
+        if not fence and not blocks:
+            if turn is None and _QUERY.match(line) and any(map(str.strip, lines[:index])):
+                turn = index
+            elif turn is not None and _ANSWER.match(line):
+                return turn, "no closing fence"
+            inline += len(_TICKS.findall(line))
+            ends = inline % 2 and line.rstrip().endswith("```")
+            if ends and _after(lines, index, cut_off) != "text":
+                lines[index] = line.rstrip().removesuffix("```")
+                return index + 1, None
         if not fence or (blocks and len(fence[1]) < blocks[-1]):
             continue
         closes = not fence[2].strip()
         after = _after(lines, index, cut_off)
-        if closes and not blocks and after != "text" and line.rstrip() == "```":
-            return index, True
+        if not blocks and turn is not None and not any(map(str.strip, lines[turn + 1 : index])):
+            return turn, "no closing fence"
+        ends = after == "end" or (after == "turn" and not _closes_later(lines, index))
+        if closes and not blocks and ends and line.rstrip() == "```":
+            return index, None
         if closes and blocks:
             blocks.pop()
             if after == "turn" or (after == "end" and not blocks):
-                return index + 1, True
+                return index + 1, None
         else:
             if not blocks:
                 opened = index
             blocks.append(len(fence[1]))
     alone = len(blocks) == 1 and lines[opened].rstrip() == "```"
     if alone and len(lines) > opened + 2 and not lines[opened + 1].strip():
-        return opened, True
-    return len(lines), False
+        return opened, None
+    if turn is not None:
+        return turn, "no closing fence"
+    return len(lines), "cut off" if cut_off else "no closing fence"
 
 
 def _after(lines: list[str], index: int, cut_off: bool) -> Literal["text", "turn", "end"]:
@@ -163,3 +185,22 @@ def _after(lines: list[str], index: int, cut_off: bool) -> Literal["text", "turn
         # Cut off right here, the fence might as well open a block.
         return "text" if cut_off and blank < 2 else "end"
     return "turn" if blank and _TURN.match(lines[following]) else "text"
+
+
+def _closes_later(lines: list[str], index: int) -> bool:
+    """Whether a fence follows that would close a block opened here, and no turn's own fence."""
+    inside = 0
+    heading = False
+    for line in lines[index + 1 :]:
+        if fence := _FENCE.fullmatch(line):
+            if heading:
+                return False
+            if fence[2].strip():
+                inside += 1
+            elif inside:
+                inside -= 1
+            else:
+                return True
+        if line.strip():
+            heading = bool(_TURN.fullmatch(line.rstrip()))
+    return False

@@ -149,6 +149,10 @@ def test_a_model_that_goes_on_as_the_prompt_does_is_stopped(name):
         "Nested, as models do it:\n```markdown\n# Title\n```sh\nls\n```\n```",
         "```python\n# Query the table\nx = 1\n# User: root\n```",
         "# Query\nis how I would call it.\n\n# User\nis not.",
+        "Use this prompt:\n```\n\n# Instruction\nBe brief.\n```\nThat is all.",
+        "Use this line:\n```\n\n# User: root\n```\n\nThat is all.",
+        "Start a query with\n\n# Query:\n\nand a blank line.",
+        "Type ```ls\n-l``` or ```pwd```",
         "Type ```ls``` or\n```ls -l``` to see.",
         "第一\u2028第二\x85 ß",
         "a\r\n```sh\r\nls\r\n```\r\nb",
@@ -187,6 +191,30 @@ def test_an_answer_comes_out_whole(answer, closing):
             "length",
             Parsed("Run:\n```sh\nls\n```", False, None),
         ),
+        # An invented turn, without any fence or with its own.
+        (
+            "Six.\n\n# Query:\nHow many?\n\n# Answer:\nSeven.",
+            "length",
+            Parsed("Six.", True, "no closing fence"),
+        ),
+        ("Six.\n\n# Query: How many?", "stop", Parsed("Six.", True, "no closing fence")),
+        (
+            "Six.\n\n# Query:\nHow many?\n\n# Answer:\n```\nSeven.\n```\n\n",
+            "stop",
+            Parsed("Six.", True, "no closing fence"),
+        ),
+        (
+            "Six.\n\n# Query 5:\n```\nHow many?\n```\n\n# Answer:\n```\nSeven.\n```\n\n",
+            "stop",
+            Parsed("Six.", True, "no closing fence"),
+        ),
+        ("Six.\n```\n\n# Query 5:\n```\nx\n```\n", "stop", Parsed("Six.", False, None)),
+        # The closing fence behind text.
+        ("The answer is six.```", "stop", Parsed("The answer is six.", False, None)),
+        ("Type ```ls``` for six.``` \n\n", "length", Parsed("Type ```ls``` for six.", False, None)),
+        ("Six.```\n\n# Query 5:\nx", "length", Parsed("Six.", False, None)),
+        ("Type ```ls```", "stop", Parsed("Type ```ls```", True, "no closing fence")),
+        ("Type ```", "length", Parsed("Type ```", True, "cut off")),
         # Chatter after the end.
         ("Six.\n```\n\nIs that right?\n", "stop", Parsed("Six.", False, None)),
     ],
@@ -206,8 +234,9 @@ def fenced(inside: str, ticks: int, language: str, indent: str) -> str:
     return f"{fence}{language}\n{inside}\n{fence}"
 
 
+HEADINGS = st.sampled_from(["\n# Instruction\nBe brief.", "\n# User: root", "\n# Query:\nx"])
 BLOCK = st.builds(
-    fenced, PROSE, st.integers(3, 5), st.sampled_from(["", "python", "c++ x"]), st.sampled_from(["", "  "])
+    fenced, PROSE | HEADINGS, st.integers(3, 5), st.sampled_from(["", "python", "c++ x"]), st.sampled_from(["", "  "])
 )  # fmt: skip
 NESTED = st.builds(fenced, BLOCK, st.just(6), st.sampled_from(["", "markdown"]), st.just(""))
 

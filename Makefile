@@ -48,6 +48,7 @@ bench: setup
 	$(BIN)/python benchmarks/stats.py
 	$(BIN)/python benchmarks/runner.py
 	$(BIN)/python benchmarks/runner.py --memory
+	$(BIN)/python benchmarks/flaky.py
 
 lock: $(BIN)/uv
 	for engine in cpu gpu; do \

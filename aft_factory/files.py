@@ -6,6 +6,8 @@ Knows nothing of rows or records; `tables` builds on it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import io
 import os
 import re
@@ -146,14 +148,13 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a file aside, which takes the place of `path` if the block ends well.
 
-    Folders are made as needed. A symbolic link stays one: the file it leads to is replaced.
+    Folders are made as needed. A symbolic link stays one: the file it leads to is replaced. What a
+    killed process left aside for `path` is removed.
     """
     target = Path(os.path.realpath(path))
-    # A name of its own, so that two runs at a time do not write into one file.
-    aside = target.with_name(f".aft-{secrets.token_hex(6)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside.touch()
+        aside, lock = _make_aside(target)
     except OSError as error:
         raise named(error, path) from None
     try:
@@ -167,6 +168,33 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         aside.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _make_aside(target: Path) -> tuple[Path, int]:
+    """Make a file of its own, as two may write at a time; return it and the lock on it."""
+    name = hashlib.blake2b(os.fsencode(target.name), digest_size=6).hexdigest()
+    for left in target.parent.glob(f".aft-{name}-*.part"):
+        _remove_if_left(left)
+    while True:
+        aside = target.with_name(f".aft-{name}-{secrets.token_hex(6)}.part")
+        lock = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks; nothing is removed there
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if aside.exists():
+            return aside, lock
+        os.close(lock)  # somebody took it for one that was left, before it was locked
+
+
+def _remove_if_left(aside: Path) -> None:
+    """Remove a file whose writer is dead: a living one holds the lock, on whatever machine."""
+    with contextlib.suppress(OSError):
+        lock = os.open(aside, os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            aside.unlink()
+        finally:
+            os.close(lock)
 
 
 def named(error: OSError, path: Path) -> OSError:

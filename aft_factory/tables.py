@@ -160,7 +160,7 @@ class TableWriter:
     def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
         """End what is being written; after an error, a second one would hide the first."""
         with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
-            if self._parquet is not None:
+            if self._parquet is not None and kind is None:
                 self._parquet.close()
             elif self._format == ".json":
                 self._write_bytes(b"\n]\n" if self.rows else b"[]\n")

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import resource
+import subprocess
+import sys
 import tracemalloc
 
 import orjson
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from aft_factory.errors import UsageError
 from aft_factory.files import array_elements
+from aft_factory.parquet import ROWS as ROWS_HELD
 from aft_factory.records import Record
 from aft_factory.tables import Line, Rejects, TableWriter, read_rows
 
@@ -106,6 +109,88 @@ def test_parquet_takes_other_rows_too(tmp_path):
     rows = [{"id": str(i), "conversations": [{"from": "human", "value": "q"}]} for i in range(4500)]
     write(tmp_path / "t.parquet", rows)
     assert values(tmp_path / "t.parquet") == rows
+
+
+EVENT = {"turn": 0, "layer": 1, "slot": 2, "event": "empty"}
+LATE = {
+    "an event, where there was none before": ({"events": []}, {"events": [EVENT]}),
+    "a column": ({"a": 1}, {"a": 1, "details": [{"votes": ["7", None]}]}),
+    "a column that is missing": ({"a": 1, "b": [1]}, {"a": 1}),
+    "a key of an object": ({"a": [{"x": 1}]}, {"a": [{"x": 1, "y": "z"}]}),
+    "a fraction": ({"a": 1}, {"a": 0.5}),
+    "a value": ({"a": None, "b": {}}, {"a": {"b": [True]}, "b": {"c": None}}),
+}
+
+
+@pytest.mark.parametrize(("first", "last"), LATE.values(), ids=LATE.keys())
+def test_parquet_loses_nothing_that_comes_late(tmp_path, first, last):
+    rows = [*[first] * (2 * ROWS_HELD), last]
+    write(tmp_path / "t.parquet", rows)
+    read = values(tmp_path / "t.parquet")
+    assert read[-1] == filled(last, read[-1])
+    assert read[:-1] == [filled(first, read[0])] * (2 * ROWS_HELD)
+
+
+def filled(value, like):
+    """The value with null for the keys that others have, which is all that Arrow adds."""
+    if isinstance(value, dict):
+        return value | {key: filled(value.get(key), like[key]) for key in like}
+    if isinstance(value, list):
+        return [filled(*pair) for pair in zip(value, like, strict=True)]
+    return value
+
+
+NO_ONE_TYPE = {
+    "a number, then a text": (1, "x"),
+    "a text, then a list": ("x", ["x"]),
+    "a huge integer": (1, 2**70),
+    "a fraction, then an integer that is none in floating point": (0.5, 2**53 + 1),
+    "objects that clash": ({"a": 1}, {"a": "x"}),
+    "only objects without keys": ({}, {}),
+    "objects without keys inside": ({"a": [{}]}, {"a": [{}]}),
+    "half of a surrogate pair": ("a", "\ud800"),
+}
+
+
+@pytest.mark.parametrize(("first", "last"), NO_ONE_TYPE.values(), ids=NO_ONE_TYPE.keys())
+@pytest.mark.parametrize("apart", [1, ROWS_HELD], ids=["in one group", "in two"])
+def test_parquet_has_json_text_where_values_have_no_one_type(tmp_path, caplog, apart, first, last):
+    rows = [*({"id": "a", "x": first, "y": 1} for _ in range(apart)), {"x": last}, {"x": None}]
+    write(tmp_path / "t.parquet", rows)
+    read = values(tmp_path / "t.parquet")
+    assert [row["x"] and json.loads(row["x"]) for row in read] == [row["x"] for row in rows]
+    assert [(row["id"], row["y"]) for row in read] == [
+        (row.get("id"), row.get("y")) for row in rows
+    ]
+    assert "column x is JSON text, as its values have no one Parquet type" in caplog.text
+
+
+def test_parquet_has_the_types_of_a_runs_columns_even_where_all_are_empty(tmp_path):
+    usage = dict.fromkeys(("turn", "layer", "requests", "samples", "prompt", "cached"), 1)
+    usage |= {"completion": None, "attended": None}
+    write(tmp_path / "empty.parquet", [{"usage": [usage], "events": [], "layers": []}])
+    draft = {"slot": 0, "text": "a", "finish_reason": "stop"}
+    full = {
+        "usage": [dict.fromkeys(usage, 1)],
+        "events": [EVENT],
+        "layers": [{"turn": 0, "layer": 0, "drafts": [draft]}],
+    }
+    write(tmp_path / "full.parquet", [full])
+    assert pq.read_schema(tmp_path / "empty.parquet") == pq.read_schema(tmp_path / "full.parquet")
+
+
+def test_parquet_keeps_a_column_that_is_called_as_one_of_ours(tmp_path):
+    rows = [{"events": "at noon", "meta": {"a": 1}, "usage": [{"turn": 1, "mine": "x"}]}]
+    write(tmp_path / "t.parquet", rows)
+    assert values(tmp_path / "t.parquet") == rows
+
+
+def test_parquet_leaves_nothing_aside_while_it_writes(tmp_path):
+    with TableWriter(tmp_path / "t.parquet") as table:
+        for i in range(2 * ROWS_HELD):
+            table.write({"a": i})
+        assert len(files(tmp_path)) == 1  # the file to be
+    assert files(tmp_path) == ["t.parquet"]
 
 
 BOM = b"\xef\xbb\xbf"
@@ -339,6 +424,51 @@ def test_two_writers_at_a_time_do_not_mix(tmp_path):
             one.write({"writer": 1, "i": i})
             two.write({"writer": 2, "i": i})
     assert values(path) == [{"writer": 1, "i": i} for i in range(5000)]
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from aft_factory.tables import TableWriter
+with TableWriter(Path(sys.argv[1])) as table:
+    table.write({"a": 1})
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def writing(path):
+    """A process in the middle of writing a file."""
+    process = subprocess.Popen([sys.executable, "-c", WRITING, path], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"writing\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_what_a_killed_process_left_aside_is_removed_when_its_file_is_written(tmp_path, suffix):
+    path = tmp_path / f"t.{suffix}"
+    with writing(path), writing(tmp_path / "other.jsonl"):
+        pass  # both are killed
+    assert [name.endswith(".part") for name in files(tmp_path)] == [True, True]
+    write(path, [{"a": 2}])
+    assert [name.endswith(".part") for name in files(tmp_path)] == [True, False]
+    write(tmp_path / "other.jsonl", [{"a": 3}])
+    assert files(tmp_path) == ["other.jsonl", path.name]
+
+
+def test_what_others_are_writing_is_left_alone(tmp_path):
+    path = tmp_path / "t.jsonl"
+    with writing(path):
+        with TableWriter(path) as table:
+            table.write({"a": 2})
+            write(path, [{"a": 3}])  # in this process, too
+            assert len(files(tmp_path)) == 3
+        assert (values(path), len(files(tmp_path))) == ([{"a": 2}], 2)
 
 
 def test_an_existing_file_is_replaced_only_when_asked(tmp_path):

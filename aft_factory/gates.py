@@ -5,7 +5,7 @@ Pure. A row whose aggregation fails a gate is not trained on; the caller says so
 | gate | fails where |
 | --- | --- |
 | `empty` | there is no text |
-| `truncated` | the model did not end by itself: any finish reason but `stop` |
+| `truncated` | it was cut off: by the limit of tokens, or by a filter |
 | `refusal` | it opens with a refusal, and fewer than half of the proposals do |
 | `copy` | `copy_threshold` or more of its 5-grams of words stand in one and the same proposal |
 | `mentions_responses` | it speaks of the responses it was given; its reader has none |
@@ -23,6 +23,8 @@ from collections.abc import Sequence
 
 GATES = ("empty", "truncated", "refusal", "copy", "mentions_responses")
 
+# As servers call it; all of the other words are for an end of the model's own.
+CUT_OFF = ("length", "max_tokens", "max_output_tokens", "model_length", "content_filter")
 GRAM = 5
 FEWEST_WORDS = 50
 
@@ -51,8 +53,8 @@ _REFUSALS = (
     r"i (?:do not|don't) feel comfortable\b",
     r"i (?:must|have to) (?:respectfully )?(?:decline|refuse)\b",
 )
-# Not: "I'm unable to draw a table, but I can list it"
-_BUT = r"(?![^.]*, but (?:i|here)\b)"
+# Not: "I'm unable to draw a table, but I can list it", "I can't write it at once, so here's part 1"
+_BUT = r"(?![^.]*[,;:–—] ?(?:but (?:i|here)|so (?:here|let)|here)\b)"
 _REFUSAL = re.compile(f"{_OPENING}(?:{'|'.join(_REFUSALS)}){_BUT}")
 
 _TEXTS = r"(?:responses|proposals|drafts|answers)"
@@ -62,6 +64,10 @@ _MAKING = r"(?:synthesi\w+|aggregat\w+|combin\w+|merg\w+|consolidat\w+|integrat\
 _MODELS = (
     r"(?:(?:open[- ]source |language |ai |llm |other |different |various |the )*"
     r"(?:models|assistants|llms))"
+)
+_SAYING = (
+    r"(?:says?|states?|mentions?|claims?|agrees?|disagrees?|concludes?|answers?|overlooks?"
+    r"|(?:is|are|was|were) (?:\w+ )?(?:in)?(?:correct|right|wrong|accurate|complete|consistent))"
 )
 _MENTIONS = (
     # the provided responses; these above model responses
@@ -78,7 +84,9 @@ _MENTIONS = (
     rf" (?:[\w,'-]+ ){{0,6}}?{_ALL} (?:\w+ )?(?:responses|proposals|drafts)\b",
     # Response 1; not: response 200, "4. incident response 5. ..."
     r"\b(?:response|proposal) #?[1-9]\b(?![.,)])",
-    r"\b(?:some|one|all|each|both|none|most|several) of the (?:\w+ )?(?:responses|proposals)\b",
+    # one of the responses says; not: some of the proposals would, all of the responses to a survey
+    r"\b(?:some|one|all|each|both|none|most|several) of the (?:\w+ )?(?:(?:responses|proposals)"
+    rf" (?:\w+ly )?{_SAYING}|responses (?:\w+ly )?(?:provides?|offers?|highlights?))\b",
     # a headline that names the work
     r"\b(?:synthesi[sz]ed|aggregated|consolidated|merged) (?:response|answer|reply)\b",
 )
@@ -110,7 +118,7 @@ def check(
     """
     failed = {
         "empty": not aggregation.strip(),
-        "truncated": finish_reason not in ("stop", None),
+        "truncated": (finish_reason or "").lower() in CUT_OFF,
         "refusal": _refuses(aggregation)
         and not (proposals and 2 * sum(map(_refuses, proposals)) >= len(proposals)),
         "copy": overlap(aggregation, proposals) >= copy_threshold,

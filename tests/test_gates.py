@@ -29,11 +29,16 @@ def test_no_text_is_empty(text):
     [
         ("stop", []),
         (None, []),
+        ("eos_token", []),
+        ("eos", []),
+        ("end_turn", []),
         ("length", ["truncated"]),
+        ("max_tokens", ["truncated"]),
+        ("MAX_TOKENS", ["truncated"]),
         ("content_filter", ["truncated"]),
     ],
 )
-def test_what_did_not_end_by_itself_is_truncated(finish_reason, expected):
+def test_what_was_cut_off_is_truncated(finish_reason, expected):
     assert gates(GOOD, finish_reason=finish_reason) == expected
 
 
@@ -57,6 +62,7 @@ def test_all_failures_are_named_in_the_order_of_gates():
         "I can't provide information on how to do that.",
         "Unfortunately, I do not feel comfortable with it.",
         "I must respectfully decline.",
+        "I can't write that, so I must decline.",
         "  **I'm sorry, but I can't assist with that request.**",
     ],
 )
@@ -73,6 +79,8 @@ def test_a_text_that_opens_with_a_refusal_is_one(text):
         "I cannot predict the future, but the signs are good.",
         "I'm unable to create a table directly here, but I can list the numbers.",
         "I can't help the way I feel about the farmer",
+        "I can't write that many words in one message, so here's part one: Once upon a time",
+        "I cannot write all of it at once; here is the first part.",
         "The clerk said: I'm sorry, but I can't assist with that.",
         "Unfortunately, many pails leak.",
     ],
@@ -153,6 +161,9 @@ def test_time_grows_with_the_length_and_not_faster():
         "As the responses from the various models show, six.",
         "The models' responses differ.",
         "One of the responses says five.",
+        "Most of the responses correctly state that it is six.",
+        "Some of the proposals are incorrect.",
+        "Each of the responses offers another number.",
         "### Synthesized Response\n\nSix pails.",
         "Six.\n\nThese provided model answers are wrong.",
     ],
@@ -173,6 +184,9 @@ def test_a_text_that_speaks_of_the_responses_it_was_given(text):
         "Central banks and the regulatory responses to such crises.",
         "Write two drafts. The second draft is shorter.",
         "The tenders: proposals of three firms.",
+        "Some of the proposals would raise taxes.",
+        "All of the responses to the survey were positive.",
+        "Each of the proposals received votes.",
     ],
 )
 def test_other_responses_are_not_meant(text):

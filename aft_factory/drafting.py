@@ -169,17 +169,17 @@ class Drafting:
                 problem, wish = self._judge(completion)
                 if problem is None:
                     return completion
-                self._note(layer, at, problem)
+                self.note(layer, at, problem)
                 if wish == "reject":
                     raise NoAnswer(f"layer {layer}, draft {at}: {problem}")
                 if wish == "resample" and attempt <= settings.policy.resamples:
-                    self._note(layer, at, "resampled")
+                    self.note(layer, at, "resampled")
                     [completion] = await draw(at, 1, attempt)
                     continue
                 if wish == "keep" or (wish == "resample" and problem == "truncated"):
                     return completion
                 break
-            self._note(layer, at, "dropped")
+            self.note(layer, at, "dropped")
             return None
 
         first = await draw(slot, n, 0)
@@ -211,6 +211,12 @@ class Drafting:
         place = (self._query, self._turn, layer, slot, "chance")
         return random.Random(identity_seed(self._settings.seed, *place))
 
+    def note(self, layer: int, slot: int, event: str) -> None:
+        """Record the use of a policy at a place."""
+        self._trace.events.append(
+            {"turn": self._turn, "layer": layer, "slot": slot, "event": event}
+        )
+
     def _judge(self, completion: Completion) -> tuple[str | None, str]:
         policy = self._settings.policy
         if not completion.text.strip():
@@ -218,11 +224,6 @@ class Drafting:
         if completion.finish_reason == "length":
             return "truncated", policy.truncated
         return None, ""
-
-    def _note(self, layer: int, slot: int, event: str) -> None:
-        self._trace.events.append(
-            {"turn": self._turn, "layer": layer, "slot": slot, "event": event}
-        )
 
     async def _messages(
         self,
@@ -246,7 +247,7 @@ class Drafting:
             if isinstance(fitted, DoesNotFit):
                 raise NoAnswer(f"layer {layer}: {fitted}")
             if fitted.cut:
-                self._note(layer, slot, f"{fitted.cut} drafts shortened")
+                self.note(layer, slot, f"{fitted.cut} drafts shortened")
             safe = fitted.proposals
         return with_aggregator(messages, safe, settings.template)
 

@@ -17,18 +17,18 @@ from typing import Any
 from aft_factory.command import add_job_arguments, read_settings, run_command
 from aft_factory.drafting import Settings
 from aft_factory.engines import EngineError
-from aft_factory.engines.reward import DEFAULT_REWARD_MODEL
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.errors import NoAnswer
 from aft_factory.prompts import load_template
-from aft_factory.records import Row, record_from_row
+from aft_factory.records import Record, Row, record_from_row
 from aft_factory.runner import Outcome
 from aft_factory.sampling import Completion, Sampling
-from aft_factory.scoring import RewardEngine, ScoreEach, opened_scorer
+from aft_factory.scoring import Longest, Scores
 from aft_factory.selection import usable
 from aft_factory.settings import setting
 from aft_factory.stage import Stage
 from aft_factory.stage.engines import Opened
+from aft_factory.stage.reward import RewardSettings, opened_scorer
 from aft_factory.stage.settings import JobSettings, at_least
 from aft_factory.strategies import Answer, Conversation, Sample
 from aft_factory.tasks import Query, with_proposals
@@ -43,46 +43,38 @@ examples:
   # another reward model, by vLLM on two GPUs, or a vLLM server of it (with --runner pooling)
   python -m aft_factory.rank sampled.jsonl --output ranked.jsonl --reward-model my/rm --top-k 3
   python -m aft_factory.rank sampled.jsonl --output ranked.jsonl --reward-model my/rm \\
-      --engine vllm --engine-args tensor_parallel_size=2
-  python -m aft_factory.rank sampled.jsonl --output ranked.jsonl \\
-      --reward-model my/rm --reward-url http://localhost:8000
+      --reward-engine vllm --reward-engine-args tensor_parallel_size=2
+  python -m aft_factory.rank sampled.jsonl --output ranked.jsonl --reward-url http://localhost:8000
 """
 
 
 @dataclass(frozen=True, slots=True)
-class RankSettings(JobSettings):
+class RankSettings(RewardSettings, JobSettings):
     """How proposals are ranked; see the help texts."""
 
-    reward_model: str | None = setting(
-        None, "sequence classifier, folder or hub name (default: sfairXC/FsfairX-LLaMA3-RM-v0.1)"
-    )
-    reward_url: str | None = setting(None, "vLLM server of the reward model", "URL")
-    engine: RewardEngine = setting("transformers", "what runs the reward model in this process")
-    engine_args: dict[str, Any] = setting({}, "passed to vLLM, such as tensor_parallel_size=2")
     top_k: int = setting(5, "proposals to keep")
     scripted: bool = setting(False, "no model: the longest is best, to try a configuration")
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
-        problems = JobSettings.problems(self) + at_least(self, ("top_k", 1))
-        if self.engine == "vllm" and self.reward_url:
-            problems.append("engine: for a reward model in this process, not for --reward-url")
-        if self.engine_args and self.engine != "vllm":
-            problems.append("engine_args: needs --engine vllm")
-        return problems
+        return JobSettings.problems(self) + self.reward_problems() + at_least(self, ("top_k", 1))
 
 
 async def rank_proposals(
-    query: Conversation, sample: Sample, *, proposals: Sequence[Completion], score: ScoreEach
+    query: Conversation, sample: Sample, *, proposals: Sequence[Completion], score: Scores
 ) -> Answer:
     """Score the proposals that a record brings along; the answer is the best one."""
-    scores = await score(query, [proposal.text for proposal in proposals])
+    scores = await score.score_each(query, [proposal.text for proposal in proposals])
     numbers = [None if isinstance(score, EngineError) else score for score in scores]
     problems = [str(score) for score in scores if isinstance(score, EngineError)]
+    for slot, number in enumerate(numbers):
+        if number is None:
+            sample.note(0, slot, "proposal that cannot be scored left out")
     if len(problems) == len(scores):
         raise NoAnswer(f"no proposal could be scored; the first: {problems[0]}")
     best = max(range(len(scores)), key=lambda i: -math.inf if (n := numbers[i]) is None else n)
-    return Answer(proposals[best], {"scores": numbers, "problems": problems})
+    about = {"model": score.model, "scores": numbers, "problems": problems}
+    return Answer(proposals[best], about)
 
 
 def ranked_row(query: Query, outcome: Outcome, settings: RankSettings) -> Row:
@@ -93,7 +85,7 @@ def ranked_row(query: Query, outcome: Outcome, settings: RankSettings) -> Row:
     known = [(score, i) for i, score in scores.items() if score is not None]
     kept = [i for _, i in sorted(known, key=lambda pair: (-pair[0], pair[1]))[: settings.top_k]]
     about: dict[str, Any] = {
-        "model": settings.reward_model or DEFAULT_REWARD_MODEL,
+        "model": details["model"],
         "scores": [scores.get(i) for i in range(len(record.proposals))],
         "kept": kept,
         "problems": details["problems"],
@@ -104,36 +96,46 @@ def ranked_row(query: Query, outcome: Outcome, settings: RankSettings) -> Row:
         proposals=[record.proposals[i] for i in kept],
         scores=[scores[i] for i in kept],
         proposal_models=models and [models[i] for i in kept],
-        meta=record.meta | {"ranking": about},
+        meta=record.meta | sampling_of(record, kept) | {"ranking": about},
     ).to_row()
+
+
+def sampling_of(record: Record, kept: Sequence[int]) -> dict[str, Any]:
+    """Return what `meta` says about the sampling, its lists cut to the proposals that are kept."""
+    sampling = record.meta.get("sampling")
+    if not isinstance(sampling, dict):
+        return {}
+    count = len(record.proposals)
+    parallel = {
+        name: [values[i] for i in kept]
+        for name, values in sampling.items()
+        if isinstance(values, list) and len(values) == count
+    }
+    return {"sampling": sampling | parallel}
 
 
 @contextlib.asynccontextmanager
 async def opened_reward(settings: RankSettings) -> AsyncIterator[Opened]:
     """Open the reward model; no other model is asked."""
     if settings.scripted:
-        yield nobody("longest", length_of_each)
+        yield only(Longest())
         return
-    opening = opened_scorer(
-        settings.reward_model,
-        settings.reward_url,
-        timeout=settings.timeout,
-        retries=settings.retries,
-        engine=settings.engine,
-        engine_args=settings.engine_args,
-    )
+    opening = opened_scorer(settings, timeout=settings.timeout, retries=settings.retries)
     async with opening as scorer:
-        yield nobody(scorer.model, scorer.score_each)
+        yield only(scorer)
 
 
-def nobody(model: str, score: ScoreEach) -> Opened:
-    """Return what a job asks that asks no model but `score`."""
-    return Opened({"": ScriptedEngine(model=model)}, {}, ADMITTED // 4, None, score)
-
-
-async def length_of_each(query: Conversation, texts: Sequence[str]) -> list[float | EngineError]:
-    """Score by length, without a model."""
-    return [float(len(text)) for text in texts]
+def only(scores: Scores) -> Opened:
+    """Return what a job asks that asks nothing but a reward model."""
+    return Opened(
+        {"": ScriptedEngine(model="none")},
+        {},
+        ADMITTED // 4,
+        None,
+        score=scores,
+        scorer=scores.identity,
+        stop=scores.stop,
+    )
 
 
 def build_stage(settings: RankSettings) -> Stage:
@@ -145,7 +147,7 @@ def build_stage(settings: RankSettings) -> Stage:
         drafting=Settings(load_template("paper"), Sampling(), Sampling()),
         write_row=lambda query, outcome: ranked_row(query, outcome, settings),
         open=lambda: opened_reward(settings),
-        dry=nobody("dry-run", length_of_each),
+        dry=only(Longest()),
         dry_note="nothing but the reward model's work: each proposal is read once",
     )
 

@@ -23,10 +23,11 @@ from aft_factory.journal import Journal
 from aft_factory.records import Row
 from aft_factory.run_settings import PRESETS, RunSettings, preset_names
 from aft_factory.runner import Outcome
-from aft_factory.scoring import longest, opened_scorer
+from aft_factory.scoring import Longest, Scores
 from aft_factory.settings import read_yaml
 from aft_factory.stage import Stage
 from aft_factory.stage.engines import Opened, dry, dry_note, opened
+from aft_factory.stage.reward import opened_scorer
 from aft_factory.strategies import STRATEGIES
 from aft_factory.tasks import TASKS, Query, Task, detect_task
 
@@ -127,7 +128,7 @@ def build_stage(settings: RunSettings, task: Task) -> Stage:
         write_row=lambda query, outcome: output_row(query, outcome, settings),
         keep_drafts=settings.keep_drafts,
         open=lambda: opened_run(settings, proposers),
-        dry=dry(settings, proposers, None if settings.strategy != "best_of_n" else longest),
+        dry=dry(settings, proposers, Longest().score if settings.strategy == "best_of_n" else None),
         dry_note=dry_note(settings),
         task_row=write and (lambda query, answers: write(query, answers, generator)),
     )
@@ -140,17 +141,14 @@ async def opened_run(
     """Open what a run asks, and close it in the end."""
     async with contextlib.AsyncExitStack() as stack:
         engines = await stack.enter_async_context(opened(settings, settings.template, proposers))
-        if settings.strategy == "best_of_n" and settings.reward_model is None:
-            engines = replace(engines, score=longest, scorer="longest")
-        elif settings.strategy == "best_of_n":
-            opening = opened_scorer(
-                settings.reward_model,
-                settings.reward_url,
-                timeout=settings.timeout,
-                retries=settings.retries,
-            )
-            scorer = await stack.enter_async_context(opening)
-            engines = replace(engines, score=scorer.score, scorer=scorer.model)
+        if settings.strategy == "best_of_n":
+            scores: Scores = Longest()
+            if settings.has_reward:
+                opening = opened_scorer(
+                    settings, timeout=settings.timeout, retries=settings.retries
+                )
+                scores = await stack.enter_async_context(opening)
+            engines = replace(engines, score=scores.score, scorer=scores.identity, stop=scores.stop)
         yield engines
 
 

@@ -12,6 +12,7 @@ from aft_factory.errors import UsageError, suggest
 from aft_factory.prompts import load_template
 from aft_factory.sampling import Sampling
 from aft_factory.settings import setting
+from aft_factory.stage.reward import RewardSettings
 from aft_factory.stage.settings import AskSettings, at_least
 from aft_factory.strategies import STRATEGIES
 from aft_factory.tables import table_format
@@ -21,7 +22,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 @dataclass(frozen=True, slots=True)
-class RunSettings(AskSettings):
+class RunSettings(RewardSettings, AskSettings):
     """What a run is to do; see the help texts."""
 
     strategy: str = setting("propose_and_aggregate", f"one of {', '.join(STRATEGIES)}")
@@ -31,8 +32,6 @@ class RunSettings(AskSettings):
     window: int | None = setting(None, "self_moa_seq: drafts per step")
     proposers: list[str] = setting([], "moa: the models that draft", "MODEL")
     proposer_urls: dict[str, Any] = setting({}, "moa: servers of proposers, as MODEL=URL")
-    reward_model: str | None = setting(None, "best_of_n: sequence classifier, folder or hub name")
-    reward_url: str | None = setting(None, "best_of_n: vLLM server of --reward-model", "URL")
     template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
     proposer_system: str | None = setting(None, "system message of plain queries without one")
     final_temperature: float | None = setting(None, "of the final layer, if it differs")
@@ -46,7 +45,7 @@ class RunSettings(AskSettings):
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
-        problems = AskSettings.problems(self)
+        problems = AskSettings.problems(self) + self.reward_problems()
         for name, known in (("strategy", STRATEGIES), ("task", TASKS)):
             value = getattr(self, name)
             if value is not None and value not in known:
@@ -72,10 +71,8 @@ class RunSettings(AskSettings):
             problems.append("proposers: moa needs the models that draft")
         if self.strategy == "moa" and not (self.base_url or self.scripted):
             problems.append("base_url: moa asks several models, which takes servers")
-        if self.strategy == "best_of_n" and not (self.reward_model or self.scripted):
-            problems.append("reward_model: best_of_n needs one")
-        if self.reward_url and not self.reward_model:
-            problems.append("reward_model: name the classifier that --reward-url serves")
+        if self.strategy == "best_of_n" and not (self.has_reward or self.scripted):
+            problems.append("reward_model: best_of_n needs one, or a reward_url")
         for name in self.proposer_urls:
             if name not in self.proposers:
                 problems.append(f"proposer_urls: {name!r} is not among the proposers")

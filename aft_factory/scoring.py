@@ -1,49 +1,113 @@
-"""Scoring: a reward model that many queries ask at once, so that it can batch by length."""
+"""Scoring: a reward model that many queries ask at once, so that it can batch by length.
+
+Knows no settings and no journal. A query whose pairs fail for a passing reason is asked again after
+a while; the others go on meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
-from aft_factory.asking import Retries
+from aft_factory.asking import Retries, Stopped
 from aft_factory.engines import EngineError
-from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.sampling import Completion
 from aft_factory.strategies import Conversation
 
 if TYPE_CHECKING:
-    from aft_factory.engines.reward import Pair, RewardModel
-
-RewardEngine = Literal["transformers", "vllm"]
-ScoreEach = Callable[[Conversation, Sequence[str]], Awaitable[list[float | EngineError]]]
+    from aft_factory.engines.reward import RewardModel
 
 MOST_PAIRS = 1024  # scored by one call: enough to sort by length, and little to lose in a kill
+MOST_SILENT = 16  # queries given up in a row that may be at fault themselves
 GATHER = 0.01  # seconds to wait for other queries that come at the same time
 
 
-class Scorer:
-    """Asks a reward model, all queries that wait together in one call.
+class Scores(Protocol):
+    """What scores: a reward model, or a stand-in.
 
-    Args:
-        reward: The model.
-        retries: When to ask again for a pair that failed for a passing reason.
+    Attributes:
+        model: What scores, for people.
+        identity: All that decides a score, for journals.
     """
 
-    def __init__(self, reward: RewardModel, retries: Retries) -> None:
-        self.model = fingerprint(reward.model)  # a folder may be trained anew
-        self._reward = reward
-        self._retries = retries
-        self._waiting: list[tuple[Pair, asyncio.Future[float | EngineError]]] = []
-        self._worker: asyncio.Task[None] | None = None
+    model: str
+    identity: str
 
     async def score(self, query: Conversation, drafts: Sequence[Completion]) -> list[float]:
         """Score drafts of an answer; implements `strategies.Score`.
 
         Raises:
             EngineError: If one of them has no score.
+            Stopped: If the run was asked to stop before.
         """
+        ...
+
+    async def score_each(
+        self, query: Conversation, texts: Sequence[str]
+    ) -> list[float | EngineError]:
+        """Score texts: of each the raw logit, or why it can have none.
+
+        Raises:
+            EngineError: If the reward model fails at every attempt.
+            Stopped: If the run was asked to stop before.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Begin nothing new; what is being scored is waited for."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A query's texts, and the scores that they have got."""
+
+    query: Conversation
+    texts: Sequence[str]
+    future: asyncio.Future[list[float | EngineError]]
+    scores: dict[int, float | EngineError] = field(default_factory=dict)
+    passing: EngineError | None = None  # why others are missing
+    attempt: int = 0
+    since: float = 0.0  # when the first attempt failed
+
+    @property
+    def missing(self) -> list[int]:
+        """Which texts have neither a score nor a lasting reason for none."""
+        return [i for i in range(len(self.texts)) if i not in self.scores]
+
+    def fail(self, error: Exception) -> None:
+        """End it, unless it has ended."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Scorer:
+    """Asks a reward model, all queries that wait together in one call; implements `Scores`.
+
+    Args:
+        reward: The model.
+        retries: When to ask again for pairs that failed for a passing reason.
+    """
+
+    def __init__(self, reward: RewardModel, retries: Retries) -> None:
+        self.model = reward.model
+        self.identity = reward.identity
+        self._reward = reward
+        self._retries = retries
+        self._open: set[_Asked] = set()
+        self._waiting: deque[_Asked] = deque()
+        self._scoring: list[_Asked] = []
+        self._worker: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._answered = time.monotonic()  # when the last score came
+        self._given_up = 0  # queries since then
+
+    async def score(self, query: Conversation, drafts: Sequence[Completion]) -> list[float]:
+        """Score drafts of an answer; see `Scores`."""
         scores = await self.score_each(query, [draft.text for draft in drafts])
         for score in scores:
             if isinstance(score, EngineError):
@@ -53,91 +117,129 @@ class Scorer:
     async def score_each(
         self, query: Conversation, texts: Sequence[str]
     ) -> list[float | EngineError]:
-        """Score texts: of each the raw logit, or why it has none.
+        """Score texts; see `Scores`."""
+        if self._stopped:
+            raise Stopped
+        asked = _Asked(query, texts, asyncio.get_running_loop().create_future())
+        self._open.add(asked)
+        self._wait(asked)
+        try:
+            return await asked.future
+        finally:
+            self._open.discard(asked)
 
-        Raises:
-            EngineError: Of kind `fatal`, if nothing can be scored.
-        """
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[float | EngineError]] = [loop.create_future() for _ in texts]
-        self._waiting += zip(((query, text) for text in texts), futures, strict=True)
+    def stop(self) -> None:
+        """Give up what waits; see `Scores`."""
+        self._stopped = True
+        for asked in self._open.difference(self._scoring):
+            asked.fail(Stopped())
+
+    async def close(self) -> None:
+        """Give up everything, and close the reward model."""
+        if self._worker is not None:
+            self._worker.cancel()
+        await self._reward.close()
+
+    def _wait(self, asked: _Asked) -> None:
+        self._waiting.append(asked)
         if self._worker is None:
-            self._worker = loop.create_task(self._work())
-        return list(await asyncio.gather(*futures))
+            self._worker = asyncio.create_task(self._work())
 
     async def _work(self) -> None:
-        batch: list[tuple[Pair, asyncio.Future[float | EngineError]]] = []
         try:
             while self._waiting:
                 await asyncio.sleep(GATHER)
-                batch, self._waiting = self._waiting[:MOST_PAIRS], self._waiting[MOST_PAIRS:]
-                scores = await self._scores([pair for pair, _ in batch])
-                for (_, future), score in zip(batch, scores, strict=True):
-                    if not future.done():
-                        future.set_result(score)
-        except Exception as error:
-            for _, future in [*batch, *self._waiting]:
-                if not future.done():
-                    future.set_exception(error)
-            self._waiting = []
+                self._scoring = self._next()
+                await self._score(self._scoring)
+                for asked in self._scoring:
+                    await self._settle(asked)
+                self._scoring = []
+        except Exception as error:  # nothing can be scored any more
+            for asked in self._open:
+                asked.fail(error)
+            self._waiting.clear()
         finally:
             self._worker = None
 
-    async def _scores(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
-        scores = await self._reward.score(pairs)
-        for attempt in range(self._retries.most):
-            again = [
-                i for i, s in enumerate(scores) if isinstance(s, EngineError) and s.kind == "retry"
-            ]
-            if not again:
+    def _next(self) -> list[_Asked]:
+        """Take the queries that go into one call; their pairs stay together."""
+        taken: list[_Asked] = []
+        pairs = 0
+        while self._waiting:
+            asked = self._waiting[0]
+            pairs += len(asked.missing)
+            if taken and pairs > MOST_PAIRS:
                 break
-            await asyncio.sleep(self._retries.wait(attempt, None))
-            second = await self._reward.score([pairs[i] for i in again])
-            for i, score in zip(again, second, strict=True):
-                scores[i] = score
-        return scores
+            self._waiting.popleft()
+            if not asked.future.done():
+                taken.append(asked)
+        return taken
+
+    async def _score(self, taken: Sequence[_Asked]) -> None:
+        """Ask once for what is missing."""
+        places = [(asked, i) for asked in taken for i in asked.missing]
+        pairs = [(asked.query, asked.texts[i]) for asked, i in places]
+        scores = await self._reward.score(pairs)
+        for (asked, i), score in zip(places, scores, strict=True):
+            if isinstance(score, EngineError) and score.kind == "retry":
+                asked.passing = score
+            else:
+                asked.scores[i] = score
+        if any(isinstance(score, float) for score in scores):
+            self._answered, self._given_up = time.monotonic(), 0
+
+    async def _settle(self, asked: _Asked) -> None:
+        """Hand the scores out, or see to it that what failed is asked again.
+
+        Raises:
+            EngineError: Of kind `fatal`, if nothing is scored any more.
+        """
+        if asked.future.done():
+            return
+        if not asked.missing or asked.passing is None:
+            asked.future.set_result([score for _, score in sorted(asked.scores.items())])
+        elif self._stopped:
+            asked.fail(Stopped())
+        elif asked.attempt == self._retries.most:
+            asked.fail(await self._give_up(asked, asked.passing))
+        else:
+            if asked.attempt == 0:  # scores of others before this failure tell nothing
+                asked.since = time.monotonic()
+            wait = self._retries.wait(asked.attempt, asked.passing.retry_after)
+            asked.attempt += 1
+            asyncio.get_running_loop().call_later(wait, self._wait, asked)
+
+    async def _give_up(self, asked: _Asked, error: EngineError) -> EngineError:
+        """Return what the query fails with after its last attempt; see `asking.Asker`.
+
+        Raises:
+            EngineError: Of kind `fatal`, if nobody else gets a score either.
+        """
+        problem = f"no score after {asked.attempt + 1} attempts; the last: {error}"
+        self._given_up += 1
+        silent = self._given_up > 1 and self._answered < asked.since
+        if silent and (self._given_up > MOST_SILENT or not await self._reward.reachable()):
+            seconds = time.monotonic() - self._answered
+            raise EngineError(
+                f"the reward model has scored nothing for {seconds:.0f} s; {problem}", "fatal"
+            )
+        return EngineError(problem, "refused")
 
 
-@contextlib.asynccontextmanager
-async def opened_scorer(
-    model: str | None,
-    url: str | None,
-    *,
-    timeout: float,
-    retries: int,
-    engine: RewardEngine = "transformers",
-    engine_args: Mapping[str, Any] | None = None,
-) -> AsyncIterator[Scorer]:
-    """Open a reward model, and close it in the end.
+class Longest:
+    """Scores by length, without a model: to try a configuration; implements `Scores`."""
 
-    Args:
-        model: Folder or hub name; its tokenizer is read too where a server scores.
-        url: vLLM server of it; None loads it into this process.
-        timeout: Seconds until a server's answer is given up.
-        retries: Attempts after a failed one.
-        engine: What runs it in this process.
-        engine_args: Of vLLM, passed through.
-    """
-    from aft_factory.engines.reward import DEFAULT_REWARD_MODEL, TransformersReward
+    model = identity = "longest"
 
-    reward: RewardModel
-    name = model or DEFAULT_REWARD_MODEL
-    if url is None and engine == "vllm":
-        from aft_factory.engines.vllm_reward import VllmReward
+    async def score(self, query: Conversation, drafts: Sequence[Completion]) -> list[float]:
+        """Return the lengths."""
+        return [float(len(draft.text)) for draft in drafts]
 
-        reward = await VllmReward.start(name, engine_args=engine_args)
-    elif url is None:
-        reward = await asyncio.to_thread(TransformersReward.load, name)
-    else:
-        from aft_factory.engines.reward_server import ServerReward
+    async def score_each(
+        self, query: Conversation, texts: Sequence[str]
+    ) -> list[float | EngineError]:
+        """Return the lengths."""
+        return [float(len(text)) for text in texts]
 
-        reward = await ServerReward.connect(url, model, timeout=timeout, tokenizer=model)
-    try:
-        yield Scorer(reward, Retries(retries))
-    finally:
-        await reward.close()
-
-
-async def longest(query: Conversation, drafts: Sequence[Completion]) -> list[float]:
-    """Score by length, without a model: to try a configuration."""
-    return [float(len(draft.text)) for draft in drafts]
+    def stop(self) -> None:
+        """Nothing waits."""

@@ -67,6 +67,10 @@ class Sample(Protocol):
         """Return the source of chance of a place, the same in every run."""
         ...
 
+    def note(self, layer: int, slot: int, event: str) -> None:
+        """Record the use of a policy at a place; the summary counts events of a name."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

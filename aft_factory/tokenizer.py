@@ -31,11 +31,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         raise UsageError(f"cannot load the tokenizer {name!r}: {error}") from error
 
 
-def resolve_chat_template(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
+def resolve_chat_template(
+    name: str, tokenizer: PreTrainedTokenizerFast, flag: str = "--chat-template"
+) -> str:
     """Return the chat template to measure with: `llama3`, `mistral`, `own`, a path, or `auto`.
 
     `auto` is `llama3` where the vocabulary has Llama 3's role headers, else the tokenizer's own,
     else `mistral` where the vocabulary is of Llama's older kind.
+
+    Args:
+        name: Which.
+        tokenizer: Whose.
+        flag: What the user sets it by.
 
     Raises:
         UsageError: If it cannot be told, or there is none of that name.
@@ -49,8 +56,7 @@ def resolve_chat_template(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
     if name in ("auto", "own"):
         if own is None:
             raise UsageError(
-                "this tokenizer has no chat template; "
-                "pass --chat-template llama3, mistral or a path"
+                f"this tokenizer has no chat template; pass {flag} llama3, mistral or a path"
             )
         return own
     if not (TEMPLATES / "chat" / f"{name}.jinja").is_file() and Path(name).is_file():

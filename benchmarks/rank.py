@@ -40,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from tiny_model import make_tiny_reward_model
 
-from aft_factory.engines.reward import Pair, PairEncoder, TransformersReward
+from aft_factory.engines.reward import Pair, PairEncoder
+from aft_factory.engines.transformers_reward import TransformersReward
 from aft_factory.markers import sanitise
 from aft_factory.tokenizer import load_tokenizer, tokenizer_markers
 

@@ -24,8 +24,9 @@ from conftest import ROOT, demo_rows
 from tiny_model import make_tiny_reward_model
 
 from aft_factory.engines import EngineError
-from aft_factory.engines.reward import PairEncoder, TransformersReward, batches
+from aft_factory.engines.reward import PairEncoder
 from aft_factory.engines.reward_server import ServerReward
+from aft_factory.engines.transformers_reward import TransformersReward, batches
 from aft_factory.engines.vllm_reward import VllmReward
 from aft_factory.errors import UsageError
 from aft_factory.tokenizer import load_tokenizer
@@ -153,7 +154,7 @@ class TestWhatTheModelReads:
     def test_a_model_without_a_chat_template_asks_for_one(self, reward_dir, tmp_path):
         folder = shutil.copytree(reward_dir, tmp_path / "bare")
         (folder / "chat_template.jinja").unlink()
-        with pytest.raises(UsageError, match="--chat-template"):
+        with pytest.raises(UsageError, match="--reward-chat-template"):
             TransformersReward.load(str(folder))
         given = TransformersReward.load(str(folder), chat_template="llama3")
         own = TransformersReward.load(str(reward_dir))
@@ -189,7 +190,7 @@ class TestScores:
 
     @pytest.mark.parametrize("budget", [1, 500, 5000])
     def test_do_not_depend_on_the_token_budget(self, reward, reward_dir, budget):
-        other = TransformersReward.load(str(reward_dir), max_tokens_per_batch=budget)
+        other = TransformersReward.load(str(reward_dir), batch_tokens=budget)
         pairs = varied_pairs()
         assert score(other, pairs) == pytest.approx(score(reward, pairs), abs=TOLERANCE)
 
@@ -283,7 +284,7 @@ class TestFailures:
         [error] = score(model, [(QUERY, "Six.")])
         assert (error.kind, str(error)) == (
             "refused",
-            "the reward model returned nan; try another dtype",
+            "the reward model returned nan; try --reward-dtype float32",
         )
 
     def test_a_conversation_that_the_template_refuses_harms_no_other(self, reward_dir, tmp_path):

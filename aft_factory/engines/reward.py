@@ -1,27 +1,32 @@
 """Reward models: how good is a response to a conversation, as one number, the raw logit.
 
-`RewardModel` is what strategies and `aft_factory.rank` ask; `TransformersReward` runs a sequence
-classifier in this process, `reward_server.ServerReward` asks a vLLM server. Both read the same
-tokens: the conversation with the response as its last turn, in the model's chat template, with
-exactly one BOS. Nothing is ever cut: a pair that is too long is an error in its own place.
+| reward model | runs a sequence classifier |
+| --- | --- |
+| `transformers_reward.TransformersReward` | in this process |
+| `vllm_reward.VllmReward` | on vLLM in this process |
+| `reward_server.ServerReward` | behind a vLLM server |
+
+All read the same tokens: the conversation with the response as its last turn, in the model's chat
+template, with exactly one BOS. Nothing is ever cut: a pair that is too long is an error in its own
+place. Knows no queue and no retries: those are `aft_factory.scoring`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from aft_factory.engines import EngineError
-from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.engines.vllm_loading import digest
+from aft_factory.errors import UsageError
 from aft_factory.markers import sanitise
 from aft_factory.records import Message
-from aft_factory.tokenizer import load_tokenizer, resolve_chat_template, tokenizer_markers
+from aft_factory.tokenizer import resolve_chat_template, tokenizer_markers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 DEFAULT_REWARD_MODEL = "sfairXC/FsfairX-LLaMA3-RM-v0.1"  # the paper's
 
@@ -32,10 +37,12 @@ class RewardModel(Protocol):
     """A model that scores responses.
 
     Attributes:
-        model: What scores.
+        model: What scores, for people.
+        identity: All that decides a score, for journals.
     """
 
     model: str
+    identity: str
 
     async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
         """Score responses: the raw logit of each pair, or why it has none, in the order given.
@@ -46,6 +53,10 @@ class RewardModel(Protocol):
         Raises:
             EngineError: Of kind `fatal`, if nothing can be scored.
         """
+        ...
+
+    async def reachable(self) -> bool:
+        """Tell whether anybody is there to score, without a pair."""
         ...
 
     async def close(self) -> None:
@@ -70,8 +81,15 @@ class PairEncoder:
     ) -> None:
         self.tokenizer = tokenizer
         self.limit = limit
-        self._chat_template = resolve_chat_template(chat_template, tokenizer)
+        self._chat_template = resolve_chat_template(
+            chat_template, tokenizer, "--reward-chat-template"
+        )
         self._markers = tokenizer_markers(tokenizer)
+
+    @property
+    def identity(self) -> str:
+        """What decides the tokens of a pair, for journals."""
+        return digest([self._chat_template, self.limit])
 
     def encode(self, pairs: Sequence[Pair]) -> list[list[int] | EngineError]:
         """Return the token ids of each pair, or why it has none."""
@@ -108,7 +126,8 @@ class PairEncoder:
     def _checked(self, ids: list[int]) -> list[int] | EngineError:
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
-            return EngineError("the input begins with two BOS; check the chat template", "refused")
+            problem = "the input begins with two BOS; check --reward-chat-template"
+            return EngineError(problem, "refused")
         if not ids:
             return EngineError("the chat template renders the pair as nothing", "refused")
         if self.limit is not None and len(ids) > self.limit:
@@ -124,7 +143,38 @@ def finite(score: float) -> float | EngineError:
     """Return a score, or the error that it is no number."""
     if math.isfinite(score):
         return score
-    return EngineError(f"the reward model returned {score}; try another dtype", "refused")
+    problem = f"the reward model returned {score}; try --reward-dtype float32"
+    return EngineError(problem, "refused")
+
+
+async def score_each(
+    encoder: PairEncoder,
+    pairs: Sequence[Pair],
+    score: Callable[[list[int]], Awaitable[float]],
+) -> list[float | EngineError]:
+    """Score pairs by a request of its own for each; see `RewardModel.score`.
+
+    Args:
+        encoder: Makes their tokens, not on the event loop.
+        pairs: What to score.
+        score: From tokens to a score; raises EngineError.
+    """
+
+    async def one(ids: list[int] | EngineError) -> float | EngineError:
+        try:
+            return ids if isinstance(ids, EngineError) else finite(await score(ids))
+        except EngineError as error:
+            if error.kind == "fatal":
+                raise
+            return error
+
+    encoded = await asyncio.to_thread(encoder.encode, list(pairs))
+    tasks = [asyncio.create_task(one(ids)) for ids in encoded]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:  # of a failure or a cancellation: gather leaves the others running
+        for task in tasks:
+            task.cancel()
 
 
 def choose_label(name: str, labels: int, label: int | None) -> int:
@@ -134,7 +184,10 @@ def choose_label(name: str, labels: int, label: int | None) -> int:
         UsageError: If a classifier has several labels and none is given, or not that one.
     """
     if label is None and labels != 1:
-        raise UsageError(f"{name!r} has {labels} labels; say whose logit is the score: label=0, ..")
+        raise UsageError(
+            f"{name!r} has {labels} labels; say whose logit is the score: "
+            f"pass --reward-label 0, or up to {labels - 1}"
+        )
     if label is not None and not 0 <= label < labels:
-        raise UsageError(f"label: expected 0 to {labels - 1} for {name!r}, got {label}")
+        raise UsageError(f"--reward-label: expected 0 to {labels - 1} for {name!r}, got {label}")
     return label or 0

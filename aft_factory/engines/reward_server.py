@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines import EngineError
-from aft_factory.engines.reward import Pair, PairEncoder, choose_label, finite
+from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
+from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.tokenizer import load_tokenizer
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # ignores the other. Without it a score would be sigmoid(logit), where all good responses are 1.0.
 RAW_LOGITS = {"use_activation": False, "activation": False}
 CLASSIFY, POOLING = "/classify", "/pooling"
+LONGEST_CONNECT = 10.0  # seconds
 
 
 class ServerReward:
@@ -37,12 +39,14 @@ class ServerReward:
     def __init__(
         self,
         model: str,
+        root: str,
         client: AsyncClient,
         encoder: PairEncoder,
         concurrency: int,
         label: int | None,
     ) -> None:
         self.model = model
+        self.identity = "+".join((model, fingerprint(root), encoder.identity, str(label)))
         self._client = client
         self._encoder = encoder
         self._slots = asyncio.Semaphore(concurrency)
@@ -97,10 +101,9 @@ class ServerReward:
         try:
             entry = _choose(url, await _call(client, "GET", "/v1/models"), model)
             limits = [n for n in (max_length, entry.get("max_model_len")) if isinstance(n, int)]
+            root = str(entry.get("root") or entry["id"])
             # Reading its files takes a while: not on the event loop.
-            loaded = await asyncio.to_thread(
-                load_tokenizer, tokenizer or str(entry.get("root") or entry["id"])
-            )
+            loaded = await asyncio.to_thread(_load_tokenizer, tokenizer or root)
             encoder = PairEncoder(loaded, chat_template, min(limits, default=None))
         except EngineError as error:
             await client.aclose()
@@ -108,37 +111,32 @@ class ServerReward:
         except BaseException:
             await client.aclose()
             raise
-        return cls(entry["id"], client, encoder, concurrency, label)
+        return cls(entry["id"], root, client, encoder, concurrency, label)
 
     async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
         """Score responses; see `RewardModel`."""
-        encoded = await asyncio.to_thread(self._encoder.encode, list(pairs))
-        tasks = [asyncio.create_task(self._score(ids)) for ids in encoded]
+        return await score_each(self._encoder, pairs, self._score)
+
+    async def reachable(self) -> bool:
+        """Tell whether the server answers at all, if only to say no."""
         try:
-            return await asyncio.gather(*tasks)
-        finally:  # of a failure or a cancellation: gather leaves the others running
-            for task in tasks:
-                task.cancel()
+            await _call(self._client, "GET", "/v1/models", timeout=LONGEST_CONNECT)
+        except EngineError as error:
+            return error.kind != "retry"
+        return True
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _score(self, ids: list[int] | EngineError) -> float | EngineError:
-        if isinstance(ids, EngineError):
-            return ids
-        try:
-            async with self._slots:
-                try:
-                    answer = await self._ask(self._path, ids)
-                except _NoSuchPathError:
-                    self._path = POOLING
-                    answer = await self._ask(POOLING, ids)
-            return finite(self._read(answer))
-        except EngineError as error:
-            if error.kind == "fatal":
-                raise
-            return error
+    async def _score(self, ids: list[int]) -> float:
+        async with self._slots:
+            try:
+                answer = await self._ask(self._path, ids)
+            except _NoSuchPathError:
+                self._path = POOLING
+                answer = await self._ask(POOLING, ids)
+        return self._read(answer)
 
     async def _ask(self, path: str, ids: list[int]) -> Any:
         body = {"model": self.model, "input": ids, **RAW_LOGITS}
@@ -162,7 +160,14 @@ class _NoSuchPathError(EngineError):
     """The server has no such endpoint, or does not serve a reward model."""
 
 
-async def _call(client: AsyncClient, method: str, path: str, body: Any = None) -> Any:
+def _load_tokenizer(name: str) -> Any:
+    try:
+        return load_tokenizer(name)
+    except UsageError as error:
+        raise UsageError(f"{error}; name the reward model's by --reward-tokenizer") from error
+
+
+async def _call(client: AsyncClient, method: str, path: str, body: Any = None, **more: Any) -> Any:
     """Send one request and return the answer's JSON.
 
     Raises:
@@ -171,7 +176,7 @@ async def _call(client: AsyncClient, method: str, path: str, body: Any = None) -
     import httpx
 
     try:
-        response = await client.request(method, path, json=body)
+        response = await client.request(method, path, json=body, **more)
     except httpx.HTTPError as error:
         problem = f"{client.base_url}: {error or type(error).__name__}"
         raise EngineError(problem, "retry") from error

@@ -1,3 +1,38 @@
+"""A reward model in this process: any sequence classifier of transformers.
+
+    reward = TransformersReward.load("sfairXC/FsfairX-LLaMA3-RM-v0.1")
+
+Pairs are sorted by length and read in batches within a budget of tokens; a score does not depend on
+what else is in its batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal
+
+from aft_factory.engines import EngineError
+from aft_factory.engines.reward import (
+    DEFAULT_REWARD_MODEL,
+    Pair,
+    PairEncoder,
+    choose_label,
+    finite,
+)
+from aft_factory.engines.vllm_loading import fingerprint
+from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+RewardDtype = Literal["auto", "float32", "bfloat16", "float16"]
+LONGEST = 10**12  # a tokenizer without a limit names a number beyond
+
+
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Cut rows into batches of like length: rows x longest is at most the budget, or one row.
 
@@ -27,14 +62,17 @@ class TransformersReward:
         model: str,
         network: PreTrainedModel,
         encoder: PairEncoder,
-        max_tokens_per_batch: int,
+        batch_tokens: int,
         label: int,
     ) -> None:
         self.model = model
+        parts = (fingerprint(model), encoder.identity, str(label), str(network.dtype))
+        self.identity = "+".join(parts)
         self._network = network
         self._encoder = encoder
-        self._max_tokens_per_batch = max_tokens_per_batch
+        self._batch_tokens = batch_tokens
         self._label = label
+        self._closing = threading.Event()
         self._is_causal = _is_causal(network)
         self._worker = ThreadPoolExecutor(1, "reward")  # one: calls take turns
 
@@ -43,9 +81,9 @@ class TransformersReward:
         cls,
         name: str = DEFAULT_REWARD_MODEL,
         *,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: RewardDtype = "auto",
         device: str = "auto",
-        max_tokens_per_batch: int | None = None,
+        batch_tokens: int | None = None,
         max_length: int | None = None,
         chat_template: str = "own",
         label: int | None = None,
@@ -57,9 +95,10 @@ class TransformersReward:
             dtype: `auto` is bfloat16 on a GPU and float32 on a CPU. The logit itself is always
                 computed in float32, so that close scores do not become ties.
             device: As PyTorch names it; `auto` is the GPU if there is one.
-            max_tokens_per_batch: Most tokens, padding included, that the model reads at once; None
-                is 16384, and 2048 on a CPU, whose caches larger batches overflow.
-            max_length: Most tokens of a pair; by default, and at most, the model's context.
+            batch_tokens: Most tokens, padding included, that the model reads at once; None is
+                16384, and 2048 on a CPU, whose caches larger batches overflow.
+            max_length: Most tokens of a pair, at most the model's context; None takes what its
+                tokenizer and its context allow.
             chat_template: See `PairEncoder`.
             label: Whose logit is the score, for a classifier with several labels.
 
@@ -74,8 +113,8 @@ class TransformersReward:
             raise MissingPackage("a reward model", "torch transformers") from None
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if max_tokens_per_batch is None:
-            max_tokens_per_batch = 2048 if device == "cpu" else 16384
+        if batch_tokens is None:
+            batch_tokens = 2048 if device == "cpu" else 16384
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
         tokenizer = load_tokenizer(name)
@@ -88,28 +127,33 @@ class TransformersReward:
         if info["missing_keys"]:  # transformers would go on with random weights
             missing = ", ".join(sorted(info["missing_keys"]))
             raise UsageError(f"{name!r} is no reward model: it has no weights for {missing}")
-        context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-        limits = [limit for limit in (max_length, context) if limit is not None]
-        encoder = PairEncoder(tokenizer, chat_template, min(limits, default=None))
+        encoder = PairEncoder(tokenizer, chat_template, _limit(network, tokenizer, max_length))
         chosen = choose_label(name, network.config.num_labels, label)
         if _has_linear_score(network):
             network.score.float()
-        return cls(name, network.to(device).eval(), encoder, max_tokens_per_batch, chosen)
+        return cls(name, network.to(device).eval(), encoder, batch_tokens, chosen)
 
     async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
         """Score responses; see `RewardModel`."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, self._score, list(pairs))
 
+    async def reachable(self) -> bool:
+        """Tell whether anybody is there."""
+        return True
+
     async def close(self) -> None:
-        """Stop the thread, without waiting for what it computes."""
+        """Stop the thread after the batch that it computes, without waiting for it."""
+        self._closing.set()
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
         encoded = self._encoder.encode(pairs)
         rows = [(i, ids) for i, ids in enumerate(encoded) if not isinstance(ids, EngineError)]
         scores: dict[int, float | EngineError] = {}
-        for batch in batches([len(ids) for _, ids in rows], self._max_tokens_per_batch):
+        for batch in batches([len(ids) for _, ids in rows], self._batch_tokens):
+            if self._closing.is_set():
+                raise EngineError("the reward model was closed", "fatal")
             logits = self._logits([rows[row][1] for row in batch])
             scores |= {rows[row][0]: finite(x) for row, x in zip(batch, logits, strict=True)}
         return [ids if isinstance(ids, EngineError) else scores[i] for i, ids in enumerate(encoded)]
@@ -137,10 +181,35 @@ class TransformersReward:
                 else:
                     logits = network(**inputs).logits
         except torch.OutOfMemoryError as error:
-            problem = f"{len(batch)} x {longest} tokens do not fit; lower max_tokens_per_batch"
+            problem = f"{len(batch)} x {longest} tokens do not fit; lower --reward-batch-tokens"
             raise EngineError(f"{problem}: {error}", "fatal") from error
+        except Exception as error:  # such as tokens or positions that it has no weights for
+            problem = f"{self.model!r} fails at {len(batch)} x {longest} tokens"
+            raise EngineError(
+                f"{problem} ({error!r}); if it cannot read that many, pass --reward-max-length",
+                "fatal",
+            ) from error
         scores: list[float] = logits[:, self._label].float().tolist()
         return scores
+
+
+def _limit(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_length: int | None
+) -> int | None:
+    """Return the most tokens of a pair; None if there is no limit.
+
+    The tokenizer's limit may be a habit of its training, so another one may be asked for.
+    """
+    limits = [tokenizer.model_max_length if max_length is None else max_length]
+    context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    limits += [] if context is None else [context]
+    for name, module in network.named_modules():
+        # RoBERTa and its kind count positions from the one after the padding's.
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            limits.append(module.weight.shape[0] - padding - 1)
+    limit = min(limits)
+    return None if limit > LONGEST else limit
 
 
 def _has_linear_score(network: PreTrainedModel) -> bool:
@@ -156,5 +225,3 @@ def _is_causal(network: PreTrainedModel) -> bool:
     parts = (network.config, *network.modules())
     flags = [part.is_causal for part in parts if hasattr(part, "is_causal")]
     return _has_linear_score(network) and bool(flags) and all(flags)
-
-

@@ -19,9 +19,11 @@ from aft_factory.engines.reward import (
     Pair,
     PairEncoder,
     choose_label,
-    finite,
+    score_each,
 )
-from aft_factory.engines.vllm_loading import check_name, started
+from aft_factory.engines.vllm_engine import DECIDING
+from aft_factory.engines.vllm_loading import check_name, fingerprint, started
+from aft_factory.errors import UsageError
 from aft_factory.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
 class VllmReward:
     """A sequence classifier on vLLM. Made by `start`."""
 
-    def __init__(self, model: str, llm: AsyncLLM, encoder: PairEncoder, label: int) -> None:
+    def __init__(
+        self, model: str, identity: str, llm: AsyncLLM, encoder: PairEncoder, label: int
+    ) -> None:
         self.model = model
+        self.identity = identity
         self._llm = llm
         self._encoder = encoder
         self._label = label
@@ -43,6 +48,7 @@ class VllmReward:
         cls,
         name: str = DEFAULT_REWARD_MODEL,
         *,
+        max_length: int | None = None,
         chat_template: str = "own",
         label: int | None = None,
         engine_args: Mapping[str, Any] | None = None,
@@ -51,6 +57,7 @@ class VllmReward:
 
         Args:
             name: Folder or name.
+            max_length: Most tokens of a pair, at most the model's context.
             chat_template: See `PairEncoder`.
             label: Whose logit is the score, for a classifier with several labels.
             engine_args: Of vLLM's `AsyncEngineArgs`, passed through.
@@ -65,35 +72,38 @@ class VllmReward:
         encoder = PairEncoder(tokenizer, chat_template, None)
         llm = await started(name, settings)
         try:
+            tasks = await llm.get_supported_tasks()
+            if "classify" not in tasks:
+                can = ", ".join(tasks)
+                raise UsageError(
+                    f"{name!r} is no reward model: expected a classifier, vLLM can only {can}"
+                )
             config = llm.vllm_config.model_config
-            encoder.limit = config.max_model_len
+            encoder.limit = min(config.max_model_len, max_length or config.max_model_len)
             chosen = choose_label(name, config.hf_config.num_labels, label)
         except BaseException:
             await asyncio.to_thread(llm.shutdown)
             raise
-        return cls(name, llm, encoder, chosen)
+        deciding = [f"{key}={settings[key]}" for key in DECIDING if key in settings]
+        identity = "+".join([fingerprint(name), encoder.identity, str(chosen), "vllm", *deciding])
+        return cls(name, identity, llm, encoder, chosen)
 
     async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
         """Score responses; see `RewardModel`."""
-        encoded = await asyncio.to_thread(self._encoder.encode, list(pairs))
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._score(ids)) for ids in encoded]
-        scores = [task.result() for task in tasks]
-        for score in scores:
-            if isinstance(score, EngineError) and score.kind == "fatal":
-                raise score
-        return scores
+        return await score_each(self._encoder, pairs, self._score)
+
+    async def reachable(self) -> bool:
+        """Tell whether vLLM is there: if it dies, `score` says so itself."""
+        return True
 
     async def close(self) -> None:
         """End vLLM's processes."""
         await asyncio.to_thread(self._llm.shutdown)
 
-    async def _score(self, ids: list[int] | EngineError) -> float | EngineError:
+    async def _score(self, ids: list[int]) -> float:
         from vllm import PoolingParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        if isinstance(ids, EngineError):
-            return ids
         # Without an activation: a sigmoid would make all good responses 1.0.
         params = PoolingParams(task="classify", use_activation=False)
         prompt: Any = {"type": "token", "prompt_token_ids": ids}
@@ -102,11 +112,11 @@ class VllmReward:
             async for output in self._llm.encode(prompt, params, f"rm-{next(self._numbers)}"):
                 final = output
         except EngineDeadError as error:
-            return EngineError(f"vLLM has died: {error}", "fatal")
+            raise EngineError(f"vLLM has died: {error}", "fatal") from error
         except EngineGenerateError as error:
-            return EngineError(f"vLLM: {error.__cause__ or error}", "retry")
+            raise EngineError(f"vLLM: {error.__cause__ or error}", "retry") from error
         except (ValueError, TypeError) as error:
-            return EngineError(f"vLLM: {error}", "refused")
+            raise EngineError(f"vLLM: {error}", "refused") from error
         if final is None:
-            return EngineError("vLLM gave the pair up", "retry")
-        return finite(float(final.outputs.data[self._label]))
+            raise EngineError("vLLM gave the pair up", "retry")
+        return float(final.outputs.data[self._label])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from aft_factory.engines import Engine
@@ -26,6 +26,7 @@ class Opened:
         scorer: What scores.
         in_flight: Most samples in flight.
         shape_name: Folder or name whose shape FLOPs are counted with.
+        stop: Called when the run is asked to stop: gives up what waits to be scored.
     """
 
     engines: dict[str, Engine]
@@ -34,6 +35,7 @@ class Opened:
     shape_name: str | None
     score: Any = None
     scorer: str = ""
+    stop: Callable[[], object] = field(default=lambda: None)
 
 
 @contextlib.asynccontextmanager

@@ -147,7 +147,7 @@ class Job:
             journal.forget_problems()
             journal.begin_run(fingerprint)
             progress = stack.enter_context(Progress(self.total, asker, quiet=self.files.quiet))
-            stack.enter_context(graceful(asker.stop))
+            stack.enter_context(graceful(asker.stop, engines.stop))
 
             def pending() -> Iterator[Query | None]:
                 for line in self._lines():

@@ -166,7 +166,7 @@ def describe(totals: Totals, flops: dict[str, float | None] | None) -> list[str]
     """Return the account for a person: a line per layer, and what there is to know."""
     total = totals.total
     if not total.requests:
-        return []
+        return _described_events(totals)
     head = f"{'turn':>5}{'layer':>6}{'requests':>10}{'samples':>9}{'prompt':>12}{'cached':>12}"
     text = [head + f"{'written':>12}   tokens"]
     rows = [
@@ -186,12 +186,15 @@ def describe(totals: Totals, flops: dict[str, float | None] | None) -> list[str]
         shown = [f"{exact:.3g} by the tokens computed"] if exact is not None else []
         shown += [f"{formula:.3g} by the paper's appendix C"] if formula is not None else []
         text += [f"FLOPs: {', '.join(shown)}"] if shown else []
-    if totals.events:
-        events = ", ".join(f"{count} x {name}" for name, count in totals.events.most_common())
-        text.append(f"drafts: {events}")
+    text += _described_events(totals)
     if totals.finish_reasons.get("length"):
         text.append(f"warning: max_tokens cut off {totals.finish_reasons['length']} final answers")
     return text
+
+
+def _described_events(totals: Totals) -> list[str]:
+    events = ", ".join(f"{count} x {name}" for name, count in totals.events.most_common())
+    return [f"drafts: {events}"] if events else []
 
 
 def write_summary(path: Path, content: Row) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def graceful(stop: Callable[[], None]) -> Iterator[None]:
-    """At the first Ctrl-C or SIGTERM call `stop`; at the second, interrupt."""
+def graceful(*stops: Callable[[], object]) -> Iterator[None]:
+    """At the first Ctrl-C or SIGTERM call each of `stops`; at the second, interrupt."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     asked = False
@@ -27,7 +27,8 @@ def graceful(stop: Callable[[], None]) -> Iterator[None]:
             "\nstopping: waiting for the requests in flight (once more: leave them)",
             file=sys.stderr,
         )
-        stop()
+        for stop in stops:
+            stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, handle)

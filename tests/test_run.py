@@ -1,6 +1,7 @@
 """The command: inputs and outputs, presets and files of settings, dry run, inspection, errors."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,49 @@ def test_the_summary_counts_tokens_by_kind_and_layer(run, tmp_path):
     for kind in ("prompt", "cached", "completion"):
         assert summary["total"][kind] == sum(u[kind] for row in rows for u in row["usage"])
     assert summary["session"]["requests_asked"] == 12
+
+
+TOLD = ("--base-url", "http://nowhere.invalid/v1", "--draft-tokens", "100")
+
+
+def flops(printed):
+    """FLOPs by the tokens computed and by appendix C, as a dry run tells them."""
+    found = re.search(r"FLOPs: (\S+) by the tokens computed, (\S+) by the paper's", printed)
+    return float(found[1]), float(found[2])
+
+
+def test_flops_count_every_turn_as_a_query(run, tiny_llama):
+    question = {"question_id": 1, "category": "math", "turns": ["Sum of 1 and 2?", "Of 3 and 4?"]}
+    singly = [
+        question | {"question_id": i, "turns": [turn]} for i, turn in enumerate(question["turns"])
+    ]
+    told = (*TOLD, "--tokenizer", str(tiny_llama))
+    exact, paper = flops(run([question], "--dry-run", engine=told)[2])
+    exact_singly, paper_singly = flops(run(singly, "--dry-run", engine=told)[2])
+    # The second turn has the first in its prompt, which is little beside five drafts.
+    assert paper_singly < paper < 1.2 * paper_singly
+    assert exact_singly < exact < 1.2 * exact_singly
+
+
+def test_flops_count_rows_that_are_answered(run, tmp_path, tiny_llama):
+    bad = [{"id": f"bad{i}", "query": " "} for i in range(3)]
+    told = (*TOLD, "--tokenizer", str(tiny_llama))
+    alone = flops(run(ROWS[:1], "--dry-run", engine=told)[2])
+    assert flops(run([*bad, ROWS[0]], "--dry-run", engine=told)[2]) == alone
+
+
+def test_equal_rows_are_counted_once_as_they_are_asked_once(run, tmp_path, tiny_llama):
+    told = (*TOLD, "--tokenizer", str(tiny_llama))
+    alone = run(ROWS[:1], "--dry-run", engine=told)[2]
+    thrice = run(ROWS[:1] * 3, "--dry-run", engine=told)[2]
+    assert flops(thrice) == flops(alone)
+    assert "2 rows ask what an earlier one asks, and take nothing more" in thrice
+    code, rows, _, _ = run(ROWS[:1] * 3, "--width", "2", "--layers", "1")
+    summary = json.loads((tmp_path / "out.summary.json").read_text())
+    assert (code, len(rows), rows[0]) == (0, 3, rows[1])
+    assert (summary["read"], summary["written"], summary["repeated"]) == (3, 3, 2)
+    assert summary["total"]["requests"] == summary["session"]["requests_asked"] == 2
+    assert summary["finish_reasons"] == {"stop": 1}
 
 
 def test_the_same_command_again_asks_nothing(run, tmp_path):
@@ -348,6 +392,15 @@ def test_a_final_temperature_that_is_asked_for_goes_before_the_tasks(run, tmp_pa
             if place.layer == 2
         }
     assert temperatures == {0.33}
+
+
+@pytest.mark.parametrize("damaged", ["not json", "null", '["question", "answer"]'])
+def test_a_first_row_that_is_damaged_does_not_hide_the_layout(run, tmp_path, damaged):
+    source = tmp_path / "gsm8k.jsonl"
+    source.write_text(f'{damaged}\n{{"question": "How much is 8 * 9?", "answer": "#### 72"}}\n')
+    code, rows, _, _ = run(source)
+    assert (code, [row["question"] for row in rows]) == (0, ["How much is 8 * 9?"])
+    assert len(read_rows(tmp_path / "out.rejects.jsonl")) == 1
 
 
 @pytest.mark.parametrize(

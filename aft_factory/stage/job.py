@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from aft_factory.asking import Asker, Retries
 from aft_factory.convert.pipeline import default_rejects
 from aft_factory.engines import EngineError
 from aft_factory.errors import AftError, RecordError, UsageError
+from aft_factory.fields import OBJECT
 from aft_factory.files import check_writable
 from aft_factory.journal import Journal
 from aft_factory.progress import Progress
@@ -185,8 +187,8 @@ class Job:
         if fingerprint is None:
             raise UsageError(f"{self.journal_path}: no run has begun in it")
 
-        def outcome_of(query: Query) -> Outcome | None:
-            content = journal.outcome(Runner.outcome_key(query, fingerprint))
+        def outcome_of(key: bytes) -> Outcome | None:
+            content = journal.outcome(key)
             return None if content is None else Outcome(**content)
 
         with contextlib.ExitStack() as stack:
@@ -198,7 +200,8 @@ class Job:
                 task_table = TableWriter(self.files.task_output, overwrite=overwrite)
                 stack.enter_context(task_table)
             outputs = Outputs(table, rejects, self.stage.write_row, task_table, self.stage.task_row)
-            totals = outputs.write(self._lines(), self._query, outcome_of)
+            key_of = partial(Runner.outcome_key, fingerprint=fingerprint)
+            totals = outputs.write(self._lines(), self._query, key_of, outcome_of)
         flops = self._flops(totals)
         more = {"session": self.session, "settings": asdict(self.settings)}
         write_summary(
@@ -235,7 +238,7 @@ class Job:
             progress = Progress(self.total, asker, quiet=self.files.quiet)
 
             def count(query: Query, outcome: Outcome) -> None:
-                totals.count(outcome)
+                totals.count(outcome, Runner.outcome_key(query, ""))
                 progress.advance()
 
             with progress:
@@ -255,10 +258,11 @@ class Job:
 
 
 def survey(source: str, settings: JobSettings) -> tuple[int, Any]:
-    """Count the rows of the input, and return the count and the first row."""
+    """Count the rows of the input, and return the count and the first that is an object."""
     count, first = 0, None
     for line in islice(read_rows(source, split=settings.split), settings.limit):
-        first = line.value if count == 0 else first
+        if first is None and isinstance(line.value, OBJECT):
+            first = line.value
         count += 1
     return count, first
 

@@ -7,6 +7,7 @@ Every row read is written, rejected or (with `--export`) not done yet.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,18 @@ from aft_factory.tables import Line, Rejects, TableWriter
 from aft_factory.tasks import Query
 
 
+class Once:
+    """Tells the first time of a key from the others; on disk, so that there may be millions."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None)  # a file without a name
+        self._db.execute("CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def __call__(self, key: bytes) -> bool:
+        """Tell whether this is the first time of a key."""
+        return self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
+
+
 @dataclass(slots=True)
 class Totals:
     """What the queries of a run add up to; `read = written + rejected + unfinished`.
@@ -31,6 +44,8 @@ class Totals:
     Attributes:
         read: Input rows.
         unfinished: Queries that have not ended yet.
+        repeated: Rows that ask what an earlier one asks: what that took is counted once.
+        answers: To the turns of the queries.
         usage: By (turn, layer), of answered and rejected queries.
         finish_reasons: Of the final answers.
         events: Uses of policies.
@@ -41,13 +56,20 @@ class Totals:
     written: int = 0
     rejected: int = 0
     unfinished: int = 0
+    repeated: int = 0
+    answers: int = 0
     usage: dict[tuple[int, int], LayerUsage] = field(default_factory=dict)
     finish_reasons: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     rejects: dict[str, tuple[int, str]] = field(default_factory=dict)
+    first_time: Once = field(default_factory=Once, repr=False)
 
-    def count(self, outcome: Outcome) -> None:
-        """Add the outcome of one query."""
+    def count(self, outcome: Outcome, key: bytes) -> None:
+        """Add the outcome of one query, unless one of this key was added before."""
+        if not self.first_time(key):
+            self.repeated += 1
+            return
+        self.answers += len(outcome.answers)
         for place, usage in outcome.layer_usage.items():
             self.usage[place] = self.usage.get(place, LayerUsage()) + usage
         self.events.update(event["event"] for event in outcome.events)
@@ -72,7 +94,7 @@ class Totals:
             context = total.prompt / total.requests + written / 2
             width, layers = options.get("width", 1), options.get("layers", 1)
             one = shape.appendix_c(strategy, width, layers, written, context)
-            formula = one and one * (self.written or self.read)
+            formula = one and one * self.answers
         return {"exact": exact, "appendix_c": formula}
 
 
@@ -98,25 +120,28 @@ class Outputs:
         self,
         lines: Iterable[Line],
         read: Callable[[Line], Query],
-        outcome_of: Callable[[Query], Outcome | None],
+        key_of: Callable[[Query], bytes],
+        outcome_of: Callable[[bytes], Outcome | None],
     ) -> Totals:
         """Write every row, in the order of the input.
 
         Args:
             lines: The input.
             read: Line to query; raises RecordError.
-            outcome_of: How a query ended, None if it has not.
+            key_of: Names the outcome of a query.
+            outcome_of: How the query of this key ended, None if it has not.
         """
         totals = Totals()
         for line in lines:
             totals.read += 1
             try:
                 query = read(line)
-                outcome = outcome_of(query)
+                key = key_of(query)
+                outcome = outcome_of(key)
                 if outcome is None:
                     totals.unfinished += 1
                     continue
-                totals.count(outcome)
+                totals.count(outcome, key)
                 if outcome.problem is not None:
                     raise RecordError(outcome.about or "row", outcome.problem)
                 row = self.write_row(query, outcome)
@@ -146,6 +171,7 @@ def summary(totals: Totals, flops: dict[str, float | None] | None, more: Row) ->
         "written": totals.written,
         "rejected": totals.rejected,
         "unfinished": totals.unfinished,
+        "repeated": totals.repeated,
         "rejects": {
             name: {"count": count, "first": first}
             for name, (count, first) in totals.rejects.items()
@@ -179,6 +205,8 @@ def describe(totals: Totals, flops: dict[str, float | None] | None) -> list[str]
             for n in (usage.prompt, usage.cached, usage.completion)
         )
         text.append(f"{place}{usage.requests:>10,}{usage.samples:>9,}{tokens}")
+    if totals.repeated:
+        text.append(f"{totals.repeated:,} rows ask what an earlier one asks, and take nothing more")
     if total.cached and total.prompt:
         text.append(f"prefix cache: {total.cached / total.prompt:.0%} of the prompts' tokens")
     if flops is not None:

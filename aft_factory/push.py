@@ -2,6 +2,7 @@
 
 Reads any table whose rows are records; makes a folder of Parquet shards and a card (README.md), and
 uploads it, or leaves it on disk with --dry-run. Nothing is uploaded before the folder is whole.
+Columns of the input that records do not know stand in `meta`, and become public with it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from aft_factory.card import DATA_FILES, LICENCES, Card, escape
+from aft_factory.card import DATA_FILES, LICENCES, Card, escape, public_record
 from aft_factory.console import guarded
 from aft_factory.convert.arguments import column_names
 from aft_factory.counts import Counts
@@ -118,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
     rows = numbers["rows"]
     place = url if api is not None else args.dry_run
     print(f"{rows['usable']} of {rows['read']} rows in {place}")
+    if api is None:
+        print(f"what an upload makes public of them, all texts aside:\n{card.exposed(numbers)}")
     return 0
 
 
@@ -188,7 +191,8 @@ def write_data(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """
     counts = Counts(Columns.from_mapping(column_names(args)))
     shards: list[Path] = []
-    for rows in _shards(_rows(args, counts), args.shard_rows):
+    meta: dict[str, None] = {}
+    for rows in _shards(_rows(args, counts, meta), args.shard_rows):
         shards.append(folder / "data" / f"{len(shards):05d}.parquet")
         with TableWriter(shards[-1]) as table:
             for row in rows:
@@ -197,10 +201,10 @@ def write_data(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         raise UsageError(f"{args.input}: no usable record in {counts.read} rows")
     for number, path in enumerate(shards):
         path.rename(path.with_name(f"train-{number:05d}-of-{len(shards):05d}.parquet"))
-    return counts.to_dict()
+    return {**counts.to_dict(), "meta": sorted(meta)}
 
 
-def _rows(args: argparse.Namespace, counts: Counts) -> Iterator[Row]:
+def _rows(args: argparse.Namespace, counts: Counts, meta: dict[str, None]) -> Iterator[Row]:
     path = Path(args.input)
     total = path.stat().st_size if path.is_file() and args.limit is None else None
     with tqdm(
@@ -210,8 +214,9 @@ def _rows(args: argparse.Namespace, counts: Counts) -> Iterator[Row]:
         for line in islice(lines, args.limit):
             record = counts.read_line(line)
             if record is not None:
+                meta |= dict.fromkeys(record.meta)
                 try:
-                    yield record.to_row()
+                    yield public_record(record).to_row()
                 except TypeError as error:  # JSON has no form for something in `meta`
                     raise UsageError(f"{line.place}: cannot be written: {error}") from None
             elif not args.skip_unusable:

@@ -16,7 +16,7 @@ from conftest import ROOT, demo_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aft_factory.card import Card, escape, settings_text
+from aft_factory.card import Card, escape, public, public_text, settings_text
 from aft_factory.counts import Counts
 from aft_factory.push import main
 from aft_factory.records import record_from_row
@@ -71,7 +71,7 @@ def test_a_dry_run_loads_with_datasets_and_gives_the_same_rows(push, tmp_path):
         "rows.jsonl",
     ]
     assert loaded("out/set", tmp_path / "cache") == ROWS
-    assert (out, err) == (f"{len(ROWS)} of {len(ROWS)} rows in out/set\n", "")
+    assert (out.splitlines()[0], err) == (f"{len(ROWS)} of {len(ROWS)} rows in out/set", "")
 
 
 def test_the_card_passes_the_hubs_own_reader(push):
@@ -123,6 +123,115 @@ def test_only_the_name_of_a_file_is_published(push, tmp_path):
     card = Path("out/README.md").read_text(encoding="utf-8")
     assert "## Source\n\nrows.jsonl\n" in card
     assert str(tmp_path) not in card
+
+
+SUMMARY = {
+    "input": "/home/me/secret project/ranked.jsonl",
+    "settings": {
+        "model": "/home/me/models/base",
+        "journal": None,
+        "rejects": "~/out/x.rejects.jsonl",
+        "base_url": ["http://me:p@w@host:8000/v1", "https://host/v1?api_key=abc&v=2"],
+        "engine_args": {
+            "Authorization": "x",
+            "hfToken": "x",
+            "credentials": "x",
+            "pad_token": "</s>",
+        },
+        "seed": 42,
+    },
+    "rejects": {"row": {"count": 1, "first": "see /home/me/in.jsonl:3: Bearer abc"}},
+}
+SHOWN = {
+    "input": "ranked.jsonl",
+    "settings": {
+        "model": "base",
+        "journal": None,
+        "rejects": "x.rejects.jsonl",
+        "base_url": ["http://host:8000/v1", "https://host/v1?api_key=(left out)&v=2"],
+        "engine_args": {
+            "Authorization": "(left out)",
+            "hfToken": "(left out)",
+            "credentials": "(left out)",
+            "pad_token": "</s>",
+        },
+        "seed": 42,
+    },
+    "rejects": {"row": {"count": 1, "first": "see in.jsonl:3: (left out)"}},
+}
+
+
+def test_settings_show_neither_secrets_nor_places():
+    assert json.loads(settings_text(SUMMARY)) == SHOWN
+
+
+@pytest.mark.parametrize(
+    ("key", "is_secret"),
+    [
+        *((key, True) for key in ("token", "HF_TOKEN", "hf-token", "accessToken", "api_key", "apiKey")),
+        *((key, True) for key in ("X-Api-Key", "OPENAI_API_KEY", "client_secret", "password", "auth")),
+        *((key, False) for key in ("max_tokens", "tokens", "eos_token", "tokenizer", "author", "stop")),
+        *((key, False) for key in ("bytes_per_token", "num_key_value_heads", "draft_tokens")),
+    ],
+)  # fmt: skip
+def test_secrets_are_told_by_the_words_of_their_keys(key, is_secret):
+    assert public({key: "x"}) == {key: "(left out)" if is_secret else "x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/me/base", "base"),
+        ("/home/me/base+/home/me/my adapter", "base+my adapter"),
+        ("C:\\Users\\me\\base", "base"),
+        ("../private/base/", "base/"),
+        ("file:///home/me/base", "base"),
+        ("from /home/me/a b and ~/c/d.", "from a b and d."),
+        *((text, text) for text in ("meta-llama/Llama-3.1-8B", "and/or", "data/a/b.jsonl", "/v1", "1/2/3")),
+        *((text, text) for text in ("https://host/a/b", "x: /", "")),
+        ("key hf_abcdefghijk is", "key (left out) is"),
+    ],
+)  # fmt: skip
+def test_of_paths_only_the_names_are_public(text, shown):
+    assert public_text(text) == shown
+
+
+def test_the_rows_name_models_without_their_places(push, tmp_path):
+    model = "/home/me/models/base"
+    meta = {
+        "sampling": {"model": model, "problems": [None]},
+        "model": model,
+        "answer": "/usr/bin/env",
+    }
+    row = ROWS[0] | {"proposal_models": [model, None, "b", model], "source": "/home/me/raw.jsonl"}
+    push(write("rows.jsonl", [row | {"meta": meta}, ROWS[1]]), "me/aft", "--license", "mit",
+         "--dry-run", "out")  # fmt: skip
+    [first, second] = loaded("out", tmp_path / "cache")
+    assert (first["proposal_models"], first["source"]) == (["base", None, "b", "base"], "raw.jsonl")
+    shown = {"sampling": {"model": "base", "problems": [None]}, "model": "base"}
+    assert json.loads(first["meta"]) == {
+        **shown,
+        "answer": "/usr/bin/env",
+    }  # a column of the user's
+    assert second == ROWS[1]
+    card = Path("out/README.md").read_text(encoding="utf-8")
+    assert "| base | 2 |" in card
+    assert "/home" not in card
+
+
+def test_a_dry_run_tells_what_an_upload_makes_public(push):
+    Path("run.yaml").write_text("model: base\nseed: 1\n")
+    row = ROWS[0] | {"meta": {"annotator": "Jo"}, "proposal_models": ["/a/m"] * 4, "source": "s"}
+    out, _ = push(write("rows.jsonl", [row]), "me/aft", "--license", "mit", "--dry-run", "out",
+                  "--settings", "run.yaml")  # fmt: skip
+    assert out == (
+        "1 of 1 rows in out\n"
+        "what an upload makes public of them, all texts aside:\n"
+        "  keys of meta: annotator\n"
+        "  sources: s\n"
+        "  models of proposals: m\n"
+        "  settings, without secrets and folders: model, seed\n"
+    )
 
 
 def numbers(rows):
@@ -217,7 +326,7 @@ def test_a_row_that_is_no_record_stops_it_and_leaves_nothing(push):
     assert files() == ["rows.jsonl"]
     assert sorted(Path().iterdir()) == [Path("rows.jsonl")]
     out, _ = push(rows, "me/aft", "--license", "mit", "--dry-run", "out", "--skip-unusable")
-    assert out == f"{len(ROWS)} of {len(ROWS) + 1} rows in out\n"
+    assert out.startswith(f"{len(ROWS)} of {len(ROWS) + 1} rows in out\n")
     assert "1 rows of the file were no usable records" in Path("out/README.md").read_text()
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from aft_factory.engines import EngineError
@@ -147,6 +147,17 @@ def finite(score: float) -> float | EngineError:
     return EngineError(problem, "refused")
 
 
+def refuse_headless(name: str, missing: Collection[str]) -> None:
+    """Refuse a model without weights for its score: the loaders go on with random ones.
+
+    Raises:
+        UsageError: If any are missing.
+    """
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise UsageError(f"{name!r} is no reward model: it has no weights for {names}")
+
+
 async def score_each(
     encoder: PairEncoder,
     pairs: Sequence[Pair],
@@ -175,6 +186,7 @@ async def score_each(
     finally:  # of a failure or a cancellation: gather leaves the others running
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def choose_label(name: str, labels: int, label: int | None) -> int:

@@ -21,6 +21,7 @@ from aft_factory.engines.reward import (
     PairEncoder,
     choose_label,
     finite,
+    refuse_headless,
 )
 from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import MissingPackage, UsageError
@@ -124,9 +125,7 @@ class TransformersReward:
             )
         except Exception as error:  # its readers raise anything, down to KeyError
             raise UsageError(f"cannot load the reward model {name!r}: {error}") from error
-        if info["missing_keys"]:  # transformers would go on with random weights
-            missing = ", ".join(sorted(info["missing_keys"]))
-            raise UsageError(f"{name!r} is no reward model: it has no weights for {missing}")
+        refuse_headless(name, info["missing_keys"])
         encoder = PairEncoder(tokenizer, chat_template, _limit(network, tokenizer, max_length))
         chosen = choose_label(name, network.config.num_labels, label)
         if _has_linear_score(network):

@@ -19,6 +19,7 @@ from aft_factory.engines.reward import (
     Pair,
     PairEncoder,
     choose_label,
+    refuse_headless,
     score_each,
 )
 from aft_factory.engines.vllm_engine import DECIDING
@@ -68,6 +69,8 @@ class VllmReward:
         """
         check_name(name)
         settings = {"runner": "pooling", **(engine_args or {})}
+        if "hf_overrides" not in settings:  # by which vLLM makes classifiers of other models
+            await asyncio.to_thread(_check_weights, name, settings.get("revision"))
         tokenizer = await asyncio.to_thread(load_tokenizer, settings.get("tokenizer") or name)
         encoder = PairEncoder(tokenizer, chat_template, None)
         llm = await started(name, settings)
@@ -120,3 +123,16 @@ class VllmReward:
         if final is None:
             raise EngineError("vLLM gave the pair up", "retry")
         return float(final.outputs.data[self._label])
+
+
+def _check_weights(name: str, revision: str | None) -> None:
+    """Refuse a model without a head, of which vLLM would score by what is in memory."""
+    try:
+        from transformers import AutoModelForSequenceClassification
+
+        _, info = AutoModelForSequenceClassification.from_pretrained(
+            name, revision=revision or "main", device_map="meta", output_loading_info=True
+        )
+    except Exception:  # vLLM reads models that transformers does not, and says what it cannot
+        return
+    refuse_headless(name, info["missing_keys"])

@@ -50,10 +50,9 @@ class VllmEngine:
         context: Most tokens of prompt and completion together.
         tokenizer: The adapter's, if its folder holds one, else the model's.
         chat_template: Renders conversations; None if there is none, and only texts can be asked.
+        most_samples: 1 without prefix caching, where each sample reads the prompt by itself.
         max_sequences: How many samples vLLM works on at once.
     """
-
-    most_samples: int | None = None
 
     def __init__(
         self,
@@ -68,6 +67,8 @@ class VllmEngine:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.context: int | None = llm.vllm_config.model_config.max_model_len
+        caching = llm.vllm_config.cache_config.enable_prefix_caching
+        self.most_samples: int | None = None if caching else 1
         self.max_sequences = llm.vllm_config.scheduler_config.max_num_seqs
         self._llm = llm
         self._lora = lora
@@ -135,8 +136,13 @@ class VllmEngine:
         ids = await loop.run_in_executor(self._thread, self._encode, request.prompt)
         # As n requests, which is what vLLM makes of n: so each tells what it found cached. The
         # prompt is read once all the same, by prefix caching.
-        samples = [self._one(ids, request, i) for i in range(request.n)]
-        outputs = await asyncio.gather(*samples)
+        samples = [asyncio.create_task(self._one(ids, request, i)) for i in range(request.n)]
+        try:
+            outputs = await asyncio.gather(*samples)
+        finally:  # of a failure: gather leaves the others running
+            for sample in samples:
+                sample.cancel()
+            await asyncio.wait(samples)
         completions = tuple(_completion(output) for output in outputs)
         # The first sample finds what came before this request, the others what the first one read.
         cached = [output.num_cached_tokens for output in outputs]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,15 +58,44 @@ async def started(model: str, settings: Mapping[str, Any]) -> AsyncLLM:
     settings = {"enable_prefix_caching": True, "disable_log_stats": True, **settings}
     stop = threading.Event()
     before = set(multiprocessing.active_children())
+    watched: set[int] = set()
     loading = asyncio.get_running_loop().run_in_executor(None, _load, model, settings, stop)
     try:
-        return await asyncio.shield(loading)
+        while not loading.done():
+            await asyncio.wait([loading], timeout=0.1)  # which leaves it be if cancelled
+            own = {p.pid for p in set(multiprocessing.active_children()) - before if p.pid}
+            _watch(own - watched)
+            watched |= own
+        return loading.result()
     except asyncio.CancelledError:
         stop.set()
         loading.add_done_callback(lambda done: done.exception())  # nobody will ask for it
         for process in set(multiprocessing.active_children()) - before:
             process.terminate()
         raise
+
+
+def _watch(processes: Iterable[int]) -> None:
+    """Let processes be killed when this one is gone."""
+    for process in processes:
+        if (watch := _watcher()) and watch.stdin:
+            with contextlib.suppress(OSError):  # it was killed itself
+                watch.stdin.write(b"%d\n" % process)
+
+
+@functools.cache
+def _watcher() -> subprocess.Popen[bytes] | None:
+    """Start `vllm_watch`, in a session of its own, which Ctrl-C does not reach."""
+    if not hasattr(os, "pidfd_open"):  # not Linux
+        return None
+    command = [sys.executable, "-IS", str(Path(__file__).with_name("vllm_watch.py"))]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    watch = subprocess.Popen(
+        command, bufsize=0, stdin=pipe, stdout=null, stderr=null, start_new_session=True
+    )
+    assert watch.stdin is not None
+    os.register_at_fork(after_in_child=watch.stdin.close)  # or a child would keep it open
+    return watch
 
 
 def _load(model: str, settings: Mapping[str, Any], stop: threading.Event) -> AsyncLLM:
@@ -73,6 +106,7 @@ def _load(model: str, settings: Mapping[str, Any], stop: threading.Event) -> Asy
     try:
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
         if (error.name or "vllm").partition(".")[0] != "vllm":
@@ -87,11 +121,13 @@ def _load(model: str, settings: Mapping[str, Any], stop: threading.Event) -> Asy
     resource_tracker.ensure_running()  # starting it later would unblock the signal
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        config = AsyncEngineArgs(model=model, **settings).create_engine_config()
+        # As offline inference: vLLM's defaults of how much to work on at once depend on it.
+        context = UsageContext.LLM_CLASS
+        config = AsyncEngineArgs(model=model, **settings).create_engine_config(context)
         if stop.is_set():
             raise UsageError("stopped while loading")
         llm = AsyncLLM.from_vllm_config(
-            config, disable_log_stats=bool(settings["disable_log_stats"])
+            config, usage_context=context, disable_log_stats=bool(settings["disable_log_stats"])
         )
     except Exception as error:  # vLLM's readers raise anything
         raise UsageError(f"vLLM cannot load {model!r}: {error}") from error
@@ -133,9 +169,9 @@ def own_template(name: str, tokenizer: PreTrainedTokenizerFast, model: str) -> s
     """Return the chat template; None where `auto` finds none, as texts need none."""
     if name not in ("auto", "own"):
         return resolve_chat_template(name, tokenizer)
-    for candidate in (tokenizer, load_tokenizer(model)):
-        if candidate.chat_template:
-            return str(candidate.get_chat_template())
+    bearer = tokenizer if tokenizer.chat_template else load_tokenizer(model)
+    if bearer.chat_template:
+        return str(bearer.get_chat_template())
     try:
         return resolve_chat_template(name, tokenizer)
     except UsageError:

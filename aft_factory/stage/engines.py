@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,8 @@ from aft_factory.errors import UsageError
 from aft_factory.fitting import Fitter
 from aft_factory.prompts import load_template
 from aft_factory.stage.settings import DEFAULT_IN_FLIGHT, AskSettings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class Opened:
         in_flight: Most samples in flight.
         shape_name: Folder or name whose shape FLOPs are counted with.
         stop: Called when the run is asked to stop: gives up what waits to be scored.
+        name: The run's own engine as people know it: as it is served, or as it was given.
     """
 
     engines: dict[str, Engine]
@@ -36,6 +41,7 @@ class Opened:
     score: Any = None
     scorer: str = ""
     stop: Callable[[], object] = field(default=lambda: None)
+    name: str | None = None
 
 
 @contextlib.asynccontextmanager
@@ -66,9 +72,11 @@ async def opened(
                     ScriptedEngine(model=f"scripted-{name}".rstrip("-"), record=False)
                 )
         elif settings.base_url:
+            urls = {*settings.base_url, *itertools.chain(*(others or {}).values())}
+            in_flight = settings.in_flight or DEFAULT_IN_FLIGHT * len(urls)
             engines[""] = await add(await _server(settings, settings.base_url, settings.model))
-            for name, urls in (others or {}).items():
-                engines[name] = await add(await _server(settings, urls or settings.base_url, name))
+            for name, own in (others or {}).items():
+                engines[name] = await add(await _server(settings, own or settings.base_url, name))
         else:
             from aft_factory.engines.vllm_engine import VllmEngine
 
@@ -89,13 +97,26 @@ async def opened(
             for tokens in {settings.proposal().max_tokens, settings.final().max_tokens}
             if (fitter := _fitter(engine, tokens, template)) is not None
         }
-        yield Opened(engines, fitters, in_flight, shape_name)
+        given = [str(part) for part in (settings.model, settings.adapter) if part is not None]
+        served = settings.base_url or settings.scripted
+        # In process, `engine.model` tells more than a name: which files, which chat template.
+        name = engines[""].model if served else "+".join(given)
+        yield Opened(engines, fitters, in_flight, shape_name, name=name)
 
 
-def dry(settings: AskSettings, others: Iterable[str] = (), score: Any = None) -> Opened:
-    """Return an engine whose drafts have the length to reckon with, for a dry run."""
+def dry(
+    settings: AskSettings, others: Iterable[str] = (), score: Any = None, *, ending: str = ""
+) -> Opened:
+    """Return an engine whose drafts have the length to reckon with, for a dry run.
+
+    Args:
+        settings: Tell the length.
+        others: Further models, by name.
+        score: Stands in for a reward model.
+        ending: Of every text, where the stage looks for one.
+    """
     tokens = min(settings.draft_tokens, settings.max_tokens)
-    text = "0" * tokens * CHARACTERS_PER_TOKEN
+    text = "0" * tokens * CHARACTERS_PER_TOKEN + ending
     engine = ScriptedEngine(
         lambda request: [text] * request.n, model="dry-run", tokens=tokens, record=False
     )
@@ -112,12 +133,15 @@ def dry_note(settings: AskSettings) -> str:
 
 async def _server(settings: AskSettings, urls: Sequence[str], model: str | None) -> Engine:
     from aft_factory.engines.openai_engine import OpenAIEngine
-    from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
+    from aft_factory.engines.vllm_loading import own_template
+    from aft_factory.tokenizer import load_tokenizer
 
     tokenizer = chat = None
-    if settings.tokenizer is not None:
-        tokenizer = load_tokenizer(settings.tokenizer)
-        chat = resolve_chat_template(settings.chat_template, tokenizer)
+    if (name := settings.tokenizer) is not None:
+        tokenizer = load_tokenizer(name)
+        chat = own_template(settings.chat_template, tokenizer, name)
+        if chat is None:
+            _log.warning("%s has no chat template: drafts are not fitted to the context", name)
     return await OpenAIEngine.connect(
         urls,
         model,

@@ -12,7 +12,7 @@ from aft_factory.errors import UsageError
 from aft_factory.sampling import Sampling
 from aft_factory.settings import setting
 
-DEFAULT_IN_FLIGHT = 256  # samples: vLLM's own default of sequences at a time
+DEFAULT_IN_FLIGHT = 256  # samples a server; vLLM's works on 256 to 1024 at once, by the GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,9 @@ class AskSettings(JobSettings):
     resamples: int = setting(2, "most resamplings of one draft")
     min_drafts: int = setting(1, "reject a query with fewer usable drafts in a layer")
     in_flight: int | None = setting(
-        None, f"most samples in flight (default: {DEFAULT_IN_FLIGHT}; in process, twice vLLM's)"
+        None,
+        f"most samples in flight (default: {DEFAULT_IN_FLIGHT} a server; in process, twice what "
+        "vLLM works on at once)",
     )
     draft_tokens: int = setting(512, "--dry-run: length of an answer to reckon with")
 

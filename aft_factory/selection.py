@@ -22,7 +22,8 @@ class Aggregation:
         max_proposals: Keep the first K proposals (after shuffling); None keeps all.
         shuffle_proposals: Put the proposals in an order drawn from `seed` and the record's id.
         seed: Of the shuffle.
-        ablation: `without_proposals` trains on query -> aggregation (the paper's ablation a).
+        ablation: `without_proposals` trains on query -> aggregation (the paper's ablation a), `sft`
+            on query -> best response (its SFT baseline, see `best_response`).
         min_proposals: Give each record a width of its own, drawn between this and K from `seed` and
             its id (augmentation); None gives all the same.
         mix_plain: Share of records that are (also) trained on without proposals, so that plain
@@ -34,7 +35,7 @@ class Aggregation:
     max_proposals: int | None = None
     shuffle_proposals: bool = False
     seed: int = 42
-    ablation: Literal["none", "without_proposals"] = "none"
+    ablation: Literal["none", "without_proposals", "sft"] = "none"
     min_proposals: int | None = None
     mix_plain: float = 0.0
 
@@ -54,10 +55,13 @@ class Aggregation:
             )
         if type(self.seed) is not int:
             problems.append(f"seed: expected a whole number, got {self.seed!r}")
-        if self.ablation not in ("none", "without_proposals"):
+        if self.ablation not in ("none", "without_proposals", "sft"):
             problems.append(
-                f"ablation: expected 'none' or 'without_proposals', got {self.ablation!r}"
+                f"ablation: expected 'none', 'without_proposals' or 'sft', got {self.ablation!r}"
             )
+        for name in ("min_proposals", "mix_plain"):
+            if self.ablation == "sft" and getattr(self, name):
+                problems.append(f"{name}: the ablation 'sft' has no proposals; leave it out")
         try:
             if not isinstance(self.template, str):
                 raise UsageError(f"expected a name or a path, got {self.template!r}")
@@ -83,7 +87,7 @@ def select(record: Record, options: Aggregation = PAPER) -> Record:
     and model names stay with their proposals. What is drawn depends on the seed and the id alone.
     """
     kept = usable(record)
-    if options.ablation == "without_proposals":
+    if options.ablation != "none":
         kept = []
     if options.shuffle_proposals:
         random.Random(f"{options.seed}:{record.id}").shuffle(kept)
@@ -99,6 +103,18 @@ def select(record: Record, options: Aggregation = PAPER) -> Record:
         scores=record.scores and [record.scores[i] for i in kept],
         proposal_models=record.proposal_models and [record.proposal_models[i] for i in kept],
     )
+
+
+def best_response(record: Record) -> str | None:
+    """Return what the SFT baseline trains on: the reference, else the best-scored proposal."""
+    if record.reference is not None and record.reference.strip():
+        return record.reference
+    scored = [
+        (score, -i)
+        for i, score in enumerate(record.scores or [])
+        if score is not None and record.proposals[i].strip()
+    ]
+    return record.proposals[-max(scored)[1]] if scored else None
 
 
 def is_plain(record: Record, options: Aggregation) -> bool:

@@ -104,15 +104,18 @@ def test_dataset_info_has_every_training_set_of_the_paper():
         "aft_on_policy_mistral",
         "aft_off_policy",
         "aft_without_proposals",
+        "aft_pseudo",
+        "sft_best_response",
         "ultrafeedback_sft",
     ]
-    on, mistral, off, without, sft = datasets(names)
-    assert [d.formatting for d in (on, mistral, off, without)] == ["aggregation"] * 4
+    on, mistral, off, without, pseudo, best, sft = datasets(names)
+    assert [d.formatting for d in (on, mistral, off, without, pseudo, best)] == ["aggregation"] * 6
     assert sft.formatting == "sharegpt"
     assert without.dataset_name == on.dataset_name
-    assert len({d.dataset_name for d in (on, mistral, off)}) == 3
-    ablations = [d.aft_options.aggregation.ablation for d in (on, off, without)]
-    assert ablations == ["none", "none", "without_proposals"]
+    assert best.dataset_name == off.dataset_name
+    assert len({d.dataset_name for d in (on, mistral, off, pseudo)}) == 4
+    ablations = [d.aft_options.aggregation.ablation for d in (on, off, without, pseudo, best)]
+    assert ablations == ["none", "none", "without_proposals", "none", "sft"]
 
 
 @pytest.mark.parametrize("path", [*TRAININGS, EXAMPLES / "export_llama.yaml"], ids=named)

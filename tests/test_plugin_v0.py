@@ -4,6 +4,8 @@ Run: pytest tests/test_plugin_v0.py
 """
 
 import logging
+import re
+from collections import Counter
 
 import pytest
 from conftest import demo_rows
@@ -12,7 +14,6 @@ from llamafactory_tools import prompt_ids, tokenize, trained_ids, write_dataset
 from aft_factory.errors import RecordError, UsageError
 from aft_factory.plugin.options import parse_entry
 from aft_factory.plugin.templates import aggregator_of
-from aft_factory.selection import select
 
 ROW = {"query": "How many pails?", "proposals": ["alpha", "beta", "gamma"], "aggregation": "Six."}
 
@@ -183,23 +184,57 @@ def test_a_template_that_differs_from_the_data_sets_is_pointed_out(tmp_path, tin
     assert any(expected in line for line in logged)
 
 
-def test_augmentations_of_an_entry_depend_on_seed_and_id_alone():
-    rows = [
-        {"id": f"r{i}", "query": "q", "proposals": ["a", "b", "c", "d"], "aggregation": "best"}
-        for i in range(300)
-    ]
-    options = parse_entry("aug", {"aggregation": {"min_proposals": 2, "mix_plain": 0.25}})
+AUGMENTED = [
+    {"id": f"r{i}", "query": f"q{i}", "proposals": list("abcd"), "aggregation": "Six."}
+    for i in range(300)
+]
 
-    def widths(given):
-        records = [options.record(row, "a row") for row in given]
-        return [len(select(record, options.aggregation).proposals) for record in records]
 
-    found = widths(rows)
-    counts = {width: found.count(width) for width in sorted(set(found))}
-    assert set(counts) == {0, 2, 3, 4}
+def widths(folder, model, rows, **aggregation):
+    """How many proposals stand in each row's prompt, by query, as LLaMA-Factory trains on it."""
+    write_dataset(folder, "drafts", rows, aggregation=aggregation)
+    tokenizer, trained = tokenize(folder, "drafts", model)
+    texts = [tokenizer.decode(prompt_ids(row)) for row in trained]
+    queries = [re.search(r"user<\|end_header_id\|>\s+(q\d+)", text)[1] for text in texts]
+    counts = [len(re.findall(r"^\d\. [abcd]", text, re.MULTILINE)) for text in texts]
+    return dict(zip(queries, counts, strict=True))
+
+
+def test_min_proposals_gives_rows_a_width_by_seed_and_id_alone(tmp_path, tiny_llama):
+    found = widths(tmp_path, tiny_llama, AUGMENTED, min_proposals=2)
+    counts = Counter(found.values())
+    assert set(counts) == {2, 3, 4}
+    assert min(counts.values()) >= 60
+    assert widths(tmp_path, tiny_llama, AUGMENTED[::-1], min_proposals=2) == found
+    assert widths(tmp_path, tiny_llama, AUGMENTED, min_proposals=2, seed=1) != found
+
+
+def test_mix_plain_turns_a_share_of_rows_by_seed_and_id_alone(tmp_path, tiny_llama):
+    found = widths(tmp_path, tiny_llama, AUGMENTED, mix_plain=0.25)
+    counts = Counter(found.values())
+    assert set(counts) == {0, 4}
     assert 50 <= counts[0] <= 100
-    assert min(counts.values()) >= 40
-    assert widths(rows[::-1]) == found[::-1]
+    assert widths(tmp_path, tiny_llama, AUGMENTED[::-1], mix_plain=0.25) == found
+
+
+def test_sft_trains_on_the_reference_or_the_best_scored_proposal(tmp_path, tiny_llama, logged):
+    rows = [
+        ROW | {"reference": "Given."},
+        ROW | {"reference": " ", "scores": [0.5, None, 2.0]},
+        {"query": "How many?", "proposals": ["low", "high"], "scores": [1, 2]},
+    ]
+    write_dataset(tmp_path, "drafts", rows, aggregation={"ablation": "sft"})
+    tokenizer, trained = tokenize(tmp_path, "drafts", tiny_llama)
+    answers = [tokenizer.decode(trained_ids(row)) for row in trained]
+    assert answers == ["Given.<|eot_id|>", "gamma<|eot_id|>", "high<|eot_id|>"]
+    assert [tokenizer.decode(prompt_ids(row)) for row in trained] == [
+        f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{row['query']}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        for row in rows
+    ]
+    write_dataset(tmp_path, "drafts", [ROW], aggregation={"ablation": "sft"})
+    with pytest.raises(RecordError, match=r"row 1, column reference: missing or empty"):
+        tokenize(tmp_path, "drafts", tiny_llama)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +243,8 @@ def test_augmentations_of_an_entry_depend_on_seed_and_id_alone():
         ({"mix_plain": 1.5}, "mix_plain: expected a share from 0 to 1, got 1.5"),
         ({"min_proposals": 0}, "min_proposals: expected a number from 1, got 0"),
         ({"min_proposals": 4, "max_proposals": 3}, "min_proposals: 4 is above max_proposals"),
+        ({"mix_plain": 0.5, "ablation": "sft"}, "mix_plain: the ablation 'sft' has no proposals"),
+        ({"ablation": "stf"}, "ablation: expected 'none', 'without_proposals' or 'sft'"),
     ],
 )
 def test_augmentations_that_cannot_be_are_refused(options, words):

@@ -68,6 +68,13 @@ def test_options_and_renamed_columns_reach_the_sample(tmp_path):
     assert sample["messages"][0]["content"][0]["value"].endswith("2. beta")
 
 
+def test_sft_trains_on_the_best_response(tmp_path):
+    row = ROW | {"scores": [1, 3, 2]}
+    (sample,) = data_engine(tmp_path, [row], aggregation={"ablation": "sft"})[:]
+    plain = {"query": row["query"], "proposals": [], "aggregation": row["proposals"][1]}
+    assert sample == expected(plain)
+
+
 def test_a_wrong_column_is_one_error_with_data_set_row_and_column(tmp_path):
     engine = data_engine(tmp_path, [ROW | {"id": "r7"}], columns={"proposals": "drafts"})
     message = r"^data set 'drafts', row 'r7', column drafts: no such column; the row has: "

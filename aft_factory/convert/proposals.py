@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from aft_factory.records import Columns, Record, record_from_row
+from aft_factory.selection import best_response
 
 
 def read_proposals(row: Any, columns: Columns, notes: Counter[str]) -> Record:
@@ -30,16 +31,6 @@ def read_proposals(row: Any, columns: Columns, notes: Counter[str]) -> Record:
     record = record_from_row(row, columns)
     if not record.proposals:
         notes["rows without proposals"] += 1
-    if record.reference is None and (best := best_proposal(record)) is not None:
+    if (best := best_response(record)) is not None and best != record.reference:
         record = replace(record, reference=best)
     return record
-
-
-def best_proposal(record: Record) -> str | None:
-    """Return the proposal of the highest score that is not blank, if there are scores."""
-    scored = [
-        (score, -i)
-        for i, score in enumerate(record.scores or [])
-        if score is not None and record.proposals[i].strip()
-    ]
-    return record.proposals[-max(scored)[1]] if scored else None

@@ -3,12 +3,16 @@
 "my_aft": {"file_name": "my_aft.jsonl", "formatting": "aggregation",
            "columns": {"proposals": "drafts", "aggregation": "answer"},
            "aggregation": {"template": "paper", "max_proposals": 5, "shuffle_proposals": true}}
+
+`"ablation"` makes the paper's other training sets of the same file: `without_proposals`, and `sft`,
+whose target is the reference or the best-scored proposal. Pseudo aggregations are a file of their
+own, by `aft aggregate --pseudo`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from aft_factory.errors import RecordError, UsageError, suggest
@@ -19,7 +23,7 @@ from aft_factory.records import (
     record_from_row,
     required_aggregation,
 )
-from aft_factory.selection import PAPER, Aggregation, is_plain, plain
+from aft_factory.selection import PAPER, Aggregation, best_response, is_plain, plain
 
 NAME = "aggregation"
 
@@ -48,12 +52,21 @@ class DatasetOptions:
         """
         try:
             record = record_from_row(row, self.columns)
+            if self.aggregation.ablation == "sft":
+                record = _with_best_response(record)
             required_aggregation(record)
         except RecordError as error:
             raise RecordError(
                 f"data set {self.dataset!r}, {place}, column {error.field}", error.problem
             ) from None
         return plain(record) if is_plain(record, self.aggregation) else record
+
+
+def _with_best_response(record: Record) -> Record:
+    best = best_response(record)
+    if best is None:
+        raise RecordError("reference", "missing or empty, and there is no proposal with a score")
+    return replace(record, aggregation=best)
 
 
 def parse_entry(dataset: str, entry: Mapping[str, Any]) -> DatasetOptions:

@@ -1,6 +1,7 @@
 """The engine for OpenAI-compatible servers. Run: pytest tests/test_openai_engine.py"""
 
 import asyncio
+import contextlib
 import copy
 import json
 import os
@@ -11,6 +12,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
@@ -18,10 +20,13 @@ from flaky_server import FlakyServer, digest, expected_texts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aft_factory.engines import EngineError
+from aft_factory.accounting import LayerUsage
+from aft_factory.asking import Asker
+from aft_factory.engines import EngineError, openai_engine, openai_server
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.openai_replies import error_words, retry_after
 from aft_factory.errors import UsageError
+from aft_factory.journal import Place
 from aft_factory.sampling import Completion, Reply, Request, Sampling, Usage
 
 MESSAGES = [{"role": "user", "content": "How many pails?"}]
@@ -31,6 +36,22 @@ SHORT = Sampling(max_tokens=8)
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time by which servers rest, in a list; it moves only by hand."""
+    now = [100.0]
+    for module in (openai_engine, openai_server):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+async def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        await asyncio.sleep(0.01)
 
 
 def ask(*requests, server=None, **options):
@@ -158,15 +179,33 @@ def test_content_may_be_null_and_usage_and_finish_reason_may_be_missing():
     assert reply == Reply((Completion("", "stop"),), Usage(None, None, None))
 
 
-def test_cached_tokens_are_taken_where_the_server_tells_and_are_else_unknown():
-    usage = {"prompt_tokens": 9, "completion_tokens": 2}
-    told = usage | {"prompt_tokens_details": {"cached_tokens": 8}}
-    untold = usage | {"prompt_tokens_details": None}
-    found = []
-    for shape in (told, untold, usage):
-        body = {"choices": [choice("x")], "usage": shape}
-        found += [ask(request(), server=respond(body=body))[0][0].usage]
-    assert found == [Usage(9, 8, 2), Usage(9, None, 2), Usage(9, None, 2)]
+def usages(*asked):
+    """What one server's answers are accounted as: each (n, what it says of cached tokens)."""
+    told = iter([details for _, details in asked])
+
+    def answer(_, body):
+        usage = {"prompt_tokens": 9, "completion_tokens": 2, **next(told)}
+        choices = [choice("x")] * body["n"]
+        return web.Response(text=json.dumps({"choices": choices, "usage": usage}))
+
+    replies, _ = ask(*(request(n=n) for n, _ in asked), server={"answer": answer})
+    return [reply.usage for reply in replies]
+
+
+def cached(tokens) -> dict:
+    return {"prompt_tokens_details": {"cached_tokens": tokens}}
+
+
+def test_cached_tokens_are_unknown_until_the_server_tells_and_0_where_it_tells_no_more():
+    untold = {"prompt_tokens_details": None}  # as vLLM says 0, and that it does not say
+    asked = [(1, untold), (1, {}), (1, cached(8)), (1, untold), (1, {}), (1, cached(0))]
+    assert [usage.cached for usage in usages(*asked)] == [None, None, 8, 0, 0, 0]
+
+
+def test_cached_tokens_of_several_samples_are_unknown_unless_they_are_none():
+    """They are those of one of the samples, which may have found what the first one read."""
+    asked = [(3, {}), (3, cached(8)), (3, {}), (3, cached(0)), (1, cached(8))]
+    assert [usage.cached for usage in usages(*asked)] == [None, None, 0, 0, 8]
 
 
 def test_a_finish_reason_is_kept_as_given():
@@ -179,7 +218,7 @@ def test_a_server_that_ignores_n_is_asked_again_under_the_following_seeds():
     [reply], server = ask(request(n=5), server={"most_choices": 2})
     assert [(b["n"], b["seed"]) for _, b in server.requests] == [(5, 7), (3, 9), (1, 11)]
     assert [c.text for c in reply.completions] == expected_texts(MESSAGES, 5, 7, 8)
-    assert reply.usage.prompt == 3 * 4  # it was read three times
+    assert (reply.usage.prompt, reply.readings) == (3 * 4, 3)
 
 
 def test_a_server_that_gives_no_choices_at_all_refuses():
@@ -194,51 +233,44 @@ def test_of_more_choices_than_asked_for_the_first_are_kept():
     assert reply.usage.completion == 40  # all four were written
 
 
-def test_split_samples_asks_for_each_sample_on_its_own_and_counts_every_reading():
-    [reply], server = ask(request(n=3), split_samples=True)
-    assert sorted((b["n"], b["seed"]) for _, b in server.requests) == [(1, 7), (1, 8), (1, 9)]
+def test_a_prompt_read_several_times_attends_as_several_short_ones():
+    [reply], _ = ask(request(n=2), server={"most_choices": 1})
+    alone = [ask(request(seed=seed))[0][0] for seed in (7, 8)]
+    whole = LayerUsage.of(reply)
+    assert whole.attended == sum(LayerUsage.of(part).attended for part in alone)
+    assert whole.usage == sum((part.usage for part in alone), Usage())
+
+
+def test_split_samples_are_asked_for_one_by_one_under_following_seeds():
+    async def main():
+        async with FlakyServer() as server:
+            engine = await OpenAIEngine.connect([server.url], split_samples=True)
+            async with Asker({"": engine}, None, 10) as asker:
+                reply = await asker.ask(request(n=3), Place("q", 0, 0, 0))
+            await engine.close()
+            return reply, server.requests
+
+    reply, requests = asyncio.run(main())
+    assert sorted((b["n"], b["seed"]) for _, b in requests) == [(1, 7), (1, 8), (1, 9)]
     texts = expected_texts(MESSAGES, 3, 7, 8)
     assert [c.text for c in reply.completions] == texts
     assert [c.tokens for c in reply.completions] == [len(text.split()) for text in texts]
-    assert reply.usage.prompt == 3 * 4
-
-
-def test_split_samples_run_together_and_the_first_failure_stops_the_others():
-    async def main():
-        async def answer(_, body):
-            if body["seed"] != 8:
-                await asyncio.sleep(60)
-            return web.Response(status=400, text="no")
-
-        async with FlakyServer(answer=answer) as server:
-            engine = await OpenAIEngine.connect([server.url], split_samples=True)
-            with pytest.raises(EngineError, match="no"):
-                await asyncio.wait_for(engine.sample(request(n=3)), 5)
-            for _ in range(100):  # the server sees the others hang up
-                await asyncio.sleep(0.01)
-                if not server.in_flight:
-                    break
-            await engine.close()
-            return len(server.requests), server.in_flight
-
-    assert asyncio.run(main()) == (3, 0)
+    assert (reply.usage.prompt, reply.readings) == (3 * 4, 3)
 
 
 def test_a_cancelled_request_is_given_up():
-    async def main(split):
-        async with FlakyServer(delay=60) as server:
-            engine = await OpenAIEngine.connect([server.url], split_samples=split)
+    async def main():
+        async with FlakyServer(delay=3600) as server:
+            engine = await OpenAIEngine.connect([server.url])
             asking = asyncio.create_task(engine.sample(request(n=2)))
-            await asyncio.sleep(0.2)
-            before = server.in_flight
+            await until(lambda: server.in_flight == 1)
             asking.cancel()
             await asyncio.wait([asking])
-            await asyncio.sleep(0.2)
+            await until(lambda: server.in_flight == 0)  # it sees the engine hang up
             await engine.close()
-            return before, server.in_flight, asking.cancelled()
+            return asking.cancelled()
 
-    assert asyncio.run(main(split=False)) == (1, 0, True)
-    assert asyncio.run(main(split=True)) == (2, 0, True)
+    assert asyncio.run(main())
 
 
 # --- errors
@@ -392,6 +424,35 @@ def test_of_several_models_one_must_be_named(offers):
     assert connect_to(*({"models": models} for models in offers), model="b").model == "b"
 
 
+def test_servers_that_do_not_offer_the_model_are_left_out(caplog):
+    async def main():
+        offers = (("a",), ("a", "b"), ("b",), None)
+        async with contextlib.AsyncExitStack() as stack:
+            servers = [
+                await stack.enter_async_context(FlakyServer(models=models)) for models in offers
+            ]
+            engine = await OpenAIEngine.connect([server.url for server in servers], "b")
+            for i in range(9):
+                await engine.sample(request(seed=i))
+            await engine.close()
+            return servers[0].url, [len(server.requests) for server in servers]
+
+    url, asked = asyncio.run(main())
+    assert asked == [0, 3, 3, 3]
+    assert [record.message for record in caplog.records if record.name.startswith("aft")] == [
+        f"{url} is left out: it does not offer the model b"
+    ]
+
+
+def test_a_model_that_no_server_offers_is_refused_with_what_there_is():
+    with pytest.raises(UsageError, match="no server offers the model 'flakky'; did you mean 'fl"):
+        connect_to({}, {"models": ("other",)}, model="flakky")
+
+
+def test_servers_that_may_know_more_names_than_they_list_are_asked():
+    assert connect_to_listing([{"id": "llama3:latest"}], "llama3").model == "llama3"
+
+
 def test_a_server_without_a_list_of_models_needs_the_models_name():
     with pytest.raises(UsageError, match="expected the name of one model"):
         connect_to({"models": None})
@@ -399,22 +460,29 @@ def test_a_server_without_a_list_of_models_needs_the_models_name():
     assert (engine.model, engine.context) == ("mine", None)
 
 
-def test_an_adapter_without_its_own_length_has_its_base_models():
-    listing = {"data": [{"id": "base", "max_model_len": 512}, {"id": "adapter", "parent": "base"}, 5, {"new": 1}]}  # fmt: skip
+def connect_to_listing(cards, model) -> OpenAIEngine:
+    """Connect to a server that lists these models."""
 
     async def main():
         app = web.Application()
-        app.router.add_get("/v1/models", lambda _: web.json_response(listing))
+        app.router.add_get("/v1/models", lambda _: web.json_response({"data": cards}))
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/"
-        engine = await OpenAIEngine.connect([url], "adapter")
-        await engine.close()
-        await runner.cleanup()
-        return engine.context
+        try:
+            engine = await OpenAIEngine.connect([url], model)
+            await engine.close()
+        finally:
+            await runner.cleanup()
+        return engine
 
-    assert asyncio.run(main()) == 512
+    return asyncio.run(main())
+
+
+def test_an_adapter_without_its_own_length_has_its_base_models():
+    cards = [{"id": "base", "max_model_len": 512}, {"id": "adapter", "parent": "base"}]
+    assert connect_to_listing([*cards, 5, {"new": 1}], "adapter").context == 512
 
 
 def test_when_no_server_answers_every_url_is_named_with_its_problem():
@@ -460,12 +528,26 @@ def test_urls_must_be_urls(urls):
 # --- several servers
 
 
+def gated():
+    """Options of a server that keeps all requests waiting, and what opens it."""
+    gate = asyncio.Event()
+
+    async def answer(*_):
+        await gate.wait()
+
+    return {"answer": answer}, gate
+
+
 def test_requests_are_spread_over_the_servers():
     async def main():
-        async with FlakyServer(delay=0.2) as one, FlakyServer(delay=0.2) as two:
+        waiting, gate = gated()
+        async with FlakyServer(**waiting) as one, FlakyServer(**waiting) as two:
             engine = await OpenAIEngine.connect([one.url, two.url])
-            await asyncio.gather(*(engine.sample(request(seed=i)) for i in range(10)))
-            at_once = (one.most_in_flight, two.most_in_flight)
+            asking = [asyncio.create_task(engine.sample(request(seed=i))) for i in range(10)]
+            await until(lambda: one.in_flight + two.in_flight == 10)
+            at_once = (one.in_flight, two.in_flight)
+            gate.set()
+            await asyncio.gather(*asking)
             for i in range(4):
                 await engine.sample(request(seed=i))
             await engine.close()
@@ -476,102 +558,202 @@ def test_requests_are_spread_over_the_servers():
 
 def test_the_server_with_less_to_do_gets_more():
     async def main():
-        async with FlakyServer(delay=0.5) as slow, FlakyServer() as fast:
+        waiting, gate = gated()
+        async with FlakyServer(**waiting) as slow, FlakyServer() as fast:
             engine = await OpenAIEngine.connect([slow.url, fast.url])
-            waiting = asyncio.create_task(engine.sample(request()))
-            await asyncio.sleep(0.1)
+            first = asyncio.create_task(engine.sample(request()))
+            await until(lambda: slow.in_flight == 1)
             for i in range(9):
                 await engine.sample(request(seed=i))
-            await waiting
+            gate.set()
+            await first
             await engine.close()
             return len(slow.requests), len(fast.requests)
 
     assert asyncio.run(main()) == (1, 9)
 
 
-def test_a_dead_server_rests_and_is_used_again_once_it_lives():
+async def kinds(engine, count):
+    """Ask for answers, one after the other; return the failures' kinds."""
+    failed = []
+    for i in range(count):
+        try:
+            await engine.sample(request(seed=i))
+        except EngineError as problem:
+            failed.append(problem.kind)
+    return failed
+
+
+def test_a_dead_server_rests_and_is_used_again_once_it_lives(clock):
     async def main():
         async with FlakyServer() as sound:
             async with FlakyServer() as frail:
                 engine = await OpenAIEngine.connect([sound.url, frail.url])
-            lost = 0
-            for i in range(20):
-                try:
-                    await engine.sample(request(seed=i))
-                except EngineError as problem:
-                    lost += problem.kind == "retry"
+            lost = await kinds(engine, 20)
             async with FlakyServer(port=frail.port) as again:
-                await asyncio.sleep(1.1)  # the first rest is a second
-                for i in range(10):
-                    await engine.sample(request(seed=i))
+                clock[0] += 1  # the first rest is a second
+                lost += await kinds(engine, 10)
                 await engine.close()
                 return lost, len(sound.requests), len(again.requests)
 
-    assert asyncio.run(main()) == (1, 19 + 5, 5)
+    assert asyncio.run(main()) == (["retry"], 19 + 5, 5)
 
 
-def test_a_server_that_does_not_answer_at_the_start_may_join_later():
+def test_a_server_that_does_not_answer_at_the_start_may_join_later(clock):
     async def main():
         port = closed_port()
         async with FlakyServer() as sound:
             engine = await OpenAIEngine.connect([sound.url, f"http://127.0.0.1:{port}/v1"])
             async with FlakyServer(port=port) as late:
-                await asyncio.sleep(1.1)
-                for i in range(4):
-                    await engine.sample(request(seed=i))
+                clock[0] += 1
+                lost = await kinds(engine, 4)
                 await engine.close()
-                return len(late.requests)
+                return lost, len(late.requests)
 
-    assert asyncio.run(main()) == 2
+    assert asyncio.run(main()) == ([], 2)
 
 
-def test_rests_double_up_to_a_minute_and_one_outage_counts_once(monkeypatch):
-    engine = connect_to({}, {})
-    server, clock, rests = engine._servers[0], [100.0], []
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+@pytest.mark.parametrize("status", [408, 425, 429])
+def test_a_server_that_has_enough_rests_as_long_as_it_says(clock, status):
+    full = respond(status, "enough", {"Retry-After": "7"})
+
+    async def main():
+        async with FlakyServer(**full) as limited, FlakyServer() as other:
+            engine = await OpenAIEngine.connect([limited.url, other.url])
+            with pytest.raises(EngineError) as caught:
+                await engine.sample(request())
+            lost = await kinds(engine, 10)
+            clock[0] += 6.9
+            lost += await kinds(engine, 10)
+            before = len(limited.requests)
+            clock[0] += 0.2
+            lost += await kinds(engine, 10)
+            await engine.close()
+            return caught.value.retry_after, before, len(limited.requests), lost
+
+    # There is another to ask, so that the next attempt need not wait those 7 seconds.
+    assert asyncio.run(main()) == (0, 1, 2, ["retry"])
+
+
+def test_if_all_servers_have_enough_the_next_attempt_waits_for_the_first_to_be_back(clock):
+    async def main():
+        servers = [respond(429, "enough", {"Retry-After": after}) for after in ("9", "300")]
+        async with FlakyServer(**servers[0]) as one, FlakyServer(**servers[1]) as two:
+            engine = await OpenAIEngine.connect([one.url, two.url])
+            waits = []
+            for _ in range(2):
+                with pytest.raises(EngineError) as caught:
+                    await engine.sample(request())
+                waits.append(caught.value.retry_after)
+            await engine.close()
+            return waits
+
+    assert asyncio.run(main()) == [0, 9]
+
+
+def test_a_server_that_has_enough_takes_the_answer_of_none_of_the_requests():
+    """It is the quickest to answer, and so would always be the one with the least to do."""
+    full = respond(429, "enough", {"Retry-After": "3600"})
+
+    async def main():
+        async with FlakyServer(**full) as limited, FlakyServer() as other:
+            engine = await OpenAIEngine.connect([limited.url, other.url])
+            async with Asker({"": engine}, None, 100) as asker:
+                asking = (asker.ask(request(seed=i), Place("q", 0, 0, i)) for i in range(100))
+                await asyncio.gather(*asking)
+            await engine.close()
+            return asker.counts.asked, asker.counts.retried, len(limited.requests)
+
+    assert asyncio.run(main()) == (100, 50, 50)  # half of those sent before it spoke
+
+
+def test_what_a_server_took_before_it_had_enough_does_not_end_its_rest(clock):
+    server = connect_to({}, {})._servers[0]
+    failure = EngineError("enough", "retry", 5.0)
+    server._fails(started=100.0, failure=failure, in_doubt=False)
+    server._works(started=99.0)
+    assert not server.is_live(104.9)
+    server.in_flight = 3  # it works on these, and is asked for more all the same
+    assert server.is_live(105.1)
+    server._works(started=105.1)
+    assert server.is_live(105.1)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_denies_rests_while_others_answer(clock, status):
+    async def main():
+        async with FlakyServer(**respond(status, "who?")) as odd, FlakyServer() as sound:
+            engine = await OpenAIEngine.connect([odd.url, sound.url])
+            lost = await kinds(engine, 10)
+            clock[0] += 1
+            lost += await kinds(engine, 10)
+            await engine.close()
+            return lost, len(odd.requests)
+
+    assert asyncio.run(main()) == (["retry", "retry"], 2)
+
+
+def test_only_if_all_servers_deny_the_run_ends():
+    async def main():
+        async with FlakyServer(**respond(404)) as one, FlakyServer(**respond(401)) as two:
+            engine = await OpenAIEngine.connect([one.url, two.url])
+            denied = await kinds(engine, 3)
+            await engine.close()
+            return denied
+
+    assert asyncio.run(main()) == ["retry", "fatal", "fatal"]
+
+
+DEAD = EngineError("refused", "retry")
+
+
+def test_rests_double_up_to_a_minute_and_one_outage_counts_once(clock):
+    server, rests = connect_to({}, {})._servers[0], []
     for _ in range(1100):
-        server._failed(started=clock[0], problem="refused")
-        server._failed(started=clock[0] - 1, problem="was in flight then")
+        server._fails(clock[0], DEAD, in_doubt=True)
+        server._fails(clock[0] - 1, DEAD, in_doubt=True)  # it was in flight then
         rests.append(server.back_at - clock[0])
         assert not server.is_live(clock[0])
         clock[0] = server.back_at
         assert server.is_live(clock[0])
     assert rests == [1, 2, 4, 8, 16, 32] + [60] * 1094
-    server._works()
-    server._failed(started=clock[0], problem="refused")
+    server._works(clock[0])
+    server._fails(clock[0], DEAD, in_doubt=True)
     assert server.back_at - clock[0] == 1
 
 
-def test_a_server_back_from_its_rest_gets_one_request_at_a_time_until_it_answers():
+def test_a_server_back_from_its_rest_gets_one_request_at_a_time_until_it_answers(clock):
     server = connect_to({}, {})._servers[0]
-    server._failed(started=time.monotonic(), problem="refused")
+    server._fails(clock[0], DEAD, in_doubt=True)
     later = server.back_at + 0.1
     server.in_flight = 1
     assert not server.is_live(later)
-    server._works()
+    server._works(later)
     assert server.is_live(later)
 
 
-def test_a_single_server_never_rests(monkeypatch):
+def test_a_single_server_never_rests(clock):
     server = connect_to({})._servers[0]
-    server._failed(started=time.monotonic(), problem="refused")
-    assert server.is_live(time.monotonic())
+    server._fails(clock[0], DEAD, in_doubt=True)
+    assert server.is_live(clock[0])
+
+
+def test_a_single_server_that_is_left_of_several_never_rests(clock):
+    [server] = connect_to({}, {"models": ("other",)}, model="flaky")._servers
+    server._fails(clock[0], DEAD, in_doubt=True)
+    assert server.is_live(clock[0])
 
 
 def test_with_all_servers_resting_the_request_goes_out_at_once():
     async def main():
-        failing = {"fail_rate": 1.0, "failures": ("503",)}
+        failing = respond(503, "closed", {"Retry-After": "3600"})
         async with FlakyServer(**failing) as one, FlakyServer(**failing) as two:
             engine = await OpenAIEngine.connect([one.url, two.url])
-            started = time.monotonic()
-            for i in range(6):
-                with pytest.raises(EngineError):
-                    await engine.sample(request(seed=i))
+            failed = await asyncio.wait_for(kinds(engine, 6), 120)
             await engine.close()
-            return time.monotonic() - started, len(one.requests) + len(two.requests)
+            return failed, len(one.requests) + len(two.requests)
 
-    wall, asked = asyncio.run(main())
-    assert (wall < 1, asked) == (True, 6)
+    assert asyncio.run(main()) == (["retry"] * 6, 6)
 
 
 # --- many at once, and the server itself

@@ -166,17 +166,20 @@ class OpenAIEngine:
         try:
             reply = read_reply(await server.ask(body, extra | dict(sampling.extra)), n)
         except EngineError as error:
-            raise self._judged(error, server) from error
+            raise self._judged(error) from error
         cached = server.cached(reply.usage.cached, len(reply.completions))
         return replace(reply, usage=replace(reply.usage, cached=cached))
 
-    def _judged(self, error: EngineError, server: Server) -> EngineError:
-        """Return what the failure of a server means, as there may be others to ask."""
-        kind, after, now = error.kind, error.retry_after, time.monotonic()
-        if kind == "fatal" and not all(each.denies for each in self._servers):
+    def _judged(self, error: EngineError) -> EngineError:
+        """Return what the failure of a server means where there are others to ask."""
+        if len(self._servers) == 1:
+            return error
+        kind, after = error.kind, error.retry_after
+        if kind == "fatal" and not all(server.denies for server in self._servers):
             kind = "retry"
-        if any(each.is_live(now) for each in self._servers if each is not server):
-            after = None  # the next attempt goes there
+        if after is not None:  # the next attempt goes to whoever is back first
+            first = min(server.back_at for server in self._servers)
+            after = min(after, max(0.0, first - time.monotonic()))
         return EngineError(error.problem, kind, after)
 
     def _pick(self) -> Server:

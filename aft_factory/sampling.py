@@ -131,12 +131,14 @@ class Completion:
             another word of the server's.
         tokens: How many tokens it wrote, where known.
         token_ids: The tokens themselves, where known.
+        problem: What is wrong with the text, where it was taken out of what the model wrote.
     """
 
     text: str
     finish_reason: str = "stop"
     tokens: int | None = None
     token_ids: tuple[int, ...] | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

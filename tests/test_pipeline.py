@@ -1,28 +1,18 @@
-"""The pipeline: stages in order, each done once, killed and resumed; and `aft`."""
+"""The pipeline: stages in order, each done once and again when what it is made from changes."""
 
 import json
-import os
 import shutil
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
 
 import pytest
 import yaml
 from conftest import ROOT, demo_rows
+from flaky_server import error
+from test_run_resume import serving
 
 from aft_factory.cli import STAGES
 from aft_factory.cli import main as aft
-from aft_factory.errors import UsageError
-from aft_factory.pipeline import main, read_pipeline
+from aft_factory.pipeline import main, steps
 from aft_factory.records import record_from_row
-
-PARSERS = {
-    "convert": "aft_factory.convert.arguments",
-    **{name: f"aft_factory.{name}" for name in ("sample", "rank", "aggregate", "run", "stats")},
-}
 
 
 def write_pipeline(folder, *stages, **more):
@@ -40,107 +30,392 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+SAMPLE = {"input": "prompts.jsonl", "output": "sampled.jsonl", "scripted": True, "samples": 4}
 SCRIPTED = (
-    {
-        "sample": {
-            "input": "prompts.jsonl",
-            "output": "sampled.jsonl",
-            "scripted": True,
-            "samples": 4,
-        }
-    },
+    {"sample": SAMPLE},
     {"rank": {"output": "ranked.jsonl", "scripted": True, "top_k": 2}},
     {"aggregate": {"output": "made.jsonl", "scripted": True}},
     {"convert": {"output": "aft.jsonl", "source": "proposals"}},
 )
 
 
-def test_each_stage_reads_what_the_one_before_wrote(tmp_path, capfd):
+@pytest.fixture
+def scripted(tmp_path):
+    """A pipeline of scripted stages, some of whose settings may be changed; its file."""
     write_prompts(tmp_path)
-    path = write_pipeline(tmp_path, *SCRIPTED)
-    assert main([str(path)]) == 0
+
+    def changed(**settings):
+        stages = json.loads(json.dumps(SCRIPTED))
+        for stage in stages:
+            [(name, own)] = stage.items()
+            own.update(settings.get(name, {}))
+        return write_pipeline(tmp_path, *stages)
+
+    return changed
+
+
+@pytest.fixture
+def run(capfd):
+    """Runs a pipeline; its exit code, and the numbers of the stages that were not done before."""
+
+    def run(path):
+        capfd.readouterr()
+        code = main([str(path)])
+        run.out, run.err = capfd.readouterr()
+        titles = [line for line in run.out.splitlines() if line.startswith("[")]
+        run.worked = [int(t[1]) for t in titles if ": python" in t or ": llamafactory" in t]
+        return code
+
+    return run
+
+
+def test_each_stage_reads_what_the_one_before_wrote(tmp_path, scripted, run):
+    assert run(scripted()) == 0
     [first, *_] = made = [record_from_row(row) for row in rows_of(tmp_path / "aft.jsonl")]
     assert len(made) == 6
     assert len(first.proposals) == 2
     assert first.aggregation
     assert {"sampling", "ranking", "aggregating"} <= set(first.meta)
-    assert "[4/4] convert: python -m aft_factory.convert proposals" in capfd.readouterr().out
+    assert "[4/4] convert: python -m aft_factory.convert proposals" in run.out
 
 
-def test_what_is_done_is_not_done_again_until_its_input_or_settings_change(tmp_path, capfd):
-    write_prompts(tmp_path)
-    path = write_pipeline(tmp_path, *SCRIPTED)
-    assert main([str(path)]) == 0
-    capfd.readouterr()
-    assert main([str(path)]) == 0
-    assert capfd.readouterr().out.count("done before") == 4
-    stages = json.loads(json.dumps(SCRIPTED))
-    stages[1]["rank"]["top_k"] = 3
-    assert main([str(write_pipeline(tmp_path, *stages))]) == 0
-    assert capfd.readouterr().out.count("done before") == 1
+def test_what_is_done_is_not_done_again_until_its_input_or_settings_change(tmp_path, scripted, run):
+    assert run(scripted()) == 0
+    assert run.worked == [1, 2, 3, 4]
+    assert run(scripted()) == 0
+    assert (run.worked, run.out.count("done before")) == ([], 4)
+    assert run(scripted(rank={"top_k": 3})) == 0
+    assert run.worked == [2, 3, 4]
     assert len(rows_of(tmp_path / "aft.jsonl")[0]["proposals"]) == 3
+    write_prompts(tmp_path, 5)
+    assert run(scripted(rank={"top_k": 3})) == 0
+    assert run.worked == [1, 2, 3, 4]
+    (tmp_path / "made.jsonl").unlink()
+    assert run(scripted(rank={"top_k": 3})) == 0
+    assert run.worked == [3]  # it is what it was, so what is made from it is done
 
 
-def test_a_stage_that_fails_stops_the_pipeline_and_is_tried_again(tmp_path, capfd):
+def test_a_prompt_or_file_of_settings_that_was_edited_is_a_change(tmp_path, scripted, run):
+    shutil.copy(ROOT / "templates" / "aggregate" / "moa.jinja", tmp_path / "mine.jinja")
+    (tmp_path / "sample.yaml").write_text("samples: 4\n")
+    path = scripted(
+        sample={"config": str(tmp_path / "sample.yaml")},
+        aggregate={"template": str(tmp_path / "mine.jinja")},
+    )
+    assert run(path) == 0
+    with (tmp_path / "mine.jinja").open("a") as stream:
+        stream.write("Be brief.\n")
+    assert run(path) == 0
+    assert run.worked == [3, 4]
+    (tmp_path / "sample.yaml").write_text("samples: 4\nseed: 43\n")
+    assert run(path) == 0
+    assert run.worked == [1, 2, 3, 4]
+
+
+def test_a_prompt_of_ours_that_was_edited_is_a_change(tmp_path, scripted, run, monkeypatch):
+    templates = tmp_path / "templates"
+    shutil.copytree(ROOT / "templates", templates)
+    monkeypatch.setattr("aft_factory.pipeline.done.TEMPLATES", templates)
+    assert run(scripted()) == 0
+    with (templates / "propose" / "inst_1k_v4.jinja").open("a") as stream:
+        stream.write("\n")
+    assert run(scripted()) == 0
+    assert run.worked == [1]
+
+
+def test_a_stage_that_fails_stops_the_pipeline_and_is_tried_again(tmp_path, scripted, run):
+    path = scripted(convert={"register": str(tmp_path / "data")})
+    assert run(path) == 2
+    assert "stopped at stage 4, convert (exit code 2)" in run.err
+    (tmp_path / "data").mkdir()
+    assert run(path) == 0
+    assert run.worked == [4]
+
+
+def test_nothing_starts_while_a_later_stage_is_wrong(tmp_path, scripted, run):
+    assert run(scripted(rank={"top_k": 0}, convert={"limt": 1})) == 2
+    assert "stages[2].rank: top_k" in run.err
+    assert "stages[4].convert: unknown key 'limt'; did you mean 'limit'?" in run.err
+    assert not (tmp_path / "sampled.jsonl").exists()
+
+
+def test_stats_are_counted_anew_when_their_input_changes(tmp_path, scripted, run):
+    stages = yaml.safe_load(scripted().read_text())["stages"]
+    path = write_pipeline(
+        tmp_path, *stages, {"stats": {"json": "stats.json", "plot": "lengths.png"}}, {"stats": {}}
+    )
+    assert run(path) == 0
+    assert run.worked == [1, 2, 3, 4, 5, 6]
+    write_prompts(tmp_path, 5)
+    assert run(path) == 0
+    assert run.worked == [1, 2, 3, 4, 5, 6]
+    assert json.loads((tmp_path / "stats.json").read_text())["rows"]["read"] == 5
+    (tmp_path / "lengths.png").unlink()
+    assert run(path) == 0
+    assert run.worked == [5]
+
+
+def test_rows_that_the_engine_failed_are_asked_for_again_by_the_same_command(tmp_path, run):
     write_prompts(tmp_path)
-    stages = json.loads(json.dumps(SCRIPTED))
-    stages[1]["rank"]["top_k"] = 0
-    assert main([str(write_pipeline(tmp_path, *stages))]) == 2
-    assert "stopped at stage 2, rank (exit code 2)" in capfd.readouterr().err
-    assert main([str(write_pipeline(tmp_path, *SCRIPTED))]) == 0
-    assert "[1/4] sample: done before" in capfd.readouterr().out
+    fails = [True]
+
+    def answer(path, body):
+        bad = demo_rows()[2]["query"] in body["prompt"] and fails[0]
+        return error(500, "out of memory") if bad else None
+
+    with serving(answer=answer) as server:
+        sample = {"input": "prompts.jsonl", "output": "sampled.jsonl", "base_url": server.url}
+        rank = {"output": "ranked.jsonl", "scripted": True}
+        path = write_pipeline(tmp_path, {"sample": sample | {"retries": 0}}, {"rank": rank})
+        assert run(path) == 0
+        assert "[1/2] sample: 1 rows without an answer" in run.out
+        assert len(rows_of(tmp_path / "ranked.jsonl")) == 5
+        assert run(path) == 0
+        assert run.worked == [1]
+        fails[0] = False
+        asked = len(server.requests)
+        assert run(path) == 0
+        assert (run.worked, len(server.requests)) == ([1, 2], asked + 1)
+        assert len(rows_of(tmp_path / "ranked.jsonl")) == 6
+        assert run(path) == 0
+        assert run.worked == []
 
 
-def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path):
-    path = write_pipeline(tmp_path, {"smaple": {}}, {"rank": {}}, {"train": {}}, "x", extra=1)
-    with pytest.raises(UsageError) as error:
-        read_pipeline(path)
-    text = str(error.value)
-    for words in (
-        "unknown key 'extra'",
-        "stages[1]: unknown stage 'smaple'; did you mean 'sample'?",
-        "stages[2].rank: input is missing",
-        "stages[2].rank: output is missing",
-        "stages[3].train: config is missing",
-        "stages[4]: expected one stage",
-    ):
-        assert words in text
+# Training, by a program that stands in for LLaMA-Factory's
 
 
-def test_a_dry_run_tells_the_requests_of_every_stage_and_writes_nothing(tmp_path, capfd):
-    write_prompts(tmp_path)
-    path = write_pipeline(tmp_path, *SCRIPTED)
+@pytest.fixture
+def train(tmp_path, monkeypatch, run):
+    """Runs a pipeline of one training; what the program was called with beyond its file."""
+    program = tmp_path / "bin" / "fake-cli"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nshift 2\necho "$@" > {tmp_path}/called\n. {tmp_path}/do\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(steps, "CLI", "fake-cli")
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    output = tmp_path / "saves" / "aft"
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    info = {"mine": {"file_name": "rows.jsonl"}, "other": {"file_name": "other.jsonl"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+
+    def train(does="touch $out/adapter_model.safetensors", text="", **settings):
+        settings = {"dataset_dir": str(tmp_path), "dataset": "mine", "output_dir": str(output)} | (
+            settings
+        )
+        (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings) + text)
+        (tmp_path / "do").write_text(f"out={output}\nmkdir -p $out\n{does}\n")
+        (tmp_path / "called").unlink(missing_ok=True)
+        train.code = run(write_pipeline(tmp_path, {"train": {"config": f"{tmp_path}/train.yaml"}}))
+        called = tmp_path / "called"
+        return called.read_text().strip() if called.exists() else None
+
+    train.output = output
+    return train
+
+
+KILLED = "mkdir -p $out/checkpoint-100; kill -9 $$"
+
+
+def test_a_training_is_done_as_long_as_its_settings_data_and_weights_are_there(train, tmp_path):
+    assert train() == ""
+    assert train() is None
+    assert train(text="# a remark\n") is None
+    (tmp_path / "rows.jsonl").write_text("{}\n{}\n")
+    assert train() == ""
+    shutil.rmtree(train.output)
+    assert train() == ""
+    (train.output / "adapter_model.safetensors").unlink()
+    assert train() == ""
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    assert train() is None
+    assert train.code == 0
+
+
+def test_a_killed_training_resumes_under_the_same_settings(train):
+    train(KILLED, overwrite_output_dir=True)
+    assert train.code == 128 + 9
+    assert train(overwrite_output_dir=True) == "overwrite_output_dir=false"
+    assert train(overwrite_output_dir=True) is None
+
+
+def test_a_training_killed_after_its_weights_were_written_trains_again(train):
+    train("touch $out/adapter_model.safetensors; kill -9 $$")
+    assert train() == "overwrite_output_dir=true"  # or LLaMA-Factory would refuse the folder
+    assert train() is None
+
+
+@pytest.mark.parametrize("does", [KILLED, "touch $out/adapter_model.safetensors"])
+def test_what_other_settings_trained_is_moved_aside(train, run, does):
+    train(does)
+    kept = list(train.output.iterdir())
+    assert train(learning_rate=1.0) == ""
+    assert [path.name for path in train.output.iterdir()] == ["adapter_model.safetensors"]
+    aside = train.output.with_name("aft.old")
+    assert [path.name for path in aside.iterdir()] == [path.name for path in kept]
+    assert f"it is in {aside} now" in run.out
+    assert train(learning_rate=2.0) == ""
+    assert train.output.with_name("aft.old1").exists()
+
+
+def test_a_training_that_no_pipeline_began_is_not_touched(train, run):
+    (train.output / "checkpoint-5").mkdir(parents=True)
+    assert train() is None
+    assert train.code == 2
+    assert f"{train.output}: a training that no pipeline began is in it; move it away" in run.err
+    assert train(resume_from_checkpoint=str(train.output / "checkpoint-5")) == ""
+
+
+@pytest.mark.parametrize(
+    ("made", "resumed"), [(["checkpoint-4", "checkpoint-12"], "checkpoint-12"), ([], None)]
+)
+def test_llamafactory_takes_what_the_pipeline_adds(tmp_path, made, resumed):
+    from llamafactory.hparams import get_train_args
+
+    from aft_factory.pipeline.training import prepare
+
+    settings = yaml.safe_load((ROOT / "examples" / "aft_llama.yaml").read_text())
+    settings |= {"use_cpu": True, "bf16": False, "overwrite_output_dir": True}
+    settings["output_dir"] = str(tmp_path / "saves")
+    assert prepare(settings, "state") == []
+    for name in made:
+        (tmp_path / "saves" / name).mkdir(parents=True)
+    (tmp_path / "saves").mkdir(exist_ok=True)
+    (tmp_path / "saves" / "adapter_model.safetensors").touch()
+    [added] = prepare(settings, "state")
+    key, _, value = added.partition("=")
+    _, _, training, _, _ = get_train_args(settings | {key: value == "true"})
+    folder = training.resume_from_checkpoint
+    assert folder == (resumed and str(tmp_path / "saves" / resumed))
+
+
+# The dry run
+
+
+def totals(out):
+    """The last line of each table: requests, samples, and tokens read and written."""
+    lines = [line.replace(",", "").split()[1:] for line in out.splitlines()]
+    return [
+        [int(number) for number in (*line[:3], line[4])]
+        for line, text in zip(lines, out.splitlines(), strict=True)
+        if text.strip().startswith("all ")
+    ]
+
+
+def test_a_dry_run_tells_what_every_stage_would_ask_and_writes_nothing(tmp_path, scripted, capfd):
+    path = scripted(aggregate={"max_tokens": 100})
     before = sorted(tmp_path.iterdir())
     assert main([str(path), "--dry-run"]) == 0
     out = capfd.readouterr().out
     assert sorted(tmp_path.iterdir()) == before
-    totals = [line.split()[1:] for line in out.splitlines() if line.strip().startswith("all")]
-    assert totals[0][:2] == ["6", "24"]
-    assert totals[0][-1] == f"{24 * 512:,}"
-    assert totals[1][:2] == ["6", "6"]
-    assert int(totals[1][2].replace(",", "")) > 6 * 2 * 512  # it read two drafts of a row
+    sampled, aggregated = totals(out)
+    assert (sampled[:2], sampled[3]) == ([6, 24], 24 * 512)
+    assert (aggregated[:2], aggregated[3]) == ([6, 6], 6 * 100)
+    assert aggregated[2] > 6 * 2 * 512  # it read two drafts of a row
+    queries = sum(len(row["query"]) for row in demo_rows()[:6])
+    tokens = 6 * 4 * 512 + 4 * queries // 4
+    assert f"24 pairs to score, {tokens:,} tokens to read" in out
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "examples").glob("pipeline_*.yaml")), ids=lambda p: p.stem
-)
-def test_the_examples_are_commands_that_the_stages_take(path):
-    import importlib
+def test_a_dry_run_reckons_with_limits_and_files_of_settings(tmp_path, capfd):
+    write_prompts(tmp_path)
+    (tmp_path / "sample.yaml").write_text("samples: 3\ndraft_tokens: 64\nlimit: 4\n")
+    sample = {"input": "prompts.jsonl", "output": "s.jsonl", "scripted": True}
+    path = write_pipeline(
+        tmp_path,
+        {"sample": sample | {"config": str(tmp_path / "sample.yaml")}},
+        {"rank": {"output": "r.jsonl", "scripted": True, "top_k": 2, "limit": 3}},
+        {"aggregate": {"output": "a.jsonl", "scripted": True, "draft_tokens": 10}},
+        {"convert": {"output": "c.jsonl", "limit": 2}},
+        {"run": {"output": "x.jsonl", "scripted": True, "width": 2, "layers": 1}},
+    )
+    assert main([str(path), "--dry-run"]) == 0
+    out = capfd.readouterr().out
+    sampled, aggregated, ran = totals(out)
+    assert (sampled[:2], sampled[3]) == ([4, 12], 12 * 64)
+    assert "9 pairs to score" in out
+    assert (aggregated[:2], aggregated[3]) == ([3, 3], 3 * 10)
+    assert "2 rows, 0 of them unusable" in out
+    assert ran[:2] == [4, 6]
 
-    for step in read_pipeline(path):
-        if step.stage == "train":
-            assert (ROOT / step.settings["config"]).is_file()
-            continue
-        command = step.command()
-        assert command[:3] == [sys.executable, "-m", f"aft_factory.{step.stage}"]
-        args = importlib.import_module(PARSERS[step.stage]).build_parser().parse_args(command[3:])
-        if step.stage in ("sample", "rank", "aggregate"):
-            from aft_factory.command import read_settings
 
-            kind = f"{step.stage.title()}Settings"
-            module = importlib.import_module(PARSERS[step.stage])
-            below = [("default", {"model": "m"})] if step.stage == "aggregate" else []
-            read_settings(args, getattr(module, kind), below)
+def test_a_dry_run_takes_what_is_done_and_leaves_what_is_stale(tmp_path, scripted, run, capfd):
+    assert run(scripted()) == 0
+    assert main([str(scripted(aggregate={"max_tokens": 7})), "--dry-run"]) == 0
+    out = capfd.readouterr().out
+    assert out.count("done before") == 2
+    [aggregated] = totals(out)
+    assert aggregated[3] == 6 * 7
+    write_prompts(tmp_path, 3)
+    assert main([str(scripted()), "--dry-run"]) == 0
+    assert [total[0] for total in totals(capfd.readouterr().out)] == [3, 3]
+
+
+def test_a_dry_run_of_what_is_on_the_hub_reads_none_of_it(tmp_path, capfd):
+    convert = {"source": "ultrafeedback", "input": "openbmb/UltraFeedback", "output": "x.jsonl"}
+    path = write_pipeline(tmp_path, {"convert": convert})
+    assert main([str(path), "--dry-run"]) == 2
+    assert (
+        "stages[1].convert: openbmb/UltraFeedback is on the hub, and a dry run would read all of "
+        "it; name a local copy as input, or set a limit"
+    ) in capfd.readouterr().err
+
+
+def test_a_dry_run_names_an_input_that_nobody_makes(tmp_path, scripted, capfd):
+    stages = yaml.safe_load(scripted().read_text())["stages"]
+    queries = {"run": {"input": "queries.jsonl", "output": "x.jsonl", "scripted": True}}
+    assert main([str(write_pipeline(tmp_path, *stages, queries)), "--dry-run"]) == 2
+    message = f"stages[5].run: input {tmp_path / 'queries.jsonl'}: no such file"
+    assert message in capfd.readouterr().err
+
+
+ULTRAFEEDBACK = {
+    "source": "evol_instruct",
+    "instruction": "How many pails?",
+    "models": ["a", "b"],
+    "completions": [
+        {"model": name, "response": f"Six, says {name}.", "overall_score": 4.0} for name in "abcd"
+    ],
+}
+
+
+def dry_run_of_example(name, tmp_path, monkeypatch, **inputs):
+    """Dry-run an example on other inputs, without the models it names."""
+    content = yaml.safe_load((ROOT / "examples" / name).read_text())
+    content["folder"] = str(tmp_path)
+    for stage in content["stages"]:
+        [(kind, settings)] = stage.items()
+        if settings.get("input") in inputs:
+            settings["input"] = inputs[settings["input"]]
+        if kind in steps.ASKING:
+            settings["scripted"] = True  # no FLOPs, which would take the model's configuration
+    path = tmp_path / name
+    path.write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(ROOT)
+    return main([str(path), "--dry-run"])
+
+
+def test_the_off_policy_example_dry_runs_on_ultrafeedback(tmp_path, monkeypatch, capfd):
+    rows = [ULTRAFEEDBACK | {"instruction": f"How many, {i}?"} for i in range(7)]
+    source = tmp_path / "uf.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = {"openbmb/UltraFeedback": str(source)}
+    assert dry_run_of_example("pipeline_off_policy.yaml", tmp_path, monkeypatch, **names) == 0
+    out = capfd.readouterr().out
+    assert out.count("7 rows, 0 of them unusable") == 3
+    [aggregated] = totals(out)
+    assert (aggregated[:2], aggregated[3]) == ([7, 7], 7 * 512)
+
+
+def test_the_on_policy_example_dry_runs_on_prompts(tmp_path, monkeypatch, capfd):
+    write_prompts(tmp_path)
+    names = {"data/queries.jsonl": str(tmp_path / "prompts.jsonl")}
+    assert dry_run_of_example("pipeline_on_policy_llama.yaml", tmp_path, monkeypatch, **names) == 0
+    out = capfd.readouterr().out
+    sampled, aggregated, answered = totals(out)
+    assert (sampled[:2], sampled[3]) == ([6, 60], 60 * 512)
+    assert "60 pairs to score" in out
+    assert aggregated[:2] == [6, 6]
+    assert answered[:2] == [6 * 3, 6 * 11]  # K = 5, L = 2
 
 
 def test_aft_is_every_stage(capsys):
@@ -153,106 +428,3 @@ def test_aft_is_every_stage(capsys):
         assert done.value.code == 0
     assert aft(["rnu"]) == 2
     assert "did you mean 'run'?" in capsys.readouterr().err
-
-
-TRAINING = """\
-model_name_or_path: {model}
-stage: sft
-do_train: true
-finetuning_type: lora
-lora_rank: 8
-lora_target: all
-dataset_dir: {folder}
-dataset: tiny_aft
-template: aft_llama3
-cutoff_len: 2048
-output_dir: {folder}/adapter
-per_device_train_batch_size: 8
-max_steps: 3
-logging_steps: 1
-save_strategy: "no"
-report_to: none
-use_cpu: true
-"""
-
-
-def asked(journal):
-    """How many requests a journal holds."""
-    if not journal.exists():
-        return 0
-    try:
-        with sqlite3.connect(f"file:{journal}?mode=ro", uri=True) as database:
-            return database.execute("SELECT count(*) FROM replies").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0
-
-
-@pytest.mark.slow
-def test_from_prompts_to_answers_with_the_real_engines_killed_twice(
-    tmp_path, vllm_server, tiny_llama, tiny_reward_model
-):
-    write_prompts(tmp_path, 50)
-    shutil.copy(tmp_path / "prompts.jsonl", tmp_path / "queries.jsonl")
-    lines = (tmp_path / "queries.jsonl").read_text().splitlines()[:4]
-    (tmp_path / "queries.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / "train.yaml").write_text(TRAINING.format(model=tiny_llama, folder=tmp_path))
-    engine = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 16}
-    path = write_pipeline(
-        tmp_path,
-        {"sample": {"input": "prompts.jsonl", "output": "sampled.jsonl", "base_url": [vllm_server],
-                    "max_tokens": 16, "in_flight": 40}},
-        {"rank": {"output": "ranked.jsonl", "reward_model": str(tiny_reward_model)}},
-        {"aggregate": {"output": "made.jsonl", "base_url": [vllm_server], "max_tokens": 16,
-                       "in_flight": 8}},
-        {"convert": {"output": "tiny_aft.jsonl", "source": "proposals", "register": str(tmp_path),
-                     "tokenizer": str(tiny_llama), "cutoff_len": 2048}},
-        {"train": {"config": str(tmp_path / "train.yaml")}},
-        {"run": {"input": "queries.jsonl", "output": "answers.jsonl", "model": str(tiny_llama),
-                 "adapter": str(tmp_path / "adapter"), "width": 2, "layers": 1, "max_tokens": 8,
-                 "engine_args": engine}},
-    )  # fmt: skip
-    command = [sys.executable, "-m", "aft_factory.pipeline", str(path)]
-    environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-    }
-    kept = {}
-    for name, least in (("sampled", 10), ("made", 10)):
-        journal = tmp_path / f"{name}.jsonl.journal"
-        process = subprocess.Popen(
-            command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 200
-        while asked(journal) < least:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert not (tmp_path / f"{name}.jsonl").exists()
-        kept[name] = asked(journal)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-    counts = {"prompts": 50}
-    for name in ("sampled", "ranked", "made", "answers"):
-        summary = json.loads((tmp_path / f"{name}.summary.json").read_text())
-        assert summary["read"] == summary["written"] + summary["rejected"]
-        counts[name] = summary["written"]
-        assert len(rows_of(tmp_path / f"{name}.jsonl")) == summary["written"]
-        if name in ("sampled", "made"):
-            session = summary["session"]
-            journal = tmp_path / f"{name}.jsonl.journal"
-            assert session["requests_asked"] == asked(journal) - kept[name]
-    reads = [
-        json.loads((tmp_path / f"{n}.summary.json").read_text())["read"] for n in ("ranked", "made")
-    ]
-    assert reads == [counts["sampled"], counts["ranked"]]
-    records = [record_from_row(row) for row in rows_of(tmp_path / "tiny_aft.jsonl")]
-    assert len(records) == counts["made"]
-    assert all(1 <= len(record.proposals) <= 5 and record.aggregation for record in records)
-    for record in records:
-        assert record.scores == sorted(record.scores, reverse=True)
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
-    assert counts["answers"] == 4

@@ -1,0 +1,89 @@
+"""Runs a stage as a process, which hears of signals once and never outlives its pipeline.
+
+A stage is in a session of its own, so that what the terminal sends to the pipeline reaches it by
+way of the pipeline alone, as often as it was sent. It can then finish what is in flight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# The guard's input ends when the pipeline does, even by kill -9; it then kills all processes of the
+# stage, vLLM's among them, which would hold the GPU's memory. A second line says that all is well.
+GUARD = 'read group && { read _ || kill -s KILL -- "-$group"; }'
+
+
+class Attendant:
+    """Runs commands one after another; while it is entered, signals go to the one that runs.
+
+    Attributes:
+        asked: Whether a signal asked to stop.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._group = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Attendant:
+        self._before = {number: signal.signal(number, self._forward) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, command: Sequence[str], *, group: bool = False) -> int:
+        """Run a command to its end; return its exit code.
+
+        Args:
+            command: Program and arguments.
+            group: Send signals to all its processes. Those of ours see to their own.
+
+        Raises:
+            OSError: If it cannot be started.
+        """
+        guard = subprocess.Popen(["sh", "-c", GUARD], stdin=subprocess.PIPE, start_new_session=True)
+        assert guard.stdin is not None
+        pipe = guard.stdin.fileno()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+        def prepare() -> None:  # in the new process, before anything can happen to the pipeline
+            os.write(pipe, b"%d\n" % os.getpid())
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+        self._group = group
+        try:
+            self._process = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            code = self._process.wait()
+            if code < 0:  # it could not end the processes it had started
+                self._kill_group(signal.SIGKILL)
+            return code
+        finally:
+            self._process = None
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            guard.communicate(b"\n")
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if self._process is None:
+            return
+        if self._group:
+            self._kill_group(number)
+        else:
+            self._process.send_signal(number)
+
+    def _kill_group(self, number: int) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)

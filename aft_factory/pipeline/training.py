@@ -1,0 +1,86 @@
+"""A training by LLaMA-Factory, as its file of settings has it: what it reads, where it writes.
+
+Knows LLaMA-Factory's files only; loads nothing of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aft_factory.errors import UsageError
+from aft_factory.files import write_whole
+
+Training = Mapping[str, Any]
+
+FOLDERS = ("model_name_or_path", "adapter_name_or_path", "ref_model", "reward_model")
+NOT_READ = ("config", "output_dir", "logging_dir", "dataset_dir")
+WEIGHTS = ("*.safetensors*", "*.bin*")
+
+
+def is_trained(training: Training) -> bool:
+    """Tell whether there are weights in the output folder itself, which come at the end."""
+    folder = Path(training["output_dir"])
+    return any(any(folder.glob(name)) for name in WEIGHTS)
+
+
+def datasets(training: Training) -> dict[str, Any]:
+    """Return the entries of `dataset_info.json` that a training names."""
+    info = Path(str(training.get("dataset_dir", "data"))) / "dataset_info.json"
+    try:
+        entries = json.loads(info.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # LLaMA-Factory will say so
+        return {}
+    names = ",".join(str(training.get(key)) for key in ("dataset", "eval_dataset")).split(",")
+    return {name: entries[name] for name in map(str.strip, names) if name in entries}
+
+
+def files(training: Training) -> list[str]:
+    """Return the files of these data sets."""
+    folder = Path(str(training.get("dataset_dir", "data")))
+    entries = datasets(training).values()
+    return [str(folder / entry["file_name"]) for entry in entries if "file_name" in entry]
+
+
+def prepare(training: Training, state: str) -> list[str]:
+    """See that a training resumes what was begun in the same state, and nothing else.
+
+    By itself LLaMA-Factory goes on from the last checkpoint in the output folder, whatever settings
+    it was made with, and refuses a folder that has weights but no checkpoint.
+
+    Args:
+        training: Its settings.
+        state: The fingerprint of its settings and files.
+
+    Returns:
+        What to add to the command.
+
+    Raises:
+        UsageError: If something else was trained there, by another than a pipeline.
+    """
+    folder = Path(training["output_dir"])
+    begun = Path(f"{folder}.begun")
+    checkpoints = any(folder.glob("checkpoint-*"))
+    more = []
+    if checkpoints or is_trained(training):
+        if begun.exists() and begun.read_text() == state:
+            more = [f"overwrite_output_dir={'false' if checkpoints else 'true'}"]
+        elif begun.exists() or training.get("overwrite_output_dir"):
+            _move_aside(folder)
+        elif not training.get("resume_from_checkpoint"):
+            raise UsageError(
+                f"{folder}: a training that no pipeline began is in it; move it away, name another "
+                "output_dir, or set overwrite_output_dir or resume_from_checkpoint"
+            )
+    write_whole(begun, state.encode())
+    return more
+
+
+def _move_aside(folder: Path) -> None:
+    names = (Path(f"{folder}.old{number or ''}") for number in itertools.count())
+    aside = next(name for name in names if not name.exists())
+    folder.rename(aside)
+    print(f"{folder} was trained with other settings or data; it is in {aside} now", flush=True)

@@ -189,12 +189,24 @@ def _make_aside(target: Path) -> tuple[Path, int]:
 def _remove_if_left(aside: Path) -> None:
     """Remove a file whose writer is dead: a living one holds the lock, on whatever machine."""
     with contextlib.suppress(OSError):
-        lock = os.open(aside, os.O_RDWR)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            aside.unlink()
-        finally:
-            os.close(lock)
+        lock = locked(aside)
+        aside.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def locked(path: Path) -> int:
+    """Take a file, made if need be, until what is returned is closed.
+
+    Raises:
+        BlockingIOError: If another has taken it.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
 
 
 def named(error: OSError, path: Path) -> OSError:

@@ -2,14 +2,15 @@
 
 A reply is kept under the hash of its request (`Request.key`) the moment it arrives, so a run that
 was killed asks nothing twice; so is the outcome of every finished query. Nothing in it depends on
-the order of the input. Knows no engine, strategy or prompt.
+the order of the input. Runs of equal settings are one run, known by the number of its first
+session. Knows no engine, strategy or prompt.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +20,25 @@ import orjson
 import zstandard
 
 from aft_factory.errors import UsageError
+from aft_factory.files import locked
 from aft_factory.records import Message
 from aft_factory.sampling import Completion, Reply, Request, Usage
 
 APPLICATION = 0x41465431  # tells our files from other SQLite files
-TABLES = """
-CREATE TABLE IF NOT EXISTS replies (
-    key BLOB PRIMARY KEY, query TEXT, turn INTEGER, layer INTEGER, slot INTEGER, attempt INTEGER,
-    model TEXT, n INTEGER, seed INTEGER, sampling TEXT, reply BLOB) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS replies_of_query ON replies (query, turn, layer, slot, attempt);
-CREATE TABLE IF NOT EXISTS queries (id TEXT PRIMARY KEY, turns BLOB) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS outcomes (
-    key BLOB PRIMARY KEY, done INTEGER, content BLOB) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS runs (number INTEGER PRIMARY KEY, fingerprint TEXT);
-"""
+TABLES = {
+    "replies": """(
+        key BLOB PRIMARY KEY, query TEXT, turn INTEGER, layer INTEGER, slot INTEGER,
+        attempt INTEGER, model TEXT, n INTEGER, seed INTEGER, sampling TEXT, reply BLOB)
+        WITHOUT ROWID""",
+    "queries": "(id TEXT PRIMARY KEY, turns BLOB) WITHOUT ROWID",
+    "outcomes": "(key BLOB PRIMARY KEY, done INTEGER, content BLOB) WITHOUT ROWID",
+    "runs": "(number INTEGER PRIMARY KEY, fingerprint TEXT)",
+    # What belongs to which run; the replies to a request may serve several.
+    "used": "(key BLOB, run INTEGER, PRIMARY KEY (key, run)) WITHOUT ROWID",
+    "endings": "(query TEXT, run INTEGER, key BLOB, PRIMARY KEY (query, run, key)) WITHOUT ROWID",
+    "sessions": "(number INTEGER PRIMARY KEY, began REAL, last REAL, asked INTEGER)",
+}
+INDEX = "replies_of_query ON replies (query, turn, layer, slot, attempt)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +74,12 @@ class Journal:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._lock: int | None = None
+        self._session = self._run = 0
         if read_only and not path.is_file():
             raise UsageError(f"{path}: no such journal")
         try:
             if not read_only:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock = _locked(path)
+                self._lock = _alone(path)
             mode = "ro" if read_only else "rwc"
             # As a URI, so that a path cannot be taken for options.
             self._db = sqlite3.connect(
@@ -94,13 +100,17 @@ class Journal:
         [tables] = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application != APPLICATION and (tables or read_only):
             raise UsageError(f"{self.path}: a database, but no journal of aft-factory")
-        if read_only:
-            return
-        # Safe against kill -9 at any moment; a power cut may cost the last replies, nothing else.
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute(f"PRAGMA application_id = {APPLICATION}")
-        self._db.executescript(TABLES)
+        if not read_only:
+            # Safe against kill -9 at any moment; a power cut may cost the last replies, no more.
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute(f"PRAGMA application_id = {APPLICATION}")
+        present = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
+        for name, columns in TABLES.items():
+            if name not in present:  # new, or begun by an older version
+                self._db.execute(f"CREATE {'TEMP' * read_only} TABLE {name} {columns}")
+        if not read_only:
+            self._db.execute(f"CREATE INDEX IF NOT EXISTS {INDEX}")
 
     def __enter__(self) -> Journal:
         return self
@@ -126,18 +136,24 @@ class Journal:
     def find(self, key: bytes) -> Reply | None:
         """Return the reply to a request, if it was answered."""
         found = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return None if found is None else _reply(self._expand(found[0]))
+        if found is None:
+            return None
+        self._db.execute("INSERT OR IGNORE INTO used VALUES (?, ?)", (key, self._run))
+        return _reply(self._expand(found[0]))
 
     def keep(self, key: bytes, place: Place, model: str, request: Request, reply: Reply) -> None:
         """Write a reply down; it is safe when this returns."""
-        self._db.execute(
-            "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(key, place.query, place.turn, place.layer, place.slot, place.attempt),
-                *(model, request.n, request.seed, orjson.dumps(request.sampling).decode()),
-                self._squeeze(_dump_reply(reply)),
-            ),
+        row = (
+            *(key, place.query, place.turn, place.layer, place.slot, place.attempt),
+            *(model, request.n, request.seed, orjson.dumps(request.sampling).decode()),
+            self._squeeze(_dump_reply(reply)),
         )
+        with self._db:  # all of it or nothing, at the price of one write
+            self._db.execute("BEGIN")
+            marks = "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
+            self._db.execute(f"INSERT OR IGNORE INTO replies VALUES ({marks})", row)
+            self._db.execute("INSERT OR IGNORE INTO used VALUES (?, ?)", (key, self._run))
+            self.note_time(asked=1)
 
     def keep_query(self, query: str, turns: list[list[Message]]) -> None:
         """Note what a query says, so that its drafts can be read beside it."""
@@ -146,12 +162,17 @@ class Journal:
             (query, self._squeeze(orjson.dumps(turns))),
         )
 
-    def keep_outcome(self, key: bytes, content: dict[str, Any], *, done: bool) -> None:
+    def keep_outcome(
+        self, key: bytes, content: dict[str, Any], *, done: bool, query: str = ""
+    ) -> None:
         """Write down how a query ended: with an answer (`done`) or with a problem."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)",
-            (key, done, self._squeeze(orjson.dumps(content))),
-        )
+        row = (key, done, self._squeeze(orjson.dumps(content)))
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", row)
+            values = (query, self._run, key)
+            self._db.execute("INSERT OR IGNORE INTO endings VALUES (?, ?, ?)", values)
+            self.note_time()
 
     def outcome(self, key: bytes) -> dict[str, Any] | None:
         """Return how a query ended, if it has."""
@@ -167,15 +188,56 @@ class Journal:
         """Forget which queries failed, so that they are tried again; their replies stay."""
         self._db.execute("DELETE FROM outcomes WHERE NOT done")
 
-    def begin_run(self, fingerprint: str) -> None:
-        """Note that a run of these settings began."""
-        self._db.execute("INSERT INTO runs (fingerprint) VALUES (?)", (fingerprint,))
+    def begin_run(self, fingerprint: str, began: float | None = None) -> None:
+        """Note that a session of a run of these settings began, now or at that time."""
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.execute("INSERT INTO runs (fingerprint) VALUES (?)", (fingerprint,))
+            query = "SELECT max(number), min(number) FROM runs WHERE fingerprint = ?"
+            self._session, self._run = self._db.execute(query, (fingerprint,)).fetchone()
+            times = (began or time.time(), time.time())
+            self._db.execute("INSERT INTO sessions VALUES (?, ?, ?, 0)", (self._session, *times))
+
+    def note_time(self, asked: int = 0) -> None:
+        """Note that the session lasts until now at least, and asked so many requests more."""
+        query = "UPDATE sessions SET last = ?, asked = asked + ? WHERE number = ?"
+        self._db.execute(query, (time.time(), asked, self._session))
 
     def last_run(self) -> str | None:
         """Return the fingerprint of the run that began last."""
         query = "SELECT fingerprint FROM runs ORDER BY number DESC LIMIT 1"
         found = self._db.execute(query).fetchone()
         return None if found is None else str(found[0])
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Return what each session of the last run took, as far as it lived."""
+        query = (
+            "SELECT began, round(max(last - began, 0), 3), asked "
+            "FROM sessions JOIN runs USING (number) WHERE fingerprint = ? ORDER BY number"
+        )
+        names = ("began", "seconds", "requests_asked")
+        rows = self._db.execute(query, (self.last_run(),))
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def runs_of(self, query: str) -> list[int]:
+        """Return the runs that had a query, the one that was last at work at the end."""
+        rows = self._db.execute(
+            "SELECT run FROM "
+            "(SELECT run FROM endings WHERE query = ?1 UNION "
+            "SELECT run FROM used JOIN replies USING (key) WHERE query = ?1) "
+            "JOIN runs AS first ON first.number = run JOIN runs AS each USING (fingerprint) "
+            "GROUP BY run ORDER BY max(each.number)",
+            (query,),
+        )
+        return [run for (run,) in rows]
+
+    def outcomes_of(self, query: str, run: int) -> list[dict[str, Any]]:
+        """Return how a query ended in a run: several, if several rows have its id."""
+        rows = self._db.execute(
+            "SELECT content FROM endings JOIN outcomes USING (key) WHERE query = ? AND run = ?",
+            (query, run),
+        )
+        return [orjson.loads(self._expand(content)) for (content,) in rows]
 
     def turns(self, query: str) -> list[list[Message]] | None:
         """Return what a query says."""
@@ -187,13 +249,20 @@ class Journal:
         for (name,) in self._db.execute("SELECT id FROM queries ORDER BY id"):
             yield name
 
-    def replies(self, query: str | None = None) -> Iterator[tuple[Place, dict[str, Any], Reply]]:
-        """Go through the replies of one query, or of all, by place: (place, request, reply)."""
-        condition, values = ("", ()) if query is None else ("WHERE query = ?", (query,))
+    def replies(
+        self, query: str | None = None, run: int | None = None
+    ) -> Iterator[tuple[Place, dict[str, Any], Reply]]:
+        """Go through the replies by place: (place, request, reply); of one query, of one run."""
+        conditions = {
+            "query = ?": query,
+            "EXISTS (SELECT 1 FROM used WHERE used.key = replies.key AND run = ?)": run,
+        }
+        wanted = {text: value for text, value in conditions.items() if value is not None}
         rows = self._db.execute(
             "SELECT query, turn, layer, slot, attempt, key, model, n, seed, sampling, reply "
-            f"FROM replies {condition} ORDER BY query, turn, layer, slot, attempt, key",
-            values,
+            f"FROM replies WHERE {' AND '.join(wanted) or 'TRUE'} "
+            "ORDER BY query, turn, layer, slot, attempt, key",
+            tuple(wanted.values()),
         )
         for *place, key, model, n, seed, sampling, reply in rows:
             request = {"key": key, "model": model, "n": n, "seed": seed}
@@ -201,20 +270,17 @@ class Journal:
             yield Place(*place), request, _reply(self._expand(reply))
 
 
-def _locked(path: Path) -> int:
+def _alone(path: Path) -> int:
     """Take the file for this process; SQLite's own locks are of another kind and do not clash."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return locked(path)
+    except BlockingIOError:
         raise UsageError(
             f"{path}: another run is using this journal; wait for it, or name another --journal"
         ) from None
-    return handle
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _dump_reply(reply: Reply) -> bytes:

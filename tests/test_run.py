@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,21 @@ def test_the_summary_counts_tokens_by_kind_and_layer(run, tmp_path):
     for kind in ("prompt", "cached", "completion"):
         assert summary["total"][kind] == sum(u[kind] for row in rows for u in row["usage"])
     assert summary["session"]["requests_asked"] == 12
+
+
+def test_the_summary_adds_up_the_sessions_of_a_run(run, tmp_path):
+    def summary():
+        return json.loads((tmp_path / "out.summary.json").read_text())
+
+    run(ROWS, "--width", "2", "--layers", "1", "--limit", "2")
+    first = summary()
+    assert first["sessions"][0]["seconds"] == pytest.approx(first["session"]["seconds"], abs=0.1)
+    run(ROWS, "--width", "2", "--layers", "1", "--overwrite")
+    run(ROWS, "--width", "2", "--layers", "1", "--overwrite", "--export")
+    both = summary()
+    assert [session["requests_asked"] for session in both["sessions"]] == [4, 8]
+    assert both["seconds"] > both["sessions"][0]["seconds"] == first["seconds"] > 0
+    assert both["session"] == {}
 
 
 TOLD = ("--base-url", "http://nowhere.invalid/v1", "--draft-tokens", "100")
@@ -319,6 +335,85 @@ def test_inspect_shows_a_query_layer_by_layer(run, tmp_path, capsys):
     assert main(["--inspect", journal, "q1"]) == 2
     assert "no query 'q1' among its 1, such as q0" in capsys.readouterr().err
     assert main(["--inspect", "nowhere", "q1"]) == 2
+
+
+def inspected(capsys, journal, name="q0"):
+    assert main(["--inspect", str(journal), name]) == 0
+    return capsys.readouterr().out
+
+
+def test_inspect_shows_the_run_that_was_last_at_work(run, tmp_path, capsys):
+    journal = tmp_path / "out.jsonl.journal"
+    shown = {}
+    for seed in ("1", "2"):
+        flags = ("--width", "2", "--layers", "1", "--seed", seed, "--overwrite")
+        run(ROWS[:2], *flags)
+        shown[seed] = inspected(capsys, journal)
+        assert shown[seed].count("  draft 0 (stop)") == 2  # of layer 0, and of layer 1
+    assert shown["1"] != shown["2"]
+    assert "of 2 runs that had it, the one that was last at work" in shown["2"]
+    run(ROWS[:2], "--width", "2", "--layers", "1", "--seed", "1", "--overwrite")
+    assert inspected(capsys, journal).splitlines()[2:] == shown["1"].splitlines()[1:]
+    # A run without the query does not hide it.
+    run(ROWS[1:2], "--width", "2", "--layers", "1", "--seed", "3", "--overwrite")
+    assert inspected(capsys, journal).splitlines()[2:] == shown["1"].splitlines()[1:]
+
+
+def test_inspect_shows_the_drafts_that_a_run_took_from_another(run, tmp_path, capsys):
+    for layers in ("1", "2"):
+        run(ROWS[:1], "--width", "2", "--layers", layers, "--overwrite")
+    shown = inspected(capsys, tmp_path / "out.jsonl.journal")
+    assert shown.count("layer") == 3
+    assert [shown.count(f"  draft {i} (stop)") for i in (0, 1)] == [3, 2]
+
+
+USAGE = Usage(10, 0, 2)
+OUTCOME = {"answers": [], "finish_reasons": [], "details": [], "events": [], "problem": None, "about": None}  # fmt: skip
+
+
+def test_inspect_shows_events_and_how_the_query_ended(tmp_path, capsys):
+    event = {"turn": 0, "layer": 1, "slot": 3, "event": "empty"}
+    endings = {
+        "voted": {"answers": ["It is 7."], "finish_reasons": ["stop"], "details": [{"votes": ["7"]}]},
+        "failed": {"events": [event], "problem": "layer 1: 1 of 1 drafts empty", "about": "drafts"},
+    }  # fmt: skip
+    with Journal(tmp_path / "j") as journal:
+        journal.begin_run("settings")
+        for name in (*endings, "under way"):
+            journal.keep_query(name, [[{"role": "user", "content": "How many?"}]])
+            reply = Reply((Completion(f"draft of {name}"),), USAGE)
+            request = Request(name, 1, Sampling(), 1)
+            journal.keep(request.key("m"), Place(name, 0, 0, 0), "m", request, reply)
+        for name, ending in endings.items():
+            journal.keep_outcome(name.encode(), OUTCOME | ending, query=name, done=True)
+    voted = inspected(capsys, tmp_path / "j", "voted")
+    assert voted.endswith('answer (stop): It is 7.\n  votes: ["7"]\n')
+    failed = inspected(capsys, tmp_path / "j", "failed")
+    assert (
+        failed.index("draft of failed") < failed.index("layer 1 -") < failed.index("draft 3: empty")
+    )
+    assert failed.endswith("rejected: drafts: layer 1: 1 of 1 drafts empty\n")
+    assert inspected(capsys, tmp_path / "j", "under way").endswith("not done yet\n")
+
+
+def test_inspect_says_so_where_several_rows_have_one_id(run, tmp_path, capsys):
+    run([{"id": "q0", "query": "One?"}, {"id": "q0", "query": "Two?"}])
+    shown = inspected(capsys, tmp_path / "out.jsonl.journal")
+    assert "(2 rows have this id: their drafts stand side by side)" in shown
+
+
+def test_a_journal_of_an_older_version_can_be_read_and_gone_on_with(run, tmp_path, capsys):
+    journal = tmp_path / "out.jsonl.journal"
+    _, expected, _, _ = run(ROWS)
+    with sqlite3.connect(journal) as db:
+        for table in ("used", "endings", "sessions"):  # which it did not have
+            db.execute(f"DROP TABLE {table}")
+    db.close()
+    shown = inspected(capsys, journal)
+    assert "an older version wrote this" in shown
+    assert "draft 0 (stop): " in shown
+    assert run(ROWS, "--export", "--overwrite")[:2] == (0, expected)
+    assert run(ROWS, "--overwrite")[:2] == (0, expected)
 
 
 def test_inspect_keeps_a_models_text_from_steering_the_terminal(tmp_path, capsys):

@@ -211,9 +211,10 @@ def replies(output):
 
 
 def contents(output):
-    """All that a run leaves: output, rejects and summary, less what is said of the session."""
-    summary = json.loads(output.with_suffix(".summary.json").read_text())
-    del summary["session"]
+    """All that a run leaves: output, rejects and summary, less what is said of the sessions."""
+    summary = summary_of(output)
+    for name in ("session", "sessions", "seconds"):
+        del summary[name]
     rejects = output.with_suffix(".rejects.jsonl")
     return (
         output.read_bytes(),
@@ -269,6 +270,9 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(tmp_path, co
         kept = now
     assert replies(output) == replies(whole)
     assert contents(output) == contents(whole)
+    sessions = summary_of(output)["sessions"]
+    assert sum(session["requests_asked"] for session in sessions) == len(kept)
+    assert 1 < len(sessions) <= kills + 1  # some are killed before they begin
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ class Job:
             runner = self._runner(asker, engines)
             fingerprint = runner.fingerprint
             journal.forget_problems()
-            journal.begin_run(fingerprint)
+            journal.begin_run(fingerprint, time.time() - (time.monotonic() - started))
             progress = stack.enter_context(Progress(self.total, asker, quiet=self.files.quiet))
             stack.enter_context(graceful(asker.stop, engines.stop))
 
@@ -166,11 +166,13 @@ class Job:
 
             def keep(query: Query, outcome: Outcome) -> None:
                 key = runner.outcome_key(query, fingerprint)
-                journal.keep_outcome(key, asdict(outcome), done=outcome.problem is None)
+                done = outcome.problem is None
+                journal.keep_outcome(key, asdict(outcome), query=query.id, done=done)
                 progress.advance()
 
             window = self.settings.admit or runner.window(engines.in_flight)
             ended = await runner.answer_all(pending(), window, keep)
+        journal.note_time()
         self.session = {
             "seconds": round(time.monotonic() - started, 3),
             "requests_asked": asker.counts.asked,
@@ -203,11 +205,15 @@ class Job:
             key_of = partial(Runner.outcome_key, fingerprint=fingerprint)
             totals = outputs.write(self._lines(), self._query, key_of, outcome_of)
         flops = self._flops(totals)
-        more = {"session": self.session, "settings": asdict(self.settings)}
-        write_summary(
-            summary_path(self.output),
-            summary(totals, flops, more | {"input": self.files.source}),
-        )
+        sessions = journal.sessions()
+        more = {
+            "seconds": round(sum(session["seconds"] for session in sessions), 3),
+            "sessions": sessions,
+            "session": self.session,
+            "settings": asdict(self.settings),
+            "input": self.files.source,
+        }
+        write_summary(summary_path(self.output), summary(totals, flops, more))
         counts = f"{totals.written} written to {self.output}, {totals.rejected} rejected"
         if totals.rejected:
             counts += f" ({self.rejects_path})"

@@ -21,14 +21,14 @@ from aft_factory.errors import UsageError, suggest
 from aft_factory.inspection import describe_query
 from aft_factory.journal import Journal
 from aft_factory.records import Row
-from aft_factory.run_settings import PRESETS, RunSettings, preset_names
+from aft_factory.run_settings import FINAL, PRESETS, RunSettings, preset_names
 from aft_factory.runner import Outcome
 from aft_factory.scoring import Longest, Scores
 from aft_factory.settings import read_yaml
 from aft_factory.stage import Stage
 from aft_factory.stage.engines import Opened, dry, dry_note, opened
 from aft_factory.stage.reward import opened_scorer
-from aft_factory.strategies import STRATEGIES
+from aft_factory.strategies import STRATEGIES, WITHOUT_FINAL
 from aft_factory.tasks import TASKS, Query, Task, detect_task
 
 EXAMPLES = """\
@@ -108,7 +108,8 @@ def run_settings(args: argparse.Namespace) -> RunSettings:
         config = {} if args.config is None else read_yaml(args.config)
         strategy = (config | flags_of(args, RunSettings)).get("strategy")
         if strategy in STRATEGIES and strategy != preset["strategy"]:
-            preset = {key: preset[key] for key in preset if key not in ("width", "layers")}
+            left_out = ("width", "layers", *(FINAL if strategy in WITHOUT_FINAL else ()))
+            preset = {key: preset[key] for key in preset if key not in left_out}
     return read_settings(args, RunSettings, [(f"preset {args.preset}", preset)])
 
 

@@ -14,11 +14,12 @@ from aft_factory.sampling import Sampling
 from aft_factory.settings import setting
 from aft_factory.stage.reward import RewardSettings
 from aft_factory.stage.settings import AskSettings, at_least
-from aft_factory.strategies import STRATEGIES
+from aft_factory.strategies import STRATEGIES, WITHOUT_FINAL
 from aft_factory.tables import table_format
 from aft_factory.tasks import TASKS
 
 PRESETS = Path(__file__).parent / "presets"
+FINAL = ("final_temperature", "final_top_p", "final_top_k", "final_max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ class RunSettings(RewardSettings, AskSettings):
             f"{name}: {self.strategy} has no such option; it takes: {', '.join(self._takes())}"
             for name in ("width", "layers", "subset", "window")
             if getattr(self, name) is not None and name not in taken
+        ]
+        problems += [
+            f"{name}: {self.strategy} has no final layer; set {name.removeprefix('final_')}"
+            for name in FINAL
+            if self.strategy in WITHOUT_FINAL and getattr(self, name) is not None
         ]
         if self.strategy == "moa" and not self.proposers:
             problems.append("proposers: moa needs the models that draft")

@@ -209,3 +209,6 @@ STRATEGIES: dict[str, Strategy] = {
     "rsa": rsa,
     "moa": moa,
 }
+
+# Their answer is one of their drafts: they ask nothing as `final`.
+WITHOUT_FINAL = frozenset({"best_of_n", "majority_vote", "rsa"})

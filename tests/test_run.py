@@ -11,7 +11,9 @@ from shared_data import shared_path, shared_rows
 
 from aft_factory.journal import Journal, Place
 from aft_factory.run import build_parser, main, run_settings
+from aft_factory.run_settings import preset_names
 from aft_factory.sampling import Completion, Reply, Request, Sampling, Usage
+from aft_factory.strategies import STRATEGIES, WITHOUT_FINAL
 
 
 def write_rows(path, rows):
@@ -248,11 +250,29 @@ def test_flags_override_the_file_which_overrides_the_preset(tmp_path):
     assert (settings.final_temperature, settings.engine_args) == (0.9, {"dtype": "float32"})
 
 
-def test_a_presets_width_and_layers_do_not_stick_to_another_strategy(run):
-    code, _, _, err = run(
-        ROWS, "--preset", "gsm8k", "--task", "records", "--strategy", "majority_vote"
-    )
-    assert (code, err) == (0, "")
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_a_presets_width_layers_and_final_layer_do_not_stick_to_another_strategy(run, strategy):
+    for preset in preset_names():
+        flags = ["--preset", preset, "--task", "records", "--strategy", strategy]
+        flags += ["--proposers", "a"] if strategy == "moa" else []
+        code, _, _, err = run(ROWS[:1], *flags, output=f"{preset}.jsonl")
+        assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_settings_of_the_final_layer_are_refused_where_there_is_none(run, tmp_path, strategy):
+    flags = ["--strategy", strategy, "--final-temperature", "0.123", "--final-max-tokens", "77"]
+    flags += ["--proposers", "a"] if strategy == "moa" else []
+    code, _, _, err = run(ROWS, *flags)
+    if strategy in WITHOUT_FINAL:
+        assert code == 2
+        assert f"final_temperature: {strategy} has no final layer; set temperature" in err
+        assert f"final_max_tokens: {strategy} has no final layer; set max_tokens" in err
+        code, _, _, _ = run(ROWS, *flags[:2])
+    assert code == 0
+    with Journal(tmp_path / "out.jsonl.journal", read_only=True) as journal:
+        used = {request["sampling"]["temperature"] for _, request, _ in journal.replies()}
+    assert used == ({0.7} if strategy in WITHOUT_FINAL else {0.7, 0.123})
 
 
 def test_all_wrong_settings_are_reported_at_once_with_suggestions(run, tmp_path):

@@ -1,15 +1,12 @@
-"""Data construction: sample, rank and aggregate, each from rows to records, and resumed."""
+"""Data construction: sample and aggregate, each from rows to records, and resumed."""
 
 import json
 
 import pytest
-from conftest import demo_rows
 
 from aft_factory.aggregate import main as aggregate
 from aft_factory.convert.__main__ import main as convert
 from aft_factory.engines.scripted import ScriptedEngine
-from aft_factory.journal import Journal
-from aft_factory.rank import main as rank
 from aft_factory.records import record_from_row
 from aft_factory.sample import main as sample
 from aft_factory.urial import STOP, render
@@ -98,71 +95,6 @@ def test_sample_again_asks_nothing(scripted, tmp_path):
     assert sample([*command, "--overwrite"]) == 0
     assert len(asked) == 5
     assert output.read_bytes() == first
-
-
-def test_rank_keeps_the_best_in_order_and_all_scores(tmp_path, tiny_reward_model):
-    rows = [
-        {"id": str(i), "query": row["query"], "proposals": record_from_row(row).proposals}
-        for i, row in enumerate(demo_rows()[:12])
-    ]
-    rows.append({"id": "none", "query": "a", "proposals": []})
-    source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    flags = ["--reward-model", str(tiny_reward_model), "--top-k", "2", "--quiet"]
-    assert rank([source, "--output", str(output), *flags]) == 0
-    ranked = records(output)
-    assert [record.id for record in ranked] == [str(i) for i in range(12)]
-    for row, record in zip(rows, ranked, strict=False):
-        about = record.meta["ranking"]
-        order = sorted(range(4), key=lambda i: -about["scores"][i])
-        assert about["kept"] == order[:2]
-        assert record.proposals == [row["proposals"][i] for i in order[:2]]
-        assert record.scores == [about["scores"][i] for i in order[:2]]
-    rejects = (tmp_path / "out.rejects.jsonl").read_text()
-    assert '"field": "proposals"' in rejects
-
-
-def test_rank_does_not_depend_on_the_order_of_rows(tmp_path, tiny_reward_model):
-    rows = [
-        {"id": str(i), "query": row["query"], "proposals": record_from_row(row).proposals}
-        for i, row in enumerate(demo_rows()[:12])
-    ]
-    outputs = []
-    for name, given in (("a", rows), ("b", rows[::-1])):
-        source, output = (
-            write_rows(tmp_path / f"{name}.in.jsonl", given),
-            tmp_path / f"{name}.jsonl",
-        )
-        flags = ["--reward-model", str(tiny_reward_model), "--quiet"]
-        assert rank([source, "--output", str(output), *flags]) == 0
-        outputs.append({record.id: record for record in records(output)})
-    assert outputs[0].keys() == outputs[1].keys()
-    for name, record in outputs[0].items():
-        assert record.proposals == outputs[1][name].proposals
-        assert record.scores == pytest.approx(outputs[1][name].scores, abs=1e-4)
-
-
-def test_a_proposal_that_cannot_be_scored_is_left_out_alone(tmp_path, tiny_reward_model):
-    long = "word " * 20000
-    rows = [{"query": "a", "proposals": [long, "short"]}, {"query": "b", "proposals": [long]}]
-    source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    assert (
-        rank([source, "--output", str(output), "--reward-model", str(tiny_reward_model), "--quiet"])
-        == 0
-    )
-    [record] = records(output)
-    assert record.proposals == ["short"]
-    assert record.meta["ranking"]["scores"][0] is None
-    assert "no proposal could be scored" in (tmp_path / "out.rejects.jsonl").read_text()
-
-
-def test_rank_goes_on_where_it_was(tmp_path):
-    rows = [{"query": str(i), "proposals": ["a", "bbb", "cc"]} for i in range(5)]
-    source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    command = [source, "--output", str(output), "--scripted", "--top-k", "2", "--quiet"]
-    assert rank(command) == 0
-    assert [record.proposals for record in records(output)] == [["bbb", "cc"]] * 5
-    with Journal(tmp_path / "out.jsonl.journal", read_only=True) as journal:
-        assert journal.last_run() is not None
 
 
 DRAFTS = [

@@ -5,22 +5,18 @@ The models are real ones of random weights, run by transformers and by a real vL
 
 import asyncio
 import contextlib
-import http.server
-import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, demo_rows
+from reward_tools import free_port, http_server, logits
 from tiny_model import make_tiny_reward_model
 
 from aft_factory.engines import EngineError
@@ -351,44 +347,6 @@ class TestRunning:
             assert all(s <= budget or len(b) == 1 for s, b in zip(sizes, cut, strict=True))
 
 
-@contextlib.contextmanager
-def http_server(answer) -> Iterator[str]:
-    """A server of which any path gives `answer(body)`: status, headers and text. Yields its URL."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self._send(200, {}, json.dumps({"data": [{"id": "rm", "max_model_len": 100}]}))
-
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            self._send(*answer(json.loads(body)))
-
-        def _send(self, status, headers, text):
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(text))} | headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda *_: None  # of clients that hang up
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def ask(url, pairs, **options) -> list[float | EngineError]:
     """Connect, score and close."""
 
@@ -400,10 +358,6 @@ def ask(url, pairs, **options) -> list[float | EngineError]:
             await model.close()
 
     return asyncio.run(run())
-
-
-def logits(*values: float) -> str:
-    return json.dumps({"data": [{"probs": values}]})
 
 
 class TestServerAnswers:

@@ -15,6 +15,7 @@ from typing import Any
 
 from aft_factory.errors import RecordError
 from aft_factory.fields import LIST, OBJECT
+from aft_factory.gates import CUT_OFF
 from aft_factory.prompts import AggregatorTemplate, load_template
 from aft_factory.records import USUAL_COLUMNS, Columns, Record, record_from_row
 from aft_factory.tables import Line, Rejects
@@ -25,6 +26,7 @@ LIMITS = (2048, 4096, 8192)  # tokens; the first is LLaMA-Factory's own cutoff_l
 MOST_NAMES = 1000  # counted by themselves; a source per row would fill the memory
 OTHERS = "(others)"
 PARTS = ("query", "proposal", "aggregation")
+_MARKS = bytes(ord(" " if chr(i).isspace() else "x") for i in range(256))
 
 
 class Distribution:
@@ -158,7 +160,7 @@ class Counts:
         """Count the lengths of a text; return its bytes."""
         size = _bytes(text)
         self.characters.parts[part].add(len(text))
-        self.words.parts[part].add(len(text.split()))
+        self.words.parts[part].add(count_words(text))
         self.tokens.parts[part].add(_estimate(size))
         return size
 
@@ -203,6 +205,14 @@ class Counts:
         }
 
 
+def count_words(text: str) -> int:
+    """Return `len(text.split())`, of ASCII in half the time."""
+    if not text.isascii():
+        return len(text.split())
+    marks = text.encode().translate(_MARKS)
+    return marks.count(b" x") + marks.startswith(b"x")
+
+
 def tokens_dict(tokens: Lengths, how: str) -> dict[str, Any]:
     """Return lengths in tokens, and the shares of rows that are longer than the usual limits."""
     rows = tokens.parts["row"]
@@ -241,7 +251,7 @@ def _cut_off(meta: dict[str, Any]) -> bool | None:
         if isinstance(about, OBJECT):
             flags += [flag is True for flag in _listed(about.get("truncated"))]
             for key in ("finish_reason", "finish_reasons"):
-                flags += [reason == "length" for reason in _listed(about.get(key))]
+                flags += [str(reason).lower() in CUT_OFF for reason in _listed(about.get(key))]
             if "gates" in about:
                 flags.append("truncated" in _listed(about["gates"]))
     return any(flags) if flags else None

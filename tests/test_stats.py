@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import shared_path
 
-from aft_factory.counts import MOST_NAMES, OTHERS, Counts, Distribution
+from aft_factory.counts import MOST_NAMES, OTHERS, Counts, Distribution, count_words
 from aft_factory.fitting import Fitter
 from aft_factory.prompts import load_template
 from aft_factory.records import record_from_row
@@ -153,11 +153,15 @@ def test_other_columns_can_be_named(numbers):
         ({"truncated": [False, True]}, {"rows_that_tell": 1, "rows": 1}),
         ({"finish_reason": "stop"}, {"rows_that_tell": 1, "rows": 0}),
         ({"sampling": {"finish_reasons": ["stop", "length"]}}, {"rows_that_tell": 1, "rows": 1}),
+        ({"sampling": {"finish_reasons": ["stop", "MAX_TOKENS"]}}, {"rows_that_tell": 1, "rows": 1}),
+        ({"sampling": {"finish_reasons": ["stop"], "problems": ["no closing fence"]}},
+         {"rows_that_tell": 1, "rows": 0}),
+        ({"aggregating": {"finish_reason": "stop", "gates": []}}, {"rows_that_tell": 1, "rows": 0}),
         ({"aggregating": {"gates": ["truncated"]}}, {"rows_that_tell": 1, "rows": 1}),
         ({"aggregating": {"gates": []}}, {"rows_that_tell": 1, "rows": 0}),
         ({"sampling": "none"}, {}),
     ],
-)
+)  # fmt: skip
 def test_cut_off_answers_are_known_from_meta(meta, told):
     counts = Counts()
     counts.read_line(Line("file", 1, {"query": "a", "meta": meta}))
@@ -204,6 +208,11 @@ def test_a_line_that_is_no_json_is_counted(stats):
 def test_names_from_data_cannot_write_to_the_terminal(stats):
     text = stats(write("rows.jsonl", [{"query": "a", "source": "\x1b[2J\nrows with"}]))
     assert "sources: '\\x1b[2J\\nrows with' 1" in text.splitlines()
+
+
+@given(st.text() | st.text("a \t\n\x0b\x0c\r\x1c\x1f\x00"))
+def test_words_are_what_stands_between_blanks(text):
+    assert count_words(text) == len(text.split())
 
 
 @given(st.lists(st.integers(0, 50) | st.floats(-5, 5), min_size=1))

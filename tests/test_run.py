@@ -334,8 +334,9 @@ def test_a_dry_run_tells_requests_and_tokens_and_writes_nothing(run, tmp_path, t
     assert (code, rows, err) == (0, None, "")
     lines = out.splitlines()
     assert lines[0].startswith("6 rows, 0 of them unusable")
-    assert lines[-2].split()[:3] == ["all", "18", "42"]
-    assert lines[-2].split()[-1] == "4,200"
+    [total] = [line.split() for line in lines if line.split()[0] == "all"]
+    assert total[:3] == ["all", "18", "42"]
+    assert total[-1] == "4,200"
     assert "FLOPs:" in lines[-1]
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "in.jsonl"])
 

@@ -3,12 +3,16 @@
 Run: pytest tests/test_fitting.py
 """
 
+import asyncio
 import shutil
+from dataclasses import replace
 
 import pytest
+from asking_tools import SETTINGS, query, runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.fitting import Fitter, token_boundaries
 from aft_factory.markers import sanitise
@@ -125,12 +129,12 @@ def test_many_rows_are_fitted_at_once_and_stay_in_order(changes, tiny_llama):
         assert fitted.tokens_removed == before - after
 
 
+REFUSING = "{% if 'bad' in messages[-1].content %}{{ raise_exception('I will not') }}{% endif %}"
+
+
 @pytest.mark.parametrize("limit", [None, 400])
 def test_a_conversation_that_the_chat_template_refuses_is_rejected_alone(limit, tiny_llama):
-    refusing = (
-        "{% if 'bad' in messages[-1].content %}{{ raise_exception('I will not') }}{% endif %}"
-    )
-    chat = refusing + chat_template("llama3")
+    chat = REFUSING + chat_template("llama3")
     fitter = Fitter(load_tokenizer(str(tiny_llama)), chat, limit, load_template("paper"))
     rows = [
         ([{"role": "user", "content": text}], ["five pails. " * 80, "six"], None)
@@ -144,6 +148,22 @@ def test_a_conversation_that_the_chat_template_refuses_is_rejected_alone(limit, 
         "refused by the chat template: I will not",
         "messages",
     )
+
+
+def test_a_run_goes_on_without_the_query_that_the_chat_template_refuses(tiny_llama):
+    chat = REFUSING + chat_template("llama3")
+    fitter = Fitter(load_tokenizer(str(tiny_llama)), chat, 4000, load_template("paper"))
+    outcomes = {}
+
+    async def run():
+        fitters = {("", SETTINGS.proposal.max_tokens): fitter}
+        one = replace(runner(ScriptedEngine()), fitters=fitters)
+        queries = [query(text, name=text) for text in ("good", "bad", "fine")]
+        await one.answer_all(queries, 10, lambda q, o: outcomes.__setitem__(q.id, o.problem))
+
+    asyncio.run(run())
+    refused = "layer 0: refused by the chat template: I will not"
+    assert outcomes == {"good": None, "bad": refused, "fine": None}
 
 
 def test_a_chat_template_that_is_no_jinja_is_the_settings_fault_and_not_the_rows(tiny_llama):

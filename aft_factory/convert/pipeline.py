@@ -17,10 +17,11 @@ import orjson
 
 from aft_factory.convert.targets import TARGETS
 from aft_factory.errors import RecordError
-from aft_factory.fitting import DoesNotFit, Fitter
+from aft_factory.fitting import Fitter
 from aft_factory.markers import sanitise
 from aft_factory.records import Columns, Record, Row
 from aft_factory.selection import PAPER, Aggregation, is_plain, plain, select
+from aft_factory.shortening import DoesNotFit
 from aft_factory.tables import COMPRESSIONS, Line, Rejects, TableWriter
 
 DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
@@ -150,7 +151,7 @@ class Conversion:
             ]
             for (line, record), fitted in zip(chunk, self.fitter.fit_all(inputs), strict=True):
                 if isinstance(fitted, DoesNotFit):
-                    rejects.add(line, str(fitted), "cutoff_len")
+                    rejects.add(line, str(fitted), fitted.field)
                     continue
                 if fitted.cut:
                     summary.cut_rows += 1

@@ -24,11 +24,11 @@ from aft_factory.records import Row, record_from_row
 from aft_factory.runner import Outcome
 from aft_factory.sampling import Completion
 from aft_factory.settings import read_yaml, setting
-from aft_factory.stage import Stage
+from aft_factory.stage import Stage, Tally
 from aft_factory.stage.engines import dry, dry_note, opened
 from aft_factory.stage.settings import AskSettings
 from aft_factory.strategies import Answer, Conversation, Sample
-from aft_factory.tasks import Query, read_record
+from aft_factory.tasks import Query, read_record, with_proposals
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-72B-Instruct"  # the paper's
 EXAMPLES = f"""\
@@ -56,7 +56,9 @@ class AggregateSettings(AskSettings):
     template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
     pseudo: bool = setting(False, "answer without seeing the proposals (the paper's ablation)")
     drop: list[str] = setting(
-        [], f"gates whose rows are rejected: {', '.join(gates.GATES)}", "GATE"
+        [],
+        f"gates whose rows are rejected, as empty ones always are: {', '.join(gates.GATES)}",
+        "GATE",
     )
     copy_threshold: float = setting(0.9, "overlap with a proposal from which it is a copy")
 
@@ -90,11 +92,18 @@ async def pseudo_aggregation(query: Conversation, sample: Sample) -> Answer:
 
 
 @dataclass(slots=True)
-class Gated:
-    """Writes rows through the quality gates, and counts what these found."""
+class Gated(Tally):
+    """Writes rows through the quality gates, and counts what these found.
+
+    Attributes:
+        settings: Of the command.
+        flagged: Rows that were written, by gate.
+        rejected: Rows that were not, by gate.
+    """
 
     settings: AggregateSettings
-    counts: Counter[str] = field(default_factory=Counter)
+    flagged: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
 
     def write_row(self, query: Query, outcome: Outcome) -> Row:
         """Return the record with its aggregation.
@@ -110,40 +119,46 @@ class Gated:
             query=query.turns[0][-1]["content"],
             copy_threshold=settings.copy_threshold,
         )
-        self.counts.update(found)
         dropped = [name for name in found if name in settings.drop]
+        (self.rejected if dropped else self.flagged).update(found)
         if dropped:
             raise RecordError("aggregation", f"caught by the gate {', '.join(dropped)}")
         record = record_from_row(query.row)
         about: dict[str, Any] = {
-            "model": settings.model,
+            "model": outcome.model or settings.model,
             "template": None if settings.pseudo else settings.template,
             "pseudo": settings.pseudo,
             "seed": settings.seed,
+            "finish_reason": outcome.finish_reasons[0],
             "gates": found,
+            "events": outcome.events,
         }
         meta = record.meta | {"aggregating": about}
         return replace(record, aggregation=text, meta=meta).to_row()
 
-    def describe(self) -> str:
+    def on_problem(self, outcome: Outcome) -> None:
+        """Count an aggregation that was empty or cut off, and so never came to the gates."""
+        told = [event["event"] for event in outcome.events if event["event"] in gates.GATES]
+        if outcome.about == "drafts":
+            self.rejected.update(told[-1:])
+
+    def summary(self) -> Row:
+        """Return the counts."""
+        return {"gates": {"flagged": dict(self.flagged), "rejected": dict(self.rejected)}}
+
+    def describe(self) -> list[str]:
         """Return the counts, a line per gate."""
         lines = [
-            f"gate {name}: {count} rows {'rejected' if name in self.settings.drop else 'flagged'}"
-            for name, count in self.counts.most_common()
+            f"gate {name}: {count} rows {what}"
+            for what, counts in (("flagged", self.flagged), ("rejected", self.rejected))
+            for name, count in counts.most_common()
         ]
-        return "\n".join(lines or ["gates: nothing found"])
+        return lines or ["gates: nothing found"]
 
 
-def with_proposals(row: Any) -> Query:
-    """Read a record that has something to aggregate."""
-    query = read_record(row)
-    if not any(text.strip() for text in query.proposals):
-        raise RecordError("proposals", "missing or empty; sample some first, or pass --pseudo")
-    return query
-
-
-def build_stage(settings: AggregateSettings, gated: Gated) -> Stage:
+def build_stage(settings: AggregateSettings) -> Stage:
     """Return what happens to a row."""
+    gated = Gated(settings)
     return Stage(
         read_row=read_record if settings.pseudo else with_proposals,
         strategy=pseudo_aggregation if settings.pseudo else aggregate_proposals,
@@ -159,6 +174,7 @@ def build_stage(settings: AggregateSettings, gated: Gated) -> Stage:
         open=lambda: opened(settings, settings.template),
         dry=dry(settings),
         dry_note=dry_note(settings),
+        tally=gated,
     )
 
 
@@ -177,7 +193,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     args = build_parser().parse_args(argv)
-    made: list[Gated] = []
 
     def settings() -> AggregateSettings:
         given = flags_of(args, AggregateSettings)
@@ -185,11 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default = {} if given.get("base_url") or given.get("scripted") else {"model": DEFAULT_MODEL}
         return read_settings(args, AggregateSettings, [("defaults", default)])
 
-    def stage(chosen: AggregateSettings) -> Stage:
-        made.append(Gated(chosen))
-        return build_stage(chosen, made[0])
-
-    return run_command(args, settings, stage, after=lambda: print(made[0].describe()))
+    return run_command(args, settings, build_stage)
 
 
 if __name__ == "__main__":

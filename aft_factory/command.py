@@ -64,7 +64,6 @@ def run_command(
     *,
     task_output: Callable[[S], Path | None] = lambda _: None,
     first_row: Callable[[Any], object] = lambda _: None,
-    after: Callable[[], object] = lambda: None,
 ) -> int:
     """Run a job as the arguments say.
 
@@ -74,7 +73,6 @@ def run_command(
         stage: Builds the stage; called after `first_row`.
         task_output: A benchmark's own file.
         first_row: Told of the first row of the input.
-        after: Called when the outputs are written.
 
     Returns:
         The exit code: 0, 1 (nothing written, or rejected rows and --strict), 2 (usage), 130.
@@ -94,7 +92,6 @@ def run_command(
         totals = job.run(export=args.export)
         if totals is None:
             return 130
-        after()
         nothing = totals.read > 0 and not totals.written
         return 1 if nothing or (args.strict and totals.rejected) else 0
 

@@ -109,7 +109,8 @@ def sampling_of(record: Record, kept: Sequence[int]) -> dict[str, Any]:
     parallel = {
         name: [values[i] for i in kept]
         for name, values in sampling.items()
-        if isinstance(values, list) and len(values) == count
+        # Events are the query's, however many there are.
+        if isinstance(values, list) and len(values) == count and name != "events"
     }
     return {"sampling": sampling | parallel}
 

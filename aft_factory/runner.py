@@ -18,11 +18,12 @@ import orjson
 
 from aft_factory import __version__
 from aft_factory.accounting import LayerUsage
-from aft_factory.asking import Asker, Stopped
+from aft_factory.asking import Asker
 from aft_factory.drafting import Drafting, Settings, Trace
 from aft_factory.engines import EngineError
 from aft_factory.errors import NoAnswer
 from aft_factory.fitting import Fitter
+from aft_factory.limiter import Stopped
 from aft_factory.records import Message
 from aft_factory.sampling import Completion
 from aft_factory.strategies import Strategy
@@ -42,6 +43,7 @@ class Outcome:
         layers: All drafts, if they are kept: {turn, layer, drafts: [{slot, text, finish_reason}]}.
         problem: Why there is no answer.
         about: What the problem is about: `engine` or `drafts`.
+        model: What was asked, by the name it has for people.
     """
 
     answers: list[str] = field(default_factory=list)
@@ -52,6 +54,7 @@ class Outcome:
     layers: list[dict[str, Any]] = field(default_factory=list)
     problem: str | None = None
     about: str | None = None
+    model: str | None = None
 
     @property
     def layer_usage(self) -> dict[tuple[int, int], LayerUsage]:

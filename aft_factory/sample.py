@@ -3,7 +3,8 @@
 Reads queries (records or rows with a query, instruction or prompt); writes records whose proposals
 the model drew by in-context learning (URIAL prompts) or, with `--chat`, by its chat template. The
 paper's settings are the defaults (2501.11877, section 3.2): 10 samples, temperature 1.0, top_k 50,
-top_p 0.95. How each draft ended is kept in the record's `meta`.
+top_p 0.95. How each draft ended, what is wrong with it and what became of others is kept in the
+record's `meta`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aft_factory import urial
@@ -25,7 +27,7 @@ from aft_factory.records import Message, Row, record_from_row
 from aft_factory.runner import Outcome
 from aft_factory.sampling import Completion, Sampling
 from aft_factory.settings import setting
-from aft_factory.stage import Stage
+from aft_factory.stage import Stage, Tally
 from aft_factory.stage.engines import dry, dry_note, opened
 from aft_factory.stage.settings import AskSettings, at_least
 from aft_factory.strategies import Answer, Conversation, Sample
@@ -44,8 +46,7 @@ examples:
   python -m aft_factory.sample prompts.jsonl --output sampled.jsonl --chat --samples 5 \\
       --model Qwen/Qwen2.5-7B-Instruct
 """
-
-
+ENDING = "\n```\n\n"  # of an answer to a URIAL prompt
 PROMPTS = sorted(path.stem for path in (TEMPLATES / "propose").glob("*.jinja"))
 
 
@@ -78,7 +79,53 @@ class SampleSettings(AskSettings):
 async def draw_proposals(query: Conversation, sample: Sample, *, samples: int) -> Answer:
     """Draw proposals, P(0) of equation 2; the outcome's layers hold them."""
     drafts = await sample(query, layer=0, n=samples)
-    return Answer(drafts[0])
+    return Answer(drafts[0], {"problems": [_problem(draft) for draft in drafts]})
+
+
+def _problem(draft: Completion) -> str | None:
+    return draft.problem or ("cut off" if draft.finish_reason == "length" else None)
+
+
+@dataclass(slots=True)
+class Drawn(Tally):
+    """Writes rows, and counts what is wrong with their proposals."""
+
+    settings: SampleSettings
+    problems: Counter[str] = field(default_factory=Counter)
+
+    def write_row(self, query: Query, outcome: Outcome) -> Row:
+        """Return the record with the proposals drawn for it."""
+        settings, drafts = self.settings, outcome.layers[0]["drafts"]
+        model = outcome.model or settings.model
+        problems = outcome.details[0]["problems"]
+        self.problems.update(problem for problem in problems if problem is not None)
+        record = record_from_row(query.row)
+        about: dict[str, Any] = {
+            "model": model,
+            "prompt": "chat" if settings.chat else settings.prompt,
+            "seed": settings.seed,
+            "finish_reasons": [draft["finish_reason"] for draft in drafts],
+            "problems": problems,
+            "events": outcome.events,
+        }
+        return replace(
+            record,
+            proposals=[draft["text"] for draft in drafts],
+            proposal_models=None if model is None else [model for _ in drafts],
+            scores=None,
+            meta=record.meta | {"sampling": about},
+        ).to_row()
+
+    def summary(self) -> Row:
+        """Return the counts of problems."""
+        return {"problems": dict(self.problems)}
+
+    def describe(self) -> list[str]:
+        """Return how many have no closing fence; how many were cut off is told of every job."""
+        count = self.problems["no closing fence"]
+        return (
+            [f"{count} drafts without a closing fence: see meta.sampling.problems"] if count else []
+        )
 
 
 def build_stage(settings: SampleSettings) -> Stage:
@@ -99,16 +146,19 @@ def build_stage(settings: SampleSettings) -> Stage:
         policy=settings.policy(),
         completion=completion,
     )
+    drawn = Drawn(settings)
     return Stage(
         read_row=read_record,
         strategy=draw_proposals,
         options={"samples": settings.samples},
         drafting=drafting,
-        write_row=lambda query, outcome: sampled_row(query, outcome, settings),
+        write_row=drawn.write_row,
         open=lambda: opened(settings, "paper"),
-        dry=dry(settings),
+        dry=dry(settings, ending="" if settings.chat else ENDING),
         dry_note=dry_note(settings),
         keep_drafts=True,
+        of_drafts=True,
+        tally=drawn,
     )
 
 
@@ -118,29 +168,16 @@ def _safe(message: Message) -> Message:
 
 
 def read_completion(completion: Completion) -> Completion:
-    """Take the answer out of what the model wrote after a URIAL prompt."""
+    """Take the answer out of what the model wrote after a URIAL prompt.
+
+    What ran into the limit only after the answer's end was not cut off; what ended by itself
+    without a closing fence was not either, and has that as its problem.
+    """
     parsed = urial.parse(completion.text, completion.finish_reason)
-    reason = "length" if parsed.truncated else completion.finish_reason
-    return replace(completion, text=parsed.answer, finish_reason=reason)
-
-
-def sampled_row(query: Query, outcome: Outcome, settings: SampleSettings) -> Row:
-    """Return the record with the proposals drawn for it."""
-    drafts = outcome.layers[0]["drafts"]
-    record = record_from_row(query.row)
-    about: dict[str, Any] = {
-        "model": settings.model,
-        "prompt": "chat" if settings.chat else settings.prompt,
-        "seed": settings.seed,
-        "finish_reasons": [draft["finish_reason"] for draft in drafts],
-    }
-    return replace(
-        record,
-        proposals=[draft["text"] for draft in drafts],
-        proposal_models=None if settings.model is None else [settings.model for _ in drafts],
-        scores=None,
-        meta=record.meta | {"sampling": about},
-    ).to_row()
+    reason = completion.finish_reason
+    if reason == "length" and parsed.problem != "cut off":
+        reason = "stop"
+    return replace(completion, text=parsed.answer, finish_reason=reason, problem=parsed.problem)
 
 
 def build_parser() -> argparse.ArgumentParser:

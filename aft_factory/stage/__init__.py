@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,21 @@ if TYPE_CHECKING:
     from aft_factory.stage.engines import Opened
 
 
+class Tally:
+    """Counts what a stage finds in its rows; this one counts nothing."""
+
+    def on_problem(self, outcome: Outcome) -> None:
+        """Be told of a query that has no answer, and so no row."""
+
+    def summary(self) -> Row:
+        """Return what was counted, for the summary."""
+        return {}
+
+    def describe(self) -> list[str]:
+        """Return the same for a person, in lines."""
+        return []
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """What a command does with a row.
@@ -33,6 +48,8 @@ class Stage:
         drafting: Prompts, sampling, seed and policies.
         write_row: From a query and its outcome to the output row; may raise RecordError.
         keep_drafts: Whether outcomes hold all drafts.
+        of_drafts: Whether drafts are what it makes, and not a final answer.
+        tally: Counts what `write_row` and problems tell.
         open: Opens what it asks.
         dry: What it asks in a dry run.
         dry_note: What a dry run reckons with, in words.
@@ -48,6 +65,8 @@ class Stage:
     dry: Opened
     dry_note: str
     keep_drafts: bool = False
+    of_drafts: bool = False
+    tally: Tally = field(default_factory=Tally)
     task_row: Callable[[Query, list[str]], Row] | None = None
 
 

@@ -11,7 +11,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -167,7 +167,8 @@ class Job:
             def keep(query: Query, outcome: Outcome) -> None:
                 key = runner.outcome_key(query, fingerprint)
                 done = outcome.problem is None
-                journal.keep_outcome(key, asdict(outcome), query=query.id, done=done)
+                content = asdict(replace(outcome, model=engines.name))
+                journal.keep_outcome(key, content, query=query.id, done=done)
                 progress.advance()
 
             window = self.settings.admit or runner.window(engines.in_flight)
@@ -201,7 +202,15 @@ class Job:
             if self.files.task_output is not None:
                 task_table = TableWriter(self.files.task_output, overwrite=overwrite)
                 stack.enter_context(task_table)
-            outputs = Outputs(table, rejects, self.stage.write_row, task_table, self.stage.task_row)
+            outputs = Outputs(
+                table,
+                rejects,
+                self.stage.write_row,
+                task_table,
+                self.stage.task_row,
+                on_problem=self.stage.tally.on_problem,
+                of_drafts=self.stage.of_drafts,
+            )
             key_of = partial(Runner.outcome_key, fingerprint=fingerprint)
             totals = outputs.write(self._lines(), self._query, key_of, outcome_of)
         flops = self._flops(totals)
@@ -212,6 +221,7 @@ class Job:
             "session": self.session,
             "settings": asdict(self.settings),
             "input": self.files.source,
+            **self.stage.tally.summary(),
         }
         write_summary(summary_path(self.output), summary(totals, flops, more))
         counts = f"{totals.written} written to {self.output}, {totals.rejected} rejected"
@@ -222,7 +232,7 @@ class Job:
         print(f"read {totals.read} rows: {counts}")
         for name, (count, first) in totals.rejects.items():
             print(f"  {count} x {name}: {first}")
-        print("\n".join(describe(totals, flops)))
+        print("\n".join([*describe(totals, flops), *self.stage.tally.describe()]))
         return totals
 
     async def _dry_run(self) -> None:
@@ -251,7 +261,7 @@ class Job:
                 await self._runner(asker, dry).answer_all(queries(), dry.in_flight, count)
         totals.finish_reasons.clear()
         print(f"{totals.read} rows, {unusable} of them unusable. To expect, {self.stage.dry_note}:")
-        print("\n".join(describe(totals, self._flops(totals))))
+        print("\n".join(describe(totals, self._flops(totals), measured=False)))
 
     def _flops(self, totals: Totals) -> dict[str, float | None] | None:
         if self.shape_name is None:

@@ -47,7 +47,8 @@ class Totals:
         repeated: Rows that ask what an earlier one asks: what that took is counted once.
         answers: To the turns of the queries.
         usage: By (turn, layer), of answered and rejected queries.
-        finish_reasons: Of the final answers.
+        of_drafts: Whether drafts are what is made, and not final answers.
+        finish_reasons: Of what is made.
         events: Uses of policies.
         rejects: By what they are about: how many, and the first reason.
     """
@@ -58,6 +59,7 @@ class Totals:
     unfinished: int = 0
     repeated: int = 0
     answers: int = 0
+    of_drafts: bool = False
     usage: dict[tuple[int, int], LayerUsage] = field(default_factory=dict)
     finish_reasons: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
@@ -73,8 +75,17 @@ class Totals:
         for place, usage in outcome.layer_usage.items():
             self.usage[place] = self.usage.get(place, LayerUsage()) + usage
         self.events.update(event["event"] for event in outcome.events)
-        if outcome.problem is None:
+        if outcome.problem is None and self.of_drafts:
+            drafts = [draft for layer in outcome.layers for draft in layer["drafts"]]
+            self.finish_reasons.update(draft["finish_reason"] for draft in drafts)
+        elif outcome.problem is None:
             self.finish_reasons.update(outcome.finish_reasons)
+
+    @property
+    def prefix_cache(self) -> float | None:
+        """The share of the prompts' tokens that the engine had computed before, if it tells."""
+        total = self.total
+        return total.cached / total.prompt if total.prompt and total.cached is not None else None
 
     @property
     def total(self) -> LayerUsage:
@@ -108,6 +119,8 @@ class Outputs:
         write_row: From a query and its outcome to the output row; may raise RecordError.
         task_table: A benchmark's own file, if there is one.
         task_row: From a query and its answers to its row.
+        on_problem: Told of each query that has no answer.
+        of_drafts: Whether drafts are what is made, and not final answers.
     """
 
     table: TableWriter
@@ -115,6 +128,8 @@ class Outputs:
     write_row: Callable[[Query, Outcome], Row]
     task_table: TableWriter | None = None
     task_row: Callable[[Query, list[str]], Row] | None = None
+    on_problem: Callable[[Outcome], object] = lambda _: None
+    of_drafts: bool = False
 
     def write(
         self,
@@ -131,7 +146,7 @@ class Outputs:
             key_of: Names the outcome of a query.
             outcome_of: How the query of this key ended, None if it has not.
         """
-        totals = Totals()
+        totals = Totals(of_drafts=self.of_drafts)
         for line in lines:
             totals.read += 1
             try:
@@ -143,6 +158,7 @@ class Outputs:
                     continue
                 totals.count(outcome, key)
                 if outcome.problem is not None:
+                    self.on_problem(outcome)
                     raise RecordError(outcome.about or "row", outcome.problem)
                 row = self.write_row(query, outcome)
             except RecordError as error:
@@ -181,6 +197,7 @@ def summary(totals: Totals, flops: dict[str, float | None] | None, more: Row) ->
             {"turn": turn, "layer": layer, **asdict(usage)}
             for (turn, layer), usage in sorted(totals.usage.items())
         ],
+        "prefix_cache": totals.prefix_cache,
         "flops": flops,
         "finish_reasons": dict(totals.finish_reasons),
         "events": dict(totals.events),
@@ -188,8 +205,16 @@ def summary(totals: Totals, flops: dict[str, float | None] | None, more: Row) ->
     }
 
 
-def describe(totals: Totals, flops: dict[str, float | None] | None) -> list[str]:
-    """Return the account for a person: a line per layer, and what there is to know."""
+def describe(
+    totals: Totals, flops: dict[str, float | None] | None, *, measured: bool = True
+) -> list[str]:
+    """Return the account for a person: a line per layer, and what there is to know.
+
+    Args:
+        totals: What to tell.
+        flops: Of them, if they are known.
+        measured: Whether a model was asked; a dry run cannot know what it would find cached.
+    """
     total = totals.total
     if not total.requests:
         return _described_events(totals)
@@ -207,16 +232,17 @@ def describe(totals: Totals, flops: dict[str, float | None] | None) -> list[str]
         text.append(f"{place}{usage.requests:>10,}{usage.samples:>9,}{tokens}")
     if totals.repeated:
         text.append(f"{totals.repeated:,} rows ask what an earlier one asks, and take nothing more")
-    if total.cached and total.prompt:
-        text.append(f"prefix cache: {total.cached / total.prompt:.0%} of the prompts' tokens")
+    if measured and totals.prefix_cache is not None:
+        text.append(f"prefix cache: {totals.prefix_cache:.0%} of the prompts' tokens")
     if flops is not None:
         exact, formula = flops["exact"], flops["appendix_c"]
         shown = [f"{exact:.3g} by the tokens computed"] if exact is not None else []
         shown += [f"{formula:.3g} by the paper's appendix C"] if formula is not None else []
         text += [f"FLOPs: {', '.join(shown)}"] if shown else []
     text += _described_events(totals)
-    if totals.finish_reasons.get("length"):
-        text.append(f"warning: max_tokens cut off {totals.finish_reasons['length']} final answers")
+    if cut_off := totals.finish_reasons["length"]:
+        what = "drafts" if totals.of_drafts else "final answers"
+        text.append(f"warning: max_tokens cut off {cut_off} {what}")
     return text
 
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from aft_factory.asking import Retries, Stopped
+from aft_factory.asking import Retries
 from aft_factory.engines import EngineError
+from aft_factory.limiter import Stopped
 from aft_factory.sampling import Completion
 from aft_factory.strategies import Conversation
 

@@ -8,10 +8,11 @@ from asking_tools import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aft_factory.asking import Asker, Limiter, Retries, Stopped
+from aft_factory.asking import Asker, Retries
 from aft_factory.engines import EngineError
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.journal import Journal, Place
+from aft_factory.limiter import Limiter, Stopped
 from aft_factory.sampling import Completion, Reply, Request, Sampling, Usage
 
 PLACE = Place("q", 0, 0, 0)

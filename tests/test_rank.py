@@ -15,8 +15,9 @@ import pytest
 from conftest import ROOT, demo_rows
 from reward_tools import http_server, logits
 
-from aft_factory.asking import Retries, Stopped
+from aft_factory.asking import Retries
 from aft_factory.engines import EngineError
+from aft_factory.limiter import Stopped
 from aft_factory.rank import main as rank
 from aft_factory.records import record_from_row
 from aft_factory.scoring import MOST_SILENT, Scorer

@@ -5,11 +5,13 @@ The models are real ones of random weights, run by transformers and by a real vL
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -25,6 +27,8 @@ from aft_factory.engines.reward_server import ServerReward
 from aft_factory.engines.transformers_reward import TransformersReward, batches
 from aft_factory.engines.vllm_reward import VllmReward
 from aft_factory.errors import UsageError
+from aft_factory.rank import main as rank
+from aft_factory.records import record_from_row
 from aft_factory.tokenizer import load_tokenizer
 
 QUERY = [{"role": "user", "content": "How many pails?"}]
@@ -274,6 +278,47 @@ class TestFailures:
         assert len(fits) in (4095, 4096)
         assert exceeds.kind == "refused"
 
+    def test_positions_that_a_model_keeps_for_the_padding_are_no_context(
+        self, reward_dir, tmp_path
+    ):
+        """RoBERTa and its kind: `max_position_embeddings` is 514, of which a text has 512."""
+        import torch
+        from transformers import RobertaConfig, RobertaForSequenceClassification
+
+        tokenizer = load_tokenizer(str(reward_dir))
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = RobertaConfig(
+            vocab_size=len(tokenizer), num_labels=1, max_position_embeddings=66, **sizes
+        )
+        RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        for max_length in (None, 65):
+            roberta = TransformersReward.load(str(tmp_path), max_length=max_length)
+            responses = ["!" * n for n in range(64)]
+            encoded = roberta._encoder.encode([(QUERY, response) for response in responses])
+            lengths = [len(ids) for ids in encoded if not isinstance(ids, EngineError)]
+            assert max(lengths) in (63, 64)
+            scores = score(roberta, [(QUERY, response) for response in responses])
+            kinds = [s.kind for s in scores if isinstance(s, EngineError)]
+            assert kinds == ["refused"] * (64 - len(lengths))
+
+    def test_the_tokenizers_limit_holds_unless_another_is_asked_for(self, reward_dir, tmp_path):
+        folder = shutil.copytree(reward_dir, tmp_path / "short")
+        tokenizer = load_tokenizer(str(folder))
+        tokenizer.model_max_length = 50
+        tokenizer.save_pretrained(folder)
+        assert TransformersReward.load(str(folder))._encoder.limit == 50
+        assert TransformersReward.load(str(folder), max_length=200)._encoder.limit == 200
+        assert TransformersReward.load(str(folder), max_length=9999)._encoder.limit == 4096
+
+    def test_what_the_network_cannot_read_is_an_error_and_no_crash(self, reward_dir):
+        model = TransformersReward.load(str(reward_dir))
+        model._network.resize_token_embeddings(5)
+        with pytest.raises(EngineError, match=r"IndexError.*--reward-max-length") as caught:
+            score(model, [(QUERY, "Six.")])
+        assert caught.value.kind == "fatal"
+
     def test_a_score_that_is_no_number_is_an_error(self, reward_dir):
         model = TransformersReward.load(str(reward_dir))
         model._network.score.weight.data[0, 0] = float("nan")
@@ -296,10 +341,17 @@ class TestFailures:
         assert (error.kind, "no system" in str(error)) == ("refused", True)
         assert isinstance(number, float)
 
-    def test_a_model_without_a_score_head_is_refused(self, tiny_llama):
-        """transformers itself would go on with a random one."""
-        with pytest.raises(UsageError, match=r"no weights for score\.weight"):
-            TransformersReward.load(str(tiny_llama), chat_template="llama3")
+    def test_a_model_without_a_score_head_is_refused(self, tiny_llama, tmp_path):
+        """transformers would go on with a random one, vLLM with what is in memory."""
+        folder = shutil.copytree(tiny_llama, tmp_path / "headless")
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "good"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        for name in map(str, (tiny_llama, folder)):
+            with pytest.raises(UsageError, match=r"no weights for score\.weight"):
+                TransformersReward.load(name, chat_template="llama3")
+            with pytest.raises(UsageError, match=r"no weights for score\.weight"):
+                asyncio.run(VllmReward.start(name, chat_template="llama3"))
 
     def test_a_folder_without_a_model_is_refused(self, tmp_path):
         with pytest.raises(UsageError, match="cannot load"):
@@ -336,6 +388,30 @@ class TestRunning:
         asyncio.run(model.close())
         thread.join(5)
         assert not thread.is_alive()
+
+    def test_close_ends_it_after_the_batch_at_hand(self, reward_dir):
+        """A thread that goes on would keep the process from its end."""
+        model = TransformersReward.load(str(reward_dir), batch_tokens=1)
+        logits_of, computed, begun, go_on = model._logits, [], threading.Event(), threading.Event()
+
+        def logits_then_wait(batch):
+            computed.append(batch)
+            begun.set()
+            go_on.wait(60)
+            return logits_of(batch)
+
+        model._logits = logits_then_wait
+
+        async def close_meanwhile() -> None:
+            task = asyncio.create_task(model.score([(QUERY, "Six.")] * 5))
+            await asyncio.to_thread(begun.wait, 60)
+            await model.close()
+            go_on.set()
+            await task
+
+        with pytest.raises(EngineError, match="closed"):
+            asyncio.run(close_meanwhile())
+        assert len(computed) == 1
 
     def test_batches_hold_every_row_once_and_keep_the_budget(self):
         draw = random.Random(0)
@@ -404,18 +480,31 @@ class TestServerAnswers:
         with http_server(lambda body: (200, {}, logits(0.1, 0.2))) as url:
             assert ask(url, [(QUERY, "b")], tokenizer=str(reward_dir), label=1) == [0.2]
 
-    def test_a_server_that_dies_is_asked_again(self, reward_dir):
+    def test_a_server_that_dies_is_asked_again_and_told_from_one_that_only_fails(self, reward_dir):
         async def run(url, stop) -> list:
             model = await ServerReward.connect(url, tokenizer=str(reward_dir))
+            failing = [*await model.score([(QUERY, "Six.")]), await model.reachable()]
             stop()
-            scores = await model.score([(QUERY, "Six.")])
+            gone = [*await model.score([(QUERY, "Six.")]), await model.reachable()]
             await model.close()
-            return scores
+            return [failing, gone]
 
         with contextlib.ExitStack() as stack:
-            url = stack.enter_context(http_server(lambda body: (200, {}, logits(1))))
-            [error] = asyncio.run(run(url, stack.close))
-        assert error.kind == "retry"
+            url = stack.enter_context(http_server(lambda body: (503, {}, "")))
+            results = asyncio.run(run(url, stack.close))
+        assert [(error.kind, there) for error, there in results] == [
+            ("retry", True),
+            ("retry", False),
+        ]
+
+    def test_the_tokenizer_is_that_of_the_model_behind_the_served_name(self, reward_dir):
+        with http_server(lambda body: (200, {}, logits(1)), root=str(reward_dir)) as url:
+            assert ask(url, [(QUERY, "Six.")], model="rm") == [1]
+        with (
+            http_server(None, root="/on/another/machine") as url,
+            pytest.raises(UsageError, match=r"another/machine.*by --reward-tokenizer"),
+        ):
+            ask(url, [])
 
     def test_a_wrong_url_or_model_is_a_usage_error(self, reward_dir):
         with pytest.raises(UsageError, match="expected a vLLM server at"):
@@ -506,6 +595,30 @@ class TestRealServer:
         assert isinstance(full, float)
         assert exceeds.kind == "refused"  # by vLLM itself
 
+    def test_rank_by_its_url_alone_keeps_what_transformers_keeps(
+        self, vllm_url, reward_dir, tmp_path, monkeypatch
+    ):
+        monkeypatch.setenv("OPENAI_API_KEY", "secret")
+        rows = [json.dumps({"id": str(i), **row}) for i, row in enumerate(demo_rows()[:10])]
+        (tmp_path / "in.jsonl").write_text("\n".join(rows))
+        made = []
+        for name, flags in {
+            "url": ["--reward-url", vllm_url],
+            "named": ["--reward-url", f"{vllm_url}/v1", "--reward-model", "tiny"],
+            "here": ["--reward-model", str(reward_dir)],
+        }.items():
+            output = tmp_path / f"{name}.jsonl"
+            flags += ["--top-k", "2", "--quiet"]
+            assert rank([str(tmp_path / "in.jsonl"), "--output", str(output), *flags]) == 0
+            made.append([record_from_row(json.loads(line)) for line in output.open()])
+        *served, here = made
+        assert len(here) == 10
+        for records in served:
+            for ours, theirs in zip(records, here, strict=True):
+                assert ours.proposals == theirs.proposals
+                assert ours.scores == pytest.approx(theirs.scores, abs=1e-3)
+                assert ours.meta["ranking"]["model"] == "tiny"
+
     def test_a_wrong_key_is_a_usage_error(self, vllm_url):
         with pytest.raises(UsageError, match="401"):
             ask(vllm_url, [], api_key="wrong")
@@ -515,15 +628,26 @@ class TestRealServer:
 def test_vllm_in_this_process_gives_the_scores_of_transformers(reward_dir, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    from vllm.v1.engine.exceptions import EngineDeadError
+
     pairs = varied_pairs()
     args = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048}
 
     async def run() -> list:
         model = await VllmReward.start(str(reward_dir), engine_args=args)
         try:
-            return await model.score(pairs)
+            scores = await model.score(pairs)
+            model._llm.encode = dead
+            with pytest.raises(EngineError, match="has died") as caught:
+                await model.score(pairs)
+            assert caught.value.kind == "fatal"
+            return scores
         finally:
             await model.close()
+
+    async def dead(*args):
+        raise EngineDeadError
+        yield
 
     ours = asyncio.run(run())
     theirs = score(TransformersReward.load(str(reward_dir), max_length=2048), pairs)

@@ -1,6 +1,6 @@
 """Benchmark of scoring with a reward model: ours beside the usual scripts, on a CPU.
 
-    python benchmarks/rank.py                                  # synthetic lengths, about half an hour
+    python benchmarks/rank.py              # synthetic lengths, about half an hour
     python benchmarks/rank.py --data alpaca_eval_proposals.jsonl.gz --json rank.json
 
 `--data` is JSON Lines, plain or .gz, with `instruction` and `responses`, a list of `{response}` or

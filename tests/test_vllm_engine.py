@@ -5,8 +5,13 @@ import json
 import multiprocessing
 import os
 import signal
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
+from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 from conftest import demo_rows
@@ -158,6 +163,99 @@ def test_a_model_is_known_by_its_place_and_its_files(tiny_llama, tmp_path, monke
     assert fingerprint("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
 
 
+def engine_of_nothing(tokenizer, **caching):
+    """An engine without vLLM behind it, to say what its samples do."""
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=2048),
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+        cache_config=SimpleNamespace(**{"enable_prefix_caching": True, **caching}),
+    )
+    llm = SimpleNamespace(vllm_config=config, shutdown=lambda: None)
+    return VllmEngine(llm, model="m", tokenizer=tokenizer, chat_template=None)
+
+
+def test_without_prefix_caching_samples_are_asked_for_one_by_one(tiny_llama):
+    """So that a prompt, which each sample then reads by itself, is counted as often."""
+    tokenizer = load_tokenizer(str(tiny_llama))
+    assert engine_of_nothing(tokenizer).most_samples is None
+    assert engine_of_nothing(tokenizer, enable_prefix_caching=False).most_samples == 1
+
+
+@pytest.mark.parametrize("end", ["failure", "cancellation"])
+def test_when_one_sample_fails_the_others_have_ended_before_that_is_said(tiny_llama, end):
+    """Or the next attempt would run beside them, beyond what may be in flight."""
+    engine, running = engine_of_nothing(load_tokenizer(str(tiny_llama))), set()
+
+    async def one(ids, request, index):
+        running.add(index)
+        try:
+            while index != 1 or end == "cancellation" or len(running) < 3:
+                await asyncio.sleep(0.01)
+            raise EngineError("it failed", "retry")
+        finally:
+            await asyncio.sleep(0.01)  # to abort takes a while
+            running.remove(index)
+
+    async def main():
+        engine._one = one
+        asking = asyncio.create_task(engine.sample(Request("Six pails", 3, SHORT, 0)))
+        while len(running) < 3:
+            await asyncio.sleep(0.01)
+        if end == "cancellation":
+            asking.cancel()
+        await asyncio.wait([asking])
+        still = set(running)
+        await engine.close()
+        return still, asking
+
+    still, asking = asyncio.run(main())
+    assert (still, asking.cancelled()) == (set(), end == "cancellation")
+    if end == "failure":
+        assert str(asking.exception()) == "it failed"
+
+
+PARENT = """
+import subprocess, sys, time
+from aft_factory.engines.vllm_loading import _watch
+child, other = (subprocess.Popen(["sleep", "1000"]) for _ in range(2))
+_watch([child.pid])
+print(child.pid, other.pid, flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+@pytest.mark.parametrize("seconds", ["1000", "0"])
+def test_what_is_watched_dies_with_its_parent_however_that_ends(seconds):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, seconds], stdout=subprocess.PIPE)
+    child, other = map(int, parent.stdout.readline().split())
+    assert is_alive(other)
+    if seconds != "0":
+        assert is_alive(child)
+        parent.kill()
+    wait_until(lambda: not is_alive(child))
+    assert is_alive(other)
+    os.kill(other, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+
+
+def is_alive(process):
+    """Whether a process is there and no zombie."""
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_an_unknown_engine_argument_is_refused_with_a_suggestion(run, tiny_llama):
     with pytest.raises(UsageError, match="'max_model_length'; did you mean 'max_model_len'"):
@@ -170,8 +268,19 @@ def test_an_unknown_engine_argument_is_refused_with_a_suggestion(run, tiny_llama
 @pytest.mark.slow
 def test_what_the_engine_tells_of_itself(engine, tiny_llama):
     assert engine.model.startswith(f"{fingerprint(str(tiny_llama))}+")
-    assert (engine.context, engine.max_sequences) == (2048, 64)
+    assert (engine.context, engine.max_sequences, engine.most_samples) == (2048, 64, None)
     assert engine.chat_template == chat_template("llama3")
+
+
+@pytest.mark.slow
+def test_it_works_on_as_much_at_once_as_vllms_offline_inference(engine):
+    from vllm import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    tokens, _ = AsyncEngineArgs.get_batch_defaults(world_size=1)
+    scheduler = engine._llm.vllm_config.scheduler_config
+    offline = tokens[UsageContext.LLM_CLASS]
+    assert scheduler.max_num_batched_tokens == offline > scheduler.DEFAULT_MAX_NUM_BATCHED_TOKENS
 
 
 @pytest.mark.slow
@@ -343,9 +452,12 @@ def test_ctrl_c_does_not_reach_vllms_processes(run, engine):
     async def interrupt():
         long = Sampling(max_tokens=300, extra={"ignore_eos": True})
         task = asyncio.create_task(engine.sample(Request("Go on", 2, long, 0)))
-        await asyncio.sleep(0.3)
-        for process in psutil.Process().children(recursive=True):
-            process.send_signal(signal.SIGINT)
+        while engine._llm.output_processor.get_num_unfinished_requests() < 2:
+            await asyncio.sleep(0.01)
+        for core in multiprocessing.active_children():  # other tests' servers are none of them
+            process = psutil.Process(core.pid)
+            for each in (process, *process.children(recursive=True)):
+                each.send_signal(signal.SIGINT)
         return await task
 
     assert run(interrupt()).usage.completion == 600
@@ -389,8 +501,10 @@ def test_an_adapter_is_served_with_its_own_tokenizer_as_peft_would(
     tokenizer.eos_token = "<|eot_id|>"  # as LLaMA-Factory does, with its chat template
     tokenizer.chat_template = chat_template("llama3", "moa")
     tokenizer.save_pretrained(tmp_path)
-    second = run(VllmEngine.start(str(tiny_llama), adapter=str(tmp_path), engine_args=ARGS))
+    args = ARGS | {"enable_prefix_caching": False}
+    second = run(VllmEngine.start(str(tiny_llama), adapter=str(tmp_path), engine_args=args))
     try:
+        assert second.most_samples == 1
         assert second.model.startswith(
             f"{fingerprint(str(tiny_llama))}+{fingerprint(str(tmp_path))}+"
         )
@@ -417,3 +531,49 @@ def dies(run, engine):
         if caught.value.kind == "fatal":
             break
     assert caught.value.kind == "fatal"
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(
+    run, engine, tiny_llama, tmp_path
+):
+    psutil = pytest.importorskip("psutil")
+    run(engine.close())
+    rows = [{"id": str(i), "query": row["query"]} for i, row in enumerate(demo_rows()[:40])]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "aft_factory.run", str(source), "--output", str(output)]
+    command += ["--model", str(tiny_llama), "--width", "3", "--layers", "2", "--max-tokens", "64"]
+    command += ["--in-flight", "6", "--quiet", "--keep-drafts"]
+    command += ["--sampling-args", "ignore_eos=true"]  # or a draft may be empty, and drawn anew
+    for name, value in ARGS.items():
+        command += ["--engine-args", f"{name}={value}"]
+
+    def kept():
+        """What was answered so far, by key."""
+        try:
+            uri = f"file:{output}.journal?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True)) as database:
+                return dict(database.execute("SELECT key, reply FROM replies"))
+        except sqlite3.OperationalError:  # it is just being made
+            return {}
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(kept()) >= 10 or process.poll() is not None)
+    family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    process.kill()  # it alone
+    assert process.wait() == -signal.SIGKILL
+    assert len(family) >= 2  # vLLM's core, at least, and who watches it
+    wait_until(lambda: not any(map(is_alive, family)))
+
+    before = kept()
+    subprocess.run(command, check=True, capture_output=True)
+    after = kept()
+    assert len(after) == 3 * len(rows)  # of 3, 3 and 1 samples
+    assert before.items() <= after.items()
+    summary = json.loads((tmp_path / "out.summary.json").read_text())
+    assert summary["session"]["requests_asked"] == len(after) - len(before)
+    assert (summary["read"], summary["written"], summary["rejected"]) == (40, 40, 0)
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in written] == [row["id"] for row in rows]
+    assert {len(layer["drafts"]) for row in written for layer in row["layers"]} == {1, 3}

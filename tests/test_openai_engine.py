@@ -838,6 +838,24 @@ def test_asked_until_all_is_answered_a_flaky_server_answers_nothing_twice(tmp_pa
 
 
 @pytest.mark.slow
+def test_vllms_server_tells_cached_tokens_of_single_samples_only(vllm_server):
+    def new(number, n=1):
+        return request(n=n, prompt=f"{number} is a prompt that nobody asked before. " * 60)
+
+    async def main():
+        engine = await OpenAIEngine.connect([vllm_server])
+        asked = (new(1), new(1), new(2), new(3, n=3), new(3))
+        usages = [(await engine.sample(each)).usage for each in asked]
+        await engine.close()
+        return usages
+
+    untold, again, fresh, several, after = asyncio.run(main())
+    assert (untold.cached, fresh.cached, several.cached) == (None, 0, None)
+    assert 0 < again.cached < again.prompt
+    assert 0 < after.cached < after.prompt == several.prompt
+
+
+@pytest.mark.slow
 def test_the_api_of_llamafactory_gives_n_samples(tmp_path, tiny_llama):
     """It takes n, ignores seeds and refuses what is not a dialogue; the engine's docstring says so."""
     port = closed_port()

@@ -1,10 +1,11 @@
 """Make a tiny model with a real tokenizer and no download, for demo, tests and benchmarks.
 
-    python examples/tiny_model.py llama3 /tmp/tiny-llama
+    python examples/tiny_model.py llama3 data/tiny/model
+    python examples/tiny_model.py reward data/tiny/reward
 
 `llama3` is a Llama with a byte-level BPE vocabulary and Llama 3's special tokens; `mistral` a
-Mistral with a SentencePiece-type BPE vocabulary. Weights are random: the text such a model writes
-means nothing.
+Mistral with a SentencePiece-type BPE vocabulary; `reward` a reward model of Llama's kind. Weights
+are random: the text such a model writes, or the score it gives, means nothing.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=("llama3", "mistral"))
+    parser.add_argument("kind", choices=("llama3", "mistral", "reward"))
     parser.add_argument("folder", type=Path)
     parser.add_argument(
         "--texts", type=Path, nargs="*", help="text files to train the tokenizer on"
@@ -213,7 +214,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         Path(__file__),
         *sorted(Path(__file__).parents[1].glob("templates/**/*.jinja")),
     ]
-    make_tiny_model(args.kind, args.folder, [file.read_text(encoding="utf-8") for file in files])
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    if args.kind == "reward":
+        make_tiny_reward_model(args.folder, texts)
+    else:
+        make_tiny_model(args.kind, args.folder, texts)
     print(args.folder)
     return 0
 

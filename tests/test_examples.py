@@ -56,7 +56,8 @@ def convert_command(path):
 
 def test_every_yaml_here_is_tested():
     tested = {*TRAININGS, EXAMPLES / "export_llama.yaml", EXAMPLES / "run_llama.yaml"}
-    tested |= set(EXAMPLES.glob("pipeline_*.yaml"))  # test_pipeline.py
+    tested |= {EXAMPLES / "tiny_aft.yaml"}
+    tested |= set(EXAMPLES.glob("pipeline_*.yaml"))  # test_pipeline.py, test_pipeline_killed.py
     assert set(EXAMPLES.glob("*.yaml")) == tested
     assert {path.name for path in (EXAMPLES / "v1").iterdir()} == {"aft_qwen3.yaml", "dataset.yaml"}
 
@@ -234,3 +235,20 @@ def test_the_run_serves_what_the_export_writes_at_the_papers_width_and_layers():
     assert settings.model == read(EXAMPLES / "export_llama.yaml")["export_dir"]
     assert (settings.strategy, settings.width, settings.layers) == ("propose_and_aggregate", 5, 2)
     assert (settings.temperature, settings.top_p, settings.final_temperature) == (0.7, 0.95, 0.9)
+
+
+def test_the_tiny_training_is_the_papers_in_small_and_reads_what_the_tiny_pipeline_converts(
+    tmp_path, monkeypatch
+):
+    from aft_factory.pipeline.steps import read_pipeline
+
+    monkeypatch.chdir(ROOT)
+    _, data, training, finetuning, _ = parse_training(EXAMPLES / "tiny_aft.yaml", tmp_path)
+    assert (finetuning.finetuning_type, finetuning.lora_rank) == ("lora", 8)
+    assert (training.learning_rate, training.lr_scheduler_type) == (1e-4, "cosine")
+    steps = {step.stage: step for step in read_pipeline(EXAMPLES / "pipeline_tiny.yaml")}
+    convert = steps["convert"].read
+    assert (str(convert.register), [convert.output.stem]) == (data.dataset_dir, data.dataset)
+    assert convert.cutoff_len == data.cutoff_len
+    assert str(steps["run"].read.adapter) == read(EXAMPLES / "tiny_aft.yaml")["output_dir"]
+    assert steps["train"].settings["config"] == "examples/tiny_aft.yaml"

@@ -444,6 +444,11 @@ def test_servers_that_do_not_offer_the_model_are_left_out(caplog):
     ]
 
 
+def test_the_context_is_that_of_servers_that_are_asked():
+    servers = ({"models": (name,), "max_model_len": n} for name, n in (("a", 512), ("b", 1024)))
+    assert connect_to(*servers, model="b").context == 1024
+
+
 def test_a_model_that_no_server_offers_is_refused_with_what_there_is():
     with pytest.raises(UsageError, match="no server offers the model 'flakky'; did you mean 'fl"):
         connect_to({}, {"models": ("other",)}, model="flakky")

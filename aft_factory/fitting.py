@@ -89,21 +89,11 @@ class Fitter:
         ]
         return hashlib.blake2b(orjson.dumps(content), digest_size=8).hexdigest()
 
-    def lengths(self, rows: Sequence[Conversation]) -> list[int]:
-        """Return the tokens of each row.
-
-        Raises:
-            DoesNotFit: If the chat template refuses one.
-        """
-        segments = [self._segments(*row) for row in rows]
-        counts = self._count([text for pair in segments for text in pair])
-        return [
-            counts[2 * i] + counts[2 * i + 1] + _seams(messages)
-            for i, (messages, _, _) in enumerate(rows)
-        ]
-
     def fit_all(self, rows: Sequence[Conversation]) -> list[Fitted | DoesNotFit]:
-        """Fit rows (see `shortening.fit`), all of them at once and then all that are too long."""
+        """Fit rows (see `shortening.fit`), all of them at once and then all that are too long.
+
+        A row that the chat template refuses does not fit; without a limit all others do.
+        """
         results: dict[int, Fitted | DoesNotFit] = {}
         segments = self._rendered(dict(enumerate(rows)), results)
         texts = [text for pair in segments.values() for text in pair]

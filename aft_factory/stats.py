@@ -31,6 +31,7 @@ from aft_factory.markers import sanitise
 from aft_factory.prompts import load_template
 from aft_factory.records import Columns, Record
 from aft_factory.selection import Aggregation, select
+from aft_factory.shortening import DoesNotFit
 from aft_factory.stats_plot import plot_files, write_plot
 from aft_factory.tables import read_rows
 from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
@@ -130,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         lengths = tokens.lengths
         how = "all" if tokens.rows == counts.usable else f"{tokens.rows} of {counts.usable}"
         numbers["tokens"] = tokens_dict(lengths, f"counted in {how} rows by {args.tokenizer}")
+        numbers["tokens"] |= {"refused": len(tokens.refused), "first_refusal": tokens.refused[:1]}
     if args.json is not None:
         write_whole(args.json, orjson.dumps(numbers, option=orjson.OPT_INDENT_2) + b"\n")
     if args.plot is not None:
@@ -146,10 +148,16 @@ class TokenCounts:
         options: How the rows are made.
         sample: How many records; 0 for all. Those whose ids have the smallest hashes are taken, so
             that the same file gives the same sample in any order.
+
+    Attributes:
+        rows: How many were measured.
+        lengths: Of their parts, and of whole training rows.
+        refused: Why the chat template refuses a row, of each that it does.
     """
 
     def __init__(self, fitter: Fitter, options: Aggregation, sample: int) -> None:
         self.rows = 0
+        self.refused: list[str] = []
         self.lengths = Lengths(*PARTS, "row")
         self._fitter, self._options, self._sample = fitter, options, sample
         self._kept: list[tuple[int, int, Record]] = []  # a heap, the largest hash first
@@ -192,8 +200,11 @@ class TokenCounts:
         encoded = core.encode_batch_fast([text for _, text in texts], add_special_tokens=False)
         for (part, _), encoding in zip(texts, encoded, strict=True):
             self.lengths.parts[part].add(len(encoding))
-        for length in self._fitter.lengths(rows):
-            self.lengths.parts["row"].add(length)
+        for measured in self._fitter.fit_all(rows):
+            if isinstance(measured, DoesNotFit):
+                self.refused.append(str(measured))
+            else:
+                self.lengths.parts["row"].add(measured.tokens)
         self.rows += len(records)
 
 
@@ -219,6 +230,8 @@ def _lines(numbers: dict[str, Any]) -> Iterator[str]:
         yield "  (--tokenizer counts)"
     elif tokens["rows"] < rows["usable"]:
         yield "  (--sample 0 counts all)"
+    if refused := tokens.get("refused"):
+        yield f"  {refused} rows have no whole: {tokens['first_refusal'][0]}"
     shares = [f"{tokens['over'][str(limit)]:.1%} than {limit}" for limit in LIMITS]
     yield f"rows longer: {', '.join(shares)} tokens"
     for name in ("characters", "words"):

@@ -94,9 +94,11 @@ def test_real_tokens_multibyte_text_is_cut_between_characters(chat, request):
     fitter = Fitter(tokenizer, chat_template(chat), 600, load_template("paper"))
     drafts = ["日本語の長い文章です。😀" * 60, "Короткий текст. " * 40, "short"]
     query = [{"role": "user", "content": "質問 ?"}]
-    total = fitter.lengths([(query, drafts, "answer")])[0]
-    (fitted,) = fitter.fit_all([(query, drafts, "answer")])
-    assert total > 600 >= fitted.tokens == fitter.lengths([(query, fitted.proposals, "answer")])[0]
+    measuring = replace(fitter, limit=None)
+    [whole] = measuring.fit_all([(query, drafts, "answer")])
+    [fitted] = fitter.fit_all([(query, drafts, "answer")])
+    [again] = measuring.fit_all([(query, fitted.proposals, "answer")])
+    assert whole.tokens > 600 >= fitted.tokens == again.tokens
     assert fitted.tokens > 560  # close to the limit, not far below it
     assert fitted.proposals[2] == "short"
     assert all(
@@ -117,14 +119,14 @@ def test_many_rows_are_fitted_at_once_and_stay_in_order(changes, tiny_llama):
         ([{"role": "user", "content": "pail " * 500}], ["five"], "Six."),
         (query, ["sixteen is too many. " * 40, "seventeen is far too many. " * 40], None),
     ]
+    measuring = replace(fitter, limit=None)
     first, short, hopeless, last = fitter.fit_all(rows)
     assert isinstance(hopeless, DoesNotFit)
     assert (short.proposals, short.cut) == (["five", "six"], 0)
     assert (first.proposals[1], first.cut, last.cut) == ("six", 1, 2)
     for (messages, drafts, target), fitted in ((rows[0], first), (rows[3], last)):
-        before, after = fitter.lengths(
-            [(messages, drafts, target), (messages, fitted.proposals, target)]
-        )
+        wholes = [(messages, drafts, target), (messages, fitted.proposals, target)]
+        before, after = (whole.tokens for whole in measuring.fit_all(wholes))
         assert 380 < fitted.tokens == after <= 400
         assert fitted.tokens_removed == before - after
 

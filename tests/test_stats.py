@@ -17,7 +17,7 @@ from shared_data import shared_path
 
 from aft_factory.counts import MOST_NAMES, OTHERS, Counts, Distribution, count_words
 from aft_factory.fitting import Fitter
-from aft_factory.prompts import load_template
+from aft_factory.prompts import chat_template, load_template
 from aft_factory.records import record_from_row
 from aft_factory.selection import PAPER
 from aft_factory.stats import TokenCounts, main
@@ -261,7 +261,8 @@ def measured(tokenizer, rows):
     chat = resolve_chat_template("auto", tokenizer)
     fitter = Fitter(tokenizer, chat, None, load_template("paper"))
     records = [record_from_row(row) for row in rows]
-    whole = [fitter.lengths([(r.messages, r.proposals, r.aggregation)])[0] for r in records]
+    rows = [(r.messages, r.proposals, r.aggregation) for r in records]
+    whole = [fitter.fit_all([row])[0].tokens for row in rows]
     texts = [text for record in records for text in record.proposals]
     return whole, [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
 
@@ -276,6 +277,20 @@ def test_token_lengths_are_those_of_training(numbers, llama3_tokenizer_dir):
         assert (found[name]["min"], found[name]["max"]) == (min(values), max(values))
         assert found[name]["mean"] == pytest.approx(statistics.fmean(values))
     assert found["over"]["2048"] == sum(n > 2048 for n in whole) / len(whole)
+
+
+def test_a_row_that_the_chat_template_refuses_is_counted_and_told(
+    stats, llama3_tokenizer_dir, tmp_path
+):
+    refuses = "{% if 'bad' in messages[-1].content %}{{ raise_exception('I will not') }}{% endif %}"
+    template = tmp_path / "chat.jinja"
+    template.write_text(refuses + chat_template("llama3"))
+    rows = [{"query": query, "proposals": ["a"], "aggregation": "b"} for query in ("good", "bad")]
+    flags = ("--tokenizer", llama3_tokenizer_dir, "--chat-template", template)
+    told = stats(write("rows.jsonl", rows), *flags, "--json", "out.json")
+    found = json.loads(Path("out.json").read_text())["tokens"]
+    assert (found["row"]["count"], found["refused"]) == (1, 1)
+    assert "1 rows have no whole: refused by the chat template: I will not" in told
 
 
 def test_a_marker_in_a_proposal_counts_as_the_text_it_is_trained_as(numbers, llama3_tokenizer_dir):

@@ -142,6 +142,7 @@ class Asker:
         finally:  # of a failure: gather leaves the others running
             for part in parts:
                 part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
         return Reply(
             tuple(completion for reply in replies for completion in reply.completions),
             sum((reply.usage for reply in replies), Usage()),

@@ -20,6 +20,7 @@ from aft_factory.engines.vllm_loading import (
     adapter_rank,
     check_name,
     digest,
+    failures,
     fingerprint,
     own_template,
     started,
@@ -161,21 +162,13 @@ class VllmEngine:
         await asyncio.to_thread(self._llm.shutdown)
 
     async def _one(self, ids: list[int], request: Request, index: int) -> RequestOutput:
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
         final = None
-        try:
+        with failures():
             params = _sampling_params(request.sampling, request.seed + index, self._stop_ids)
             prompt = self._prompt(ids)
             number = f"aft-{next(self._numbers)}"
             async for output in self._llm.generate(prompt, params, number, lora_request=self._lora):
                 final = output
-        except EngineDeadError as error:
-            raise EngineError(f"vLLM has died: {error}", "fatal") from error
-        except EngineGenerateError as error:
-            raise EngineError(f"vLLM: {error.__cause__ or error}", "retry") from error
-        except (ValueError, TypeError) as error:
-            raise EngineError(f"vLLM: {error}", "refused") from error
         if final is None or final.outputs[0].finish_reason in ("abort", "error"):
             raise EngineError("vLLM gave the request up", "retry")
         return final

@@ -1,4 +1,4 @@
-"""Loading for vLLM in this process: its own processes, adapters, chat templates, identities."""
+"""vLLM in this process: loading, its processes and failures, adapters, templates, identities."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from aft_factory.engines import EngineError
 from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
 
@@ -136,6 +137,21 @@ def _load(model: str, settings: Mapping[str, Any], stop: threading.Event) -> Asy
     if stop.is_set():
         llm.shutdown()
     return llm
+
+
+@contextlib.contextmanager
+def failures() -> Iterator[None]:
+    """Turn what vLLM raises for a request into EngineError."""
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineError(f"vLLM has died: {error}", "fatal") from error
+    except EngineGenerateError as error:
+        raise EngineError(f"vLLM: {error.__cause__ or error}", "retry") from error
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"vLLM: {error}", "refused") from error
 
 
 def adapter_rank(folder: Path) -> int:

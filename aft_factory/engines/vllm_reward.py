@@ -23,7 +23,7 @@ from aft_factory.engines.reward import (
     score_each,
 )
 from aft_factory.engines.vllm_engine import DECIDING
-from aft_factory.engines.vllm_loading import check_name, fingerprint, started
+from aft_factory.engines.vllm_loading import check_name, failures, fingerprint, started
 from aft_factory.errors import UsageError
 from aft_factory.tokenizer import load_tokenizer
 
@@ -105,21 +105,14 @@ class VllmReward:
 
     async def _score(self, ids: list[int]) -> float:
         from vllm import PoolingParams
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         # Without an activation: a sigmoid would make all good responses 1.0.
         params = PoolingParams(task="classify", use_activation=False)
         prompt: Any = {"type": "token", "prompt_token_ids": ids}
         final = None
-        try:
+        with failures():
             async for output in self._llm.encode(prompt, params, f"rm-{next(self._numbers)}"):
                 final = output
-        except EngineDeadError as error:
-            raise EngineError(f"vLLM has died: {error}", "fatal") from error
-        except EngineGenerateError as error:
-            raise EngineError(f"vLLM: {error.__cause__ or error}", "retry") from error
-        except (ValueError, TypeError) as error:
-            raise EngineError(f"vLLM: {error}", "refused") from error
         if final is None:
             raise EngineError("vLLM gave the pair up", "retry")
         return float(final.outputs.data[self._label])

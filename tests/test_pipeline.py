@@ -179,6 +179,12 @@ def test_rows_that_the_engine_failed_are_asked_for_again_by_the_same_command(tmp
         assert len(rows_of(tmp_path / "ranked.jsonl")) == 6
         assert run(path) == 0
         assert run.worked == []
+        fails[0] = True
+        for name in ("sampled.jsonl", "sampled.jsonl.journal"):
+            (tmp_path / name).unlink()
+        assert run(path) == 0
+        assert run(path) == 0
+        assert run.worked == [1]
 
 
 # Training, by a program that stands in for LLaMA-Factory's
@@ -213,7 +219,10 @@ def train(tmp_path, monkeypatch, run):
     return train
 
 
-KILLED = "mkdir -p $out/checkpoint-100; kill -9 $$"
+KILLED = (
+    "mkdir -p $out/checkpoint-100 $out/checkpoint-200;"
+    "echo {} > $out/checkpoint-100/trainer_state.json; kill -9 $$"  # amid the second checkpoint
+)
 
 
 def test_a_training_is_done_as_long_as_its_settings_data_and_weights_are_there(train, tmp_path):
@@ -235,6 +244,7 @@ def test_a_killed_training_resumes_under_the_same_settings(train):
     train(KILLED, overwrite_output_dir=True)
     assert train.code == 128 + 9
     assert train(overwrite_output_dir=True) == "overwrite_output_dir=false"
+    assert [path.name for path in train.output.glob("checkpoint-*")] == ["checkpoint-100"]
     assert train(overwrite_output_dir=True) is None
 
 
@@ -279,6 +289,7 @@ def test_llamafactory_takes_what_the_pipeline_adds(tmp_path, made, resumed):
     assert prepare(settings, "state") == []
     for name in made:
         (tmp_path / "saves" / name).mkdir(parents=True)
+        (tmp_path / "saves" / name / "trainer_state.json").write_text("{}")
     (tmp_path / "saves").mkdir(exist_ok=True)
     (tmp_path / "saves" / "adapter_model.safetensors").touch()
     [added] = prepare(settings, "state")

@@ -43,6 +43,15 @@ def alive(group):
     return any(number == str(group) and state[0] != "Z" for number, state in found)
 
 
+def kill_all(process):
+    """Kill a pipeline's group, and wait until its stage is gone too."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as stream:
+        groups = stream.read().split()  # the stage's and its guard's
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    until(lambda: not any(map(alive, groups)))
+
+
 class Held:
     """A pipeline of one stage that waits for a server, which holds its answers until `release`."""
 
@@ -182,6 +191,41 @@ def test_the_processes_of_a_training_hear_of_a_signal_too(attended):
 
 
 @pytest.mark.slow
+def test_a_training_that_was_killed_goes_on_from_its_last_whole_checkpoint(
+    tmp_path, tiny_llama, monkeypatch
+):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    settings = yaml.safe_load((ROOT / "examples" / "tiny_aft.yaml").read_text())
+    settings |= {"model_name_or_path": str(tiny_llama), "dataset_dir": str(tmp_path)}
+    settings |= {"per_device_train_batch_size": 1, "max_steps": 120, "save_steps": 20}
+    adapter = tmp_path / "adapter"
+    settings |= {"output_dir": str(adapter), "dataset": "rows"}
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings))
+    path = write_pipeline(
+        tmp_path,
+        {
+            "convert": {
+                "input": str(ROOT / "examples" / "data" / "gsm8k_solutions.jsonl"),
+                "output": "rows.jsonl",
+                "limit": 10,
+                "register": str(tmp_path),
+            }
+        },
+        {"train": {"config": str(tmp_path / "train.yaml")}},
+    )
+    command = [*PIPELINE, str(path)]
+    process = subprocess.Popen(command, start_new_session=True)
+    until(lambda: (adapter / "checkpoint-40").exists(), 600)
+    kill_all(process)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = re.search(r"Resuming training from checkpoint .* global step (\d+)", done.stderr)
+    assert int(found[1]) in (20, 40)
+    assert json.loads((adapter / "trainer_state.json").read_text())["global_step"] == 120
+    assert (adapter / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_from_50_prompts_to_answers_with_the_real_engines_killed_thrice(tmp_path, monkeypatch):
     from tiny_model import main as make_model
 
@@ -206,12 +250,7 @@ def test_from_50_prompts_to_answers_with_the_real_engines_killed_thrice(tmp_path
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        children = f"/proc/{process.pid}/task/{process.pid}/children"
-        with open(children) as stream:
-            groups = stream.read().split()  # a stage and its guard
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        until(lambda groups=groups: not any(map(alive, groups)))
+        kill_all(process)
         assert not (data / f"{name}.jsonl").exists()
         kept[name] = asked(journal, table)
         assert 8 <= kept[name] < 50

@@ -110,6 +110,8 @@ def keep(step: Step, path: Path, state: str) -> int:
     if step.stage in ASKING:
         rejects = orjson.loads(summary_path(step.outputs[0]).read_bytes())["rejects"]
         failed = rejects.get("engine", {}).get("count", 0)
-    if not failed:
+    if failed:
+        marker(step, path).unlink(missing_ok=True)  # of an earlier time, when it did not fail
+    else:
         write_whole(marker(step, path), state.encode())
     return failed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def prepare(training: Training, state: str) -> list[str]:
     """See that a training resumes what was begun in the same state, and nothing else.
 
     By itself LLaMA-Factory goes on from the last checkpoint in the output folder, whatever settings
-    it was made with, and refuses a folder that has weights but no checkpoint.
+    it was made with and even if it was cut off, and refuses a folder of weights without checkpoint.
 
     Args:
         training: Its settings.
@@ -63,10 +64,15 @@ def prepare(training: Training, state: str) -> list[str]:
     """
     folder = Path(training["output_dir"])
     begun = Path(f"{folder}.begun")
+    own = begun.exists() and begun.read_text() == state
+    if own:
+        for checkpoint in folder.glob("checkpoint-*"):
+            if not _is_whole(checkpoint):
+                shutil.rmtree(checkpoint)
     checkpoints = any(folder.glob("checkpoint-*"))
     more = []
     if checkpoints or is_trained(training):
-        if begun.exists() and begun.read_text() == state:
+        if own:
             more = [f"overwrite_output_dir={'false' if checkpoints else 'true'}"]
         elif begun.exists() or training.get("overwrite_output_dir"):
             _move_aside(folder)
@@ -77,6 +83,15 @@ def prepare(training: Training, state: str) -> list[str]:
             )
     write_whole(begun, state.encode())
     return more
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint has the file that transformers writes last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _move_aside(folder: Path) -> None:

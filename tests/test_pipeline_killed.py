@@ -147,9 +147,16 @@ ATTENDED = """
 import sys
 from aft_factory.pipeline.attendant import Attendant
 with Attendant() as attendant:
-    sys.exit(attendant.run(sys.argv[2:], group=sys.argv[1] == "group") % 256)
+    sys.exit(attendant.run(sys.argv[2:], training=sys.argv[1] == "training") % 256)
 """
-PARENT = "echo $$ > {0}/leader; sleep 600 & echo $! > {0}/child; {1}; wait"
+# A leader that ends at once, and a child that takes its time when it is asked to.
+PARENT = """\
+cd {0}
+(trap 'sleep 0.5; touch told; exit' TERM; touch child; while :; do sleep 0.05; done) &
+while ! test -e child; do sleep 0.01; done
+echo $$ > leader.new; mv leader.new leader
+{1}; wait
+"""
 
 
 @pytest.fixture
@@ -157,11 +164,10 @@ def attended(tmp_path):
     """Runs a shell with a child of its own; the process that attends to it, and their group."""
     started = []
 
-    def start(mode="alone", then="true"):
-        script = PARENT.format(tmp_path, then)
-        command = [sys.executable, "-c", ATTENDED, mode, "sh", "-c", script]
-        started.append(subprocess.Popen(command))
-        until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
+    def start(kind, then="true"):
+        command = ["sh", "-c", PARENT.format(tmp_path, then)]
+        started.append(subprocess.Popen([sys.executable, "-c", ATTENDED, kind, *command]))
+        until(lambda: (tmp_path / "leader").exists())
         return started[0], int((tmp_path / "leader").read_text())
 
     yield start
@@ -170,24 +176,30 @@ def attended(tmp_path):
         process.wait()
 
 
-def test_processes_of_a_stage_go_with_a_pipeline_that_is_killed(attended):
-    process, group = attended()
+@pytest.mark.parametrize("kind", ["stage", "training"])
+def test_processes_of_a_stage_end_with_a_pipeline_that_is_killed(attended, tmp_path, kind):
+    process, group = attended(kind)
     assert alive(group)
     process.kill()
     until(lambda: not alive(group))
+    assert (tmp_path / "told").exists() == (kind == "training")
 
 
-def test_processes_of_a_stage_go_with_a_stage_that_is_killed(attended):
-    process, group = attended(then="kill -9 $$")
+@pytest.mark.parametrize("kind", ["stage", "training"])
+def test_processes_of_a_stage_end_with_a_stage_that_is_killed(attended, tmp_path, kind):
+    process, group = attended(kind, then="kill -9 $$")
     assert process.wait(60) == -signal.SIGKILL % 256
-    until(lambda: not alive(group))
+    assert not alive(group)
+    assert (tmp_path / "told").exists() == (kind == "training")
 
 
-def test_the_processes_of_a_training_hear_of_a_signal_too(attended):
-    process, group = attended("group")
-    process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_all_processes_of_a_training_are_asked_to_end_and_waited_for(attended, tmp_path, number):
+    process, group = attended("training")
+    process.send_signal(number)
     assert process.wait(60) == -signal.SIGTERM % 256
-    until(lambda: not alive(group))
+    assert not alive(group)
+    assert (tmp_path / "told").exists()
 
 
 @pytest.mark.slow

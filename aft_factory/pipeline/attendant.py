@@ -10,15 +10,17 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# The guard's input ends when the pipeline does, even by kill -9; it then kills all processes of the
+# The guard's input ends when the pipeline does, even by kill -9; it then ends all processes of the
 # stage, vLLM's among them, which would hold the GPU's memory. A second line says that all is well.
-GUARD = 'read group && { read _ || kill -s KILL -- "-$group"; }'
+GUARD = 'read group && { read _ || kill -s "$0" -- "-$group"; }'
+PATIENCE = 30.0  # seconds to wait for processes that a stage has left behind
 
 
 class Attendant:
@@ -31,7 +33,8 @@ class Attendant:
     def __init__(self) -> None:
         self.asked = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._group = False
+        self._training = False
+        self._end = signal.SIGKILL
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Attendant:
@@ -42,17 +45,25 @@ class Attendant:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def run(self, command: Sequence[str], *, group: bool = False) -> int:
+    def run(self, command: Sequence[str], *, training: bool = False) -> int:
         """Run a command to its end; return its exit code.
 
         Args:
             command: Program and arguments.
-            group: Send signals to all its processes. Those of ours see to their own.
+            training: It is LLaMA-Factory's, of which all processes hear of a signal, and as
+                SIGTERM: torchrun ends its workers then, but not if it is killed, which is what its
+                launcher does at SIGINT. Our own stages see to theirs.
 
         Raises:
             OSError: If it cannot be started.
         """
-        guard = subprocess.Popen(["sh", "-c", GUARD], stdin=subprocess.PIPE, start_new_session=True)
+        self._training = training
+        self._end = signal.SIGTERM if training else signal.SIGKILL
+        guard = subprocess.Popen(
+            ["sh", "-c", GUARD, self._end.name.removeprefix("SIG")],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         assert guard.stdin is not None
         pipe = guard.stdin.fileno()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -61,13 +72,12 @@ class Attendant:
             os.write(pipe, b"%d\n" % os.getpid())
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-        self._group = group
         try:
             self._process = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = self._process.wait()
-            if code < 0:  # it could not end the processes it had started
-                self._kill_group(signal.SIGKILL)
+            if code < 0:  # it could not end the processes that it had started
+                self._end_others(self._process.pid)
             return code
         finally:
             self._process = None
@@ -78,12 +88,18 @@ class Attendant:
         self.asked = True
         if self._process is None:
             return
-        if self._group:
-            self._kill_group(number)
+        if self._training:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, self._end)
         else:
             self._process.send_signal(number)
 
-    def _kill_group(self, number: int) -> None:
-        assert self._process is not None
+    def _end_others(self, group: int) -> None:
+        """End what a stage has left behind, and wait for it."""
+        until = time.monotonic() + PATIENCE
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            if not (self._training and self.asked):  # then they have heard of it
+                os.killpg(group, self._end)
+            while time.monotonic() < until:
+                os.killpg(group, 0)
+                time.sleep(0.05)

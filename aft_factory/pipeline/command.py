@@ -66,9 +66,9 @@ def run_steps(steps: list[Step], path: Path) -> int:
             print(f"{title}: {step}", flush=True)
             state = fingerprint(step)
             # The journal keeps what was paid for; only the files written from it are replaced.
-            training_ = step.stage == "train"
-            more = training.prepare(step.read, state) if training_ else ["--overwrite"]
-            code = attendant.run(step.command(*more), group=training_)
+            trains = step.stage == "train"
+            more = training.prepare(step.read, state) if trains else ["--overwrite"]
+            code = attendant.run(step.command(*more), training=trains)
             if code:
                 why = "interrupted" if attendant.asked else f"exit code {code}"
                 place = f"stopped at stage {step.number}, {step.stage} ({why})"

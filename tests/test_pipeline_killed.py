@@ -149,10 +149,10 @@ from aft_factory.pipeline.attendant import Attendant
 with Attendant() as attendant:
     sys.exit(attendant.run(sys.argv[2:], training=sys.argv[1] == "training") % 256)
 """
-# A leader that ends at once, and a child that takes its time when it is asked to.
+# A leader that ends at once, and a child that takes its time when asked to, but not twice.
 PARENT = """\
 cd {0}
-(trap 'sleep 0.5; touch told; exit' TERM; touch child; while :; do sleep 0.05; done) &
+(trap 'trap - TERM; sleep 0.5; touch told; exit' TERM; touch child; while :; do sleep 0.05; done) &
 while ! test -e child; do sleep 0.01; done
 echo $$ > leader.new; mv leader.new leader
 {1}; wait

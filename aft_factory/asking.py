@@ -37,7 +37,7 @@ class Retries:
 
     def wait(self, attempt: int, after: float | None) -> float:
         """Return the seconds to wait after a failed attempt, counted from 0."""
-        wait: float = min(self.longest, self.first * 2**attempt) * random.uniform(0.5, 1)
+        wait: float = min(self.longest, self.first * 2 ** min(attempt, 30)) * random.uniform(0.5, 1)
         return max(wait, min(after or 0.0, 10 * self.longest))  # Retry-After, within reason
 
 

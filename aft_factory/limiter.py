@@ -1,10 +1,4 @@
-"""The limit on samples in flight. Knows nothing of what they are.
-
-limiter = Limiter(256)
-await limiter.enter(5)
-try: ...
-finally: limiter.leave(5)
-"""
+"""The limit on samples in flight. Knows nothing of what they are."""
 
 from __future__ import annotations
 
@@ -46,8 +40,8 @@ class Limiter:
             try:
                 await turn  # whoever wakes it has taken its room
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled() and turn.exception() is None:
-                    self.leave(n)
+                served = turn.done() and not turn.cancelled() and turn.exception() is None
+                self.leave(n if served else 0)  # or who stands behind would wait on
                 raise
         else:
             self.taken += n

@@ -161,16 +161,6 @@ class Runner:
             about=about,
         )
 
-    def window(self, in_flight: int) -> int:
-        """Return how many queries to have under way for so many samples in flight.
-
-        Four times what fills it while all draw a whole layer. Fewer run dry where many are at
-        their last answer, which is one sample; with more, requests being served in turn, all the
-        queries admitted go from layer to layer together, and the first answers come late.
-        """
-        wide: int = self.options.get("width", self.options.get("samples", 1))
-        return max(1, 4 * in_flight // max(1, wide))
-
     async def answer_all(
         self,
         queries: Iterable[Query | None],
@@ -181,8 +171,7 @@ class Runner:
 
         Args:
             queries: Read as there is room for them; None where a row has no query to answer.
-            window: Most queries under way: bounds memory, and is to be large enough that their
-                requests fill the asker's limit.
+            window: Most queries under way; see `window`.
             on_outcome: Told of each query that ended, in order of their ends.
 
         Returns:
@@ -218,6 +207,16 @@ class Runner:
         except* Exception as errors:
             raise _first(errors) from None
         return not stopped
+
+
+def window(in_flight: int) -> int:
+    """Return how many queries to have under way for so many samples in flight.
+
+    Each has one sample in flight at least, or is about to: a few more than the limit keep it full,
+    whatever the strategy. With many more, as requests are served in turn, all that are admitted
+    would go from layer to layer together, and the first answers come late.
+    """
+    return in_flight + in_flight // 4 + 1
 
 
 def _layers(trace: Trace) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from aft_factory.drafting import Settings
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.journal import Journal
 from aft_factory.prompts import load_template
-from aft_factory.runner import Outcome, Runner
+from aft_factory.runner import Outcome, Runner, window
 from aft_factory.sampling import Sampling
 from aft_factory.strategies import propose_and_aggregate
 from aft_factory.tasks import Query
@@ -75,7 +75,7 @@ async def measure(url: str, args: argparse.Namespace) -> list[float]:
                 key = runner.outcome_key(query, fingerprint)
                 journal.keep_outcome(key, asdict(outcome), done=True)
 
-            await runner.answer_all(queries, runner.window(args.in_flight), keep)
+            await runner.answer_all(queries, window(args.in_flight), keep)
     await engine.close()
     assert not problems, problems[0]
     return ends

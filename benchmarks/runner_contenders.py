@@ -16,7 +16,7 @@ from aft_factory.fitting import Fitter
 from aft_factory.journal import Journal
 from aft_factory.markers import sanitise
 from aft_factory.prompts import with_aggregator
-from aft_factory.runner import Outcome, Runner
+from aft_factory.runner import Outcome, Runner, window
 from aft_factory.sampling import Reply, Request, identity_seed
 from aft_factory.strategies import propose_and_aggregate
 from aft_factory.tasks import Query
@@ -153,7 +153,7 @@ class Work:
             for query in self.queries:
                 journal.keep_query(query.id, query.turns)
             async with asker:
-                await runner.answer_all(self.queries, runner.window(self.in_flight), keep)
+                await runner.answer_all(self.queries, window(self.in_flight), keep)
         return {name: outcome.answers[0] for name, outcome in outcomes.items()}
 
 

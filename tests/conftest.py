@@ -25,6 +25,14 @@ settings.load_profile("aft-factory")
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _quiet():
+    """LLaMA-Factory lets transformers say everything, to a stderr that is gone after its test."""
+    yield
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].utils.logging.set_verbosity_error()
+
+
 def demo_rows() -> list[dict]:
     """The shipped rows: {query, proposals, aggregation, reference}, MIT licence."""
     lines = (

@@ -73,6 +73,19 @@ def test_the_limit_is_never_passed_never_leaks_and_lets_all_in_first_come_first_
     assert limiter.most <= limit
 
 
+def test_one_who_waits_no_longer_does_not_keep_out_who_stands_behind():
+    async def run():
+        limiter = Limiter(10)
+        await limiter.enter(8)
+        big, small = (asyncio.create_task(limiter.enter(n)) for n in (5, 2))
+        await asyncio.sleep(0)
+        big.cancel()
+        await asyncio.wait_for(small, 60)
+        assert limiter.taken == 10
+
+    asyncio.run(run())
+
+
 def test_stopping_turns_away_who_waits_and_leaves_who_is_in():
     async def run():
         limiter = Limiter(1)
@@ -234,6 +247,7 @@ def test_waits_double_with_jitter_and_honour_retry_after():
         waits = [retries.wait(attempt, None) for _ in range(50)]
         assert top / 2 <= min(waits) < max(waits) <= top
     assert retries.wait(0, 7.5) == 7.5
+    assert retries.wait(5000, None) <= 8
     assert retries.wait(0, 1e9) == 80
 
 

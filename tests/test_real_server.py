@@ -36,6 +36,7 @@ class Recording:
     def __init__(self, engine):
         self.engine = engine
         self.model = engine.model
+        self.most_samples = engine.most_samples
         self.ids = []
 
     async def sample(self, request):

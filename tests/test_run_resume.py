@@ -347,6 +347,20 @@ def test_interrupted_amid_a_population_it_keeps_what_is_in_flight(tmp_path, comm
     assert summary_of(output)["written"] == 40
 
 
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_twice_amid_a_population_it_leaves_at_once(tmp_path, command, second):
+    source = write_lines(tmp_path / "in.jsonl", [{"query": f"What is {i}+{i}?"} for i in range(9)])
+    flags = ("--strategy", "rsa", "--width", "6", "--subset", "2", "--layers", "2")
+    with serving(delay=3600) as server:
+        flags = ("--base-url", server.url, *flags, "--in-flight", "20")
+        command.start(arguments(source, tmp_path / "out.jsonl", *flags))
+        until(lambda: len(server.requests) >= 20)
+        command.send(signal.SIGINT)
+        until(lambda: "once more: leave them" in command.printed())
+        command.send(second)
+        assert command.code(seconds=30) == 130
+
+
 def test_rows_that_fail_whenever_they_are_asked_do_not_keep_a_run_from_its_end(tmp_path, command):
     """Asked again at every start, they are all that is left to ask."""
 

@@ -11,6 +11,7 @@ from aft_factory.accounting import LayerUsage, ModelShape
 from aft_factory.engines import EngineError
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.journal import Journal
+from aft_factory.runner import window
 from aft_factory.sampling import Completion, Reply, Usage
 from aft_factory.tasks import read_mt_bench
 
@@ -94,11 +95,32 @@ def test_a_run_that_skips_rows_can_be_stopped():
     assert asyncio.run(asyncio.wait_for(run(), 60)) is False
 
 
-def test_so_many_queries_are_under_way_as_fill_what_is_in_flight_four_times():
-    async def run():
-        return runner(ScriptedEngine(), options={"width": 5, "layers": 2}).window(512)
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("propose_and_aggregate", {"width": 5, "layers": 2}),
+        ("propose_and_aggregate", {"width": 5, "layers": 0}),
+        ("self_moa_seq", {"width": 6, "window": 2}),
+    ],
+)
+def test_the_queries_under_way_keep_the_limit_full_whatever_the_strategy(strategy, options):
+    class Watched(ScriptedEngine):
+        taken = ()
 
-    assert asyncio.run(run()) == 409
+        async def sample(self, request):
+            await asyncio.sleep(0.001 * (2 + request.seed % 5))
+            self.taken += (one.asker.limiter.taken,)
+            return await super().sample(request)
+
+    async def run():
+        nonlocal one
+        one = runner(engine, strategy=strategy, options=options, in_flight=40)
+        await one.answer_all(queries(200), window(40), lambda q, o: None)
+
+    one, engine = None, Watched()
+    asyncio.run(run())
+    amid = engine.taken[len(engine.taken) // 5 : -len(engine.taken) // 5]
+    assert sum(amid) / len(amid) > 0.75 * 40
 
 
 def test_samples_in_flight_stay_under_the_limit_and_reach_it():

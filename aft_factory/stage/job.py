@@ -27,7 +27,7 @@ from aft_factory.files import check_writable
 from aft_factory.journal import Journal
 from aft_factory.progress import Progress
 from aft_factory.records import Row
-from aft_factory.runner import Outcome, Runner
+from aft_factory.runner import Outcome, Runner, window
 from aft_factory.stage import Files, Stage
 from aft_factory.stage.engines import Opened
 from aft_factory.stage.output import Outputs, Totals, describe, summary, write_summary
@@ -143,13 +143,13 @@ class Job:
             self.shape_name = engines.shape_name
             retries = Retries(self.settings.retries)
             asker = Asker(engines.engines, journal, engines.in_flight, retries)
+            stack.enter_context(graceful(asker.stop, engines.stop))  # outlasts what was sent
             await stack.enter_async_context(asker)
             runner = self._runner(asker, engines)
             fingerprint = runner.fingerprint
             journal.forget_problems()
             journal.begin_run(fingerprint, time.time() - (time.monotonic() - started))
             progress = stack.enter_context(Progress(self.total, asker, quiet=self.files.quiet))
-            stack.enter_context(graceful(asker.stop, engines.stop))
 
             def pending() -> Iterator[Query | None]:
                 for line in self._lines():
@@ -171,8 +171,8 @@ class Job:
                 journal.keep_outcome(key, content, query=query.id, done=done)
                 progress.advance()
 
-            window = self.settings.admit or runner.window(engines.in_flight)
-            ended = await runner.answer_all(pending(), window, keep)
+            admitted = self.settings.admit or window(engines.in_flight)
+            ended = await runner.answer_all(pending(), admitted, keep)
         journal.note_time()
         self.session = {
             "seconds": round(time.monotonic() - started, 3),

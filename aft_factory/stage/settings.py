@@ -25,7 +25,7 @@ class JobSettings:
     rejects: Path | None = setting(None, "rows without answer (default: OUTPUT.rejects.jsonl)")
     admit: int | None = setting(
         None,
-        "most queries under way: fewer end sooner (default: 4 x what is in flight)",
+        "most queries under way: fewer end sooner (default: a quarter more than --in-flight)",
     )
     timeout: float = setting(600.0, "seconds until a server's answer is given up")
     retries: int = setting(10, "attempts after a failed one")

@@ -120,7 +120,7 @@ class Asker:
         by itself; a prompt is then read, and accounted in `Usage.prompt`, as often.
 
         Raises:
-            EngineError: If the model refuses it, or fails at every attempt.
+            EngineError: If the model refuses it, or, of kind `retry`, fails at every attempt.
             Stopped: If the run was asked to stop before this request was sent.
         """
         engine = self._engines[request.model or ""]
@@ -216,7 +216,7 @@ class Asker:
             return EngineError(
                 f"the model has answered nothing for {seconds:.0f} s; {problem}", "fatal"
             )
-        return EngineError(problem, "refused")
+        return EngineError(problem, "retry")
 
     async def _nobody_answers(self, engine: Engine, since: float) -> bool:
         async with self._probing:  # one that fails ends the run, and with it all who wait here

@@ -42,7 +42,8 @@ class Outcome:
         events: Every use of a policy: {turn, layer, slot, event}.
         layers: All drafts, if they are kept: {turn, layer, drafts: [{slot, text, finish_reason}]}.
         problem: Why there is no answer.
-        about: What the problem is about: `engine` or `drafts`.
+        about: What the problem is about: `drafts`; `refused`, if the model will not have it; or
+            `engine`, which failed for a reason that may have passed when it is asked again.
         model: What was asked, by the name it has for people.
     """
 
@@ -146,7 +147,7 @@ class Runner:
                 isinstance(error, EngineError) and error.kind == "fatal"
             ):
                 raise error from None
-            problem, about = str(error), "drafts" if isinstance(error, NoAnswer) else "engine"
+            problem, about = str(error), _about(error)
         return Outcome(
             answers=[completion.text for completion in done],
             finish_reasons=[completion.finish_reason for completion in done],
@@ -231,6 +232,12 @@ def _layers(trace: Trace) -> list[dict[str, Any]]:
         }
         for (turn, layer), drafts in sorted(trace.drafts.items())
     ]
+
+
+def _about(error: BaseException) -> str:
+    if isinstance(error, EngineError):
+        return "engine" if error.kind == "retry" else "refused"
+    return "drafts"
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

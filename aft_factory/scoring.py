@@ -152,7 +152,8 @@ class Scorer:
                 await asyncio.sleep(GATHER)
                 self._scoring = self._next()
                 await self._score(self._scoring)
-                for asked in self._scoring:
+                # First those that have all: what becomes of the others may end everything.
+                for asked in sorted(self._scoring, key=lambda asked: bool(asked.missing)):
                     await self._settle(asked)
                 self._scoring = []
         except Exception as error:  # nothing can be scored any more
@@ -224,7 +225,7 @@ class Scorer:
             raise EngineError(
                 f"the reward model has scored nothing for {seconds:.0f} s; {problem}", "fatal"
             )
-        return EngineError(problem, "refused")
+        return EngineError(problem, "retry")
 
 
 class Longest:

@@ -147,22 +147,22 @@ def give_up(engine, count, in_flight=10):
 
 
 def test_who_gets_no_answer_from_an_engine_that_is_gone_ends_the_run():
-    fatal, refused = give_up(Nobody(there=False), 2)  # one alone may be at fault itself
-    assert (fatal.kind, refused.kind) == ("fatal", "refused")
+    fatal, first = give_up(Nobody(there=False), 2)  # one alone may be at fault itself
+    assert (fatal.kind, first.kind) == ("fatal", "retry")
     assert re.search("answered nothing .* 4 attempts; the last: no route", str(fatal))
 
 
 def test_the_last_rows_of_a_run_may_all_be_at_fault_themselves():
     errors = give_up(Nobody(there=True), 10)
-    assert {error.kind for error in errors} == {"refused"}
+    assert {error.kind for error in errors} == {"retry"}
 
 
 def test_an_engine_that_is_there_but_answers_nobody_ends_the_run():
     kinds = [error.kind for error in give_up(Nobody(there=True), 12, in_flight=10)]
-    assert kinds.count("refused") == 10  # as many as may be in flight
+    assert kinds.count("retry") == 10  # as many as may be in flight
 
 
-def test_who_gets_no_answer_while_others_do_is_refused_alone():
+def test_who_gets_no_answer_while_others_do_fails_alone():
     """Not even when they all fail, and nobody is there at the moment."""
 
     class Passing(Nobody):
@@ -181,7 +181,7 @@ def test_who_gets_no_answer_while_others_do_is_refused_alone():
                 seed += 1
             return [task.exception().kind for task in failing]
 
-    assert asyncio.run(run()) == ["refused"] * 5
+    assert asyncio.run(run()) == ["retry"] * 5
 
 
 def test_what_was_sent_is_kept_though_nobody_waits_for_it(tmp_path):

@@ -465,7 +465,7 @@ class TestScorer:
             return first, model.batches
 
         (error, other), batches = run(go)
-        assert (error.kind, "after 3 attempts" in str(error)) == ("refused", True)
+        assert (error.kind, "after 3 attempts" in str(error)) == ("retry", True)
         assert other == [2]
         assert batches == [["a", "bad", "bb"], ["bad"], ["bad"]]
 
@@ -496,7 +496,7 @@ class TestScorer:
             return await results(scorer, *[["a"]] * count)
 
         kinds = Counter(error.kind for error in run(go))
-        assert (kinds["refused"], kinds["fatal"]) == (MOST_SILENT, count - MOST_SILENT)
+        assert (kinds["retry"], kinds["fatal"]) == (MOST_SILENT, count - MOST_SILENT)
 
     def test_a_fatal_error_ends_all_that_wait(self):
         async def go():

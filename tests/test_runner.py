@@ -146,8 +146,13 @@ def test_a_failing_query_fails_alone_with_the_engines_words_and_its_usage():
         "prompt of 9999 tokens is too long",
         None,
     ]
-    assert (outcomes["q3"].about, outcomes["q3"].answers) == ("engine", [])
+    assert (outcomes["q3"].about, outcomes["q3"].answers) == ("refused", [])
     assert [row["samples"] for row in outcomes["q3"].usage] == [3]
+
+
+def test_a_query_that_the_engine_fails_may_be_answered_another_time():
+    outcomes = answer(ScriptedEngine(lambda r: EngineError("busy", "retry")), queries(1))
+    assert (outcomes["q0"].about, "no answer after 4" in outcomes["q0"].problem) == ("engine", True)
 
 
 def test_an_error_that_is_fatal_ends_the_run():

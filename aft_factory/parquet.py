@@ -8,6 +8,7 @@ import logging
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,6 +72,17 @@ class ParquetSink:
 
     def close(self) -> None:
         """Write the file."""
+        try:
+            self._close()
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Let go of what was collected."""
+        if self._groups is not None:
+            self._groups.close()
+
+    def _close(self) -> None:
         self._note_types()
         own = _record_types() | _run_types()
         types = {name: _settled(found, own.get(name)) for name, found in self._types.items()}
@@ -100,6 +112,7 @@ class ParquetSink:
 
         types = types | dict.fromkeys(self._as_text, pa.string())
         schema = pa.schema(types)
+        alters = {name: _alters(kind) for name, kind in types.items()}
         with pq.ParquetWriter(self._path, schema, compression="zstd") as writer:
             for rows in self._all_groups():
                 columns = []
@@ -112,6 +125,9 @@ class ParquetSink:
                     try:
                         columns.append(pa.array(values, kind))
                     except _refusals():  # such as a huge integer among numbers with a fraction
+                        self._as_text.add(name)
+                        return False
+                    if (altered := alters[name]) and any(map(altered, values)):
                         self._as_text.add(name)
                         return False
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
@@ -157,6 +173,29 @@ def _has_empty_object(kind: Any) -> bool:
     return pa.types.is_struct(kind) and (
         not kind.num_fields or any(_has_empty_object(field.type) for field in kind)
     )
+
+
+def _alters(kind: Any) -> Callable[[Any], bool] | None:
+    """Return what tells whether Arrow makes another value of one, such as 1.0 of true.
+
+    None where it never does, as it says itself what does not fit.
+    """
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_struct(kind):
+        parts = [(part.name, alters) for part in kind if (alters := _alters(part.type))]
+        if parts:
+            return lambda value: bool(value) and any(test(value.get(key)) for key, test in parts)
+    if types.is_list(kind) and (alters := _alters(kind.value_type)):
+        return lambda value: bool(value) and any(map(alters, value))
+    if types.is_floating(kind):
+        return lambda value: isinstance(value, bool)
+    if types.is_binary(kind):
+        return lambda value: isinstance(value, str)
+    if types.is_date(kind):
+        return lambda value: isinstance(value, datetime)
+    return None
 
 
 def _record_types() -> dict[str, Any]:

@@ -160,8 +160,8 @@ class TableWriter:
     def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
         """End what is being written; after an error, a second one would hide the first."""
         with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
-            if self._parquet is not None and kind is None:
-                self._parquet.close()
+            if self._parquet is not None:
+                self._parquet.close() if kind is None else self._parquet.discard()
             elif self._format == ".json":
                 self._write_bytes(b"\n]\n" if self.rows else b"[]\n")
 

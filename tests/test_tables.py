@@ -1,6 +1,7 @@
 """Tables: every format in and out, damage named, nothing half written. Run: pytest tests/test_tables.py"""
 
 import contextlib
+import gc
 import gzip
 import io
 import json
@@ -10,6 +11,8 @@ import resource
 import subprocess
 import sys
 import tracemalloc
+import warnings
+from datetime import date, datetime
 
 import orjson
 import pyarrow as pa
@@ -148,6 +151,9 @@ NO_ONE_TYPE = {
     "objects that clash": ({"a": 1}, {"a": "x"}),
     "only objects without keys": ({}, {}),
     "objects without keys inside": ({"a": [{}]}, {"a": [{}]}),
+    "a fraction, then true": (1.5, True),
+    "fractions with true among them": ([1.5], [0.5, True]),
+    "objects with a fraction, then true": ({"a": [{"b": 1.5}]}, {"a": [{}, {"b": True}]}),
     "half of a surrogate pair": ("a", "\ud800"),
 }
 
@@ -163,6 +169,19 @@ def test_parquet_has_json_text_where_values_have_no_one_type(tmp_path, caplog, a
         (row.get("id"), row.get("y")) for row in rows
     ]
     assert "column x is JSON text, as its values have no one Parquet type" in caplog.text
+
+
+@pytest.mark.parametrize("wrapped", [lambda x: x, lambda x: [x], lambda x: {"a": [None, x]}])
+@pytest.mark.parametrize(
+    ("first", "last"), [(date(2025, 1, 2), datetime(2025, 1, 2, 3, 4)), ("a", b"b"), (b"a", "b")]
+)
+def test_parquet_has_text_where_arrow_would_alter_a_value(tmp_path, first, last, wrapped):
+    write(tmp_path / "t.parquet", [{"x": wrapped(first)}, {"x": wrapped(last)}, {"x": None}])
+    assert [row["x"] and json.loads(row["x"]) for row in values(tmp_path / "t.parquet")] == [
+        wrapped(first if isinstance(first, str) else str(first)),
+        wrapped(last if isinstance(last, str) else str(last)),
+        None,
+    ]
 
 
 def test_parquet_has_the_types_of_a_runs_columns_even_where_all_are_empty(tmp_path):
@@ -191,6 +210,20 @@ def test_parquet_leaves_nothing_aside_while_it_writes(tmp_path):
             table.write({"a": i})
         assert len(files(tmp_path)) == 1  # the file to be
     assert files(tmp_path) == ["t.parquet"]
+
+
+@pytest.mark.parametrize("error", [None, KeyError()], ids=["ended well", "failed"])
+def test_parquet_closes_what_it_held_aside(tmp_path, error):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with contextlib.suppress(KeyError), TableWriter(tmp_path / "t.parquet") as table:
+            for i in range(2 * ROWS_HELD):
+                table.write({"a": i})
+            if error is not None:
+                raise error
+        del table
+        gc.collect()
+    assert [w.message for w in caught if w.category is ResourceWarning] == []
 
 
 BOM = b"\xef\xbb\xbf"

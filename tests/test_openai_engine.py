@@ -524,7 +524,13 @@ def test_a_wrong_key_says_where_to_set_the_right_one(monkeypatch):
     assert connect_to({"api_key": "sesame"}).model == "flaky"
 
 
-@pytest.mark.parametrize("urls", [[], ["localhost:8000/v1"]])
+WRONG_URLS = [
+    *("localhost:8000/v1", "http://localhost:80a/v1", "http://localhost:99999/v1"),
+    *("http://[::1/v1", "http:///v1", "http://local\x01host/v1"),
+]
+
+
+@pytest.mark.parametrize("urls", [[], *([url] for url in WRONG_URLS)])
 def test_urls_must_be_urls(urls):
     with pytest.raises(UsageError, match="expected URLs such as"):
         connect(*urls, model="m")

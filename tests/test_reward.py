@@ -509,8 +509,9 @@ class TestServerAnswers:
     def test_a_wrong_url_or_model_is_a_usage_error(self, reward_dir):
         with pytest.raises(UsageError, match="expected a vLLM server at"):
             ask(f"http://127.0.0.1:{free_port()}", [])
-        with pytest.raises(UsageError, match="expected a URL"):
-            ask("localhost:8000", [])
+        for url in ("localhost:8000", "http://localhost:80a/v1", "http://[::1/v1"):
+            with pytest.raises(UsageError, match="expected a URL"):
+                ask(url, [])
         with http_server(None) as url, pytest.raises(UsageError, match="got 'rn'; known: rm"):
             ask(url, [], model="rn")
         with http_server(None) as url, pytest.raises(UsageError, match="cannot load the tokenizer"):

@@ -6,13 +6,14 @@
 | `openai_engine.OpenAIEngine` | any OpenAI-compatible server, or several of them |
 | `scripted.ScriptedEngine` | nobody: fixed replies, for tests and `--dry-run` |
 
-Reward models (`reward.RewardModel`) are `reward.TransformersReward`, `vllm_reward.VllmReward` and
-`reward_server.ServerReward`.
+Reward models (`reward.RewardModel`) are `transformers_reward.TransformersReward`,
+`vllm_reward.VllmReward` and `reward_server.ServerReward`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import urlsplit
 
 from aft_factory.errors import AftError
 from aft_factory.sampling import Reply, Request
@@ -44,6 +45,16 @@ class EngineError(AftError, RuntimeError):
 
     def __str__(self) -> str:
         return self.problem
+
+
+def is_url(text: str) -> bool:
+    """Tell whether a text is a URL that a server may have."""
+    try:
+        parts = urlsplit(text)
+        known = parts.hostname is not None and parts.port != 0  # a wrong port is found on access
+    except ValueError:
+        return False
+    return known and parts.scheme in ("http", "https") and text.isprintable()
 
 
 class Engine(Protocol):

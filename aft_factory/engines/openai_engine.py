@@ -15,12 +15,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.engines import EngineError
+from aft_factory.engines import EngineError, is_url
 from aft_factory.engines.openai_replies import read_reply, whole
 from aft_factory.engines.openai_server import Server
 from aft_factory.errors import MissingPackage, UsageError, suggest
@@ -88,7 +89,7 @@ class OpenAIEngine:
             raise MissingPackage("an OpenAI-compatible server", "openai") from None
         given = [base_urls] if isinstance(base_urls, str) else base_urls
         urls = list(dict.fromkeys(url.strip().rstrip("/") for url in given))
-        wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
+        wrong = [url for url in urls if not is_url(url)]
         if wrong or not urls:
             raise UsageError(f"expected URLs such as http://localhost:8000/v1, got {wrong or urls}")
         _allow_open_files()
@@ -196,9 +197,7 @@ class OpenAIEngine:
 
 def _allow_open_files() -> None:
     """Raise this process's own limit of open files as far as the system lets it."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # not on Windows
-
+    with contextlib.suppress(ValueError, OSError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
         if soft != resource.RLIM_INFINITY and soft < most:

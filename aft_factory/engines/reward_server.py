@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.engines import EngineError
+from aft_factory.engines import EngineError, is_url
 from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
 from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import MissingPackage, UsageError, suggest
@@ -89,7 +89,7 @@ class ServerReward:
         except ImportError:
             raise MissingPackage("a reward model's server", "httpx") from None
         url = base_url.strip().rstrip("/").removesuffix("/v1")
-        if not url.startswith(("http://", "https://")):
+        if not is_url(url):
             raise UsageError(f"expected a URL such as http://localhost:8000, got {base_url!r}")
         key = (api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY").strip()
         client = httpx.AsyncClient(

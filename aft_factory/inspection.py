@@ -67,12 +67,12 @@ def _drafts(asked: Iterable[Asked]) -> Iterator[str]:
     for place, request, reply in asked:
         usage = reply.usage
         sampling = request["sampling"]
+        cached = "" if usage.cached is None else f" ({usage.cached} cached)"
         again = f", resampling {place.attempt}" if place.attempt else ""
         yield (
             f"{request['model']}: seed {request['seed']}{again}, "
             f"temperature {sampling['temperature']}, top_p {sampling['top_p']}; "
-            f"{usage.prompt} tokens of prompt ({usage.cached} cached), "
-            f"{usage.completion} written"
+            f"{_known(usage.prompt)} tokens of prompt{cached}, {_known(usage.completion)} written"
         )
         for i, completion in enumerate(reply.completions):
             head = f"  draft {place.slot + i} ({completion.finish_reason})"
@@ -95,6 +95,10 @@ def _outcomes(outcomes: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _rule(title: str, line: str = "=") -> str:
     return f"{line * 4} {title} {line * max(4, 72 - len(title))}"
+
+
+def _known(count: int | None) -> str:
+    return "?" if count is None else str(count)
 
 
 def _indented(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,13 @@ class RunSettings(RewardSettings, AskSettings):
             problems.append("base_url: moa asks several models, which takes servers")
         if self.strategy == "best_of_n" and not (self.has_reward or self.scripted):
             problems.append("reward_model: best_of_n needs one, or a reward_url")
+        if "score" not in taken:
+            default = RewardSettings()
+            problems += [
+                f"{field.name}: {self.strategy} asks no reward model; best_of_n does"
+                for field in fields(RewardSettings)
+                if getattr(self, field.name) != getattr(default, field.name)
+            ]
         for name in self.proposer_urls:
             if name not in self.proposers:
                 problems.append(f"proposer_urls: {name!r} is not among the proposers")

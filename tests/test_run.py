@@ -298,6 +298,8 @@ def test_all_wrong_settings_are_reported_at_once_with_suggestions(run, tmp_path)
         (["--task", "alpaca_eval", "--task-output", "m.txt"], "unknown format"),
         (["--task", "mt_bench", "--task-output", "m.json"], "ends in .jsonl"),
         (["--strategy", "moa"], "proposers: moa needs"),
+        (["--strategy", "rsa", "--reward-model", "x"], "reward_model: rsa asks no"),
+        (["--reward-dtype", "float32"], "reward_dtype: propose_and_aggregate asks no"),
         (["--template", "papr"], "did you mean 'paper'"),
         (["--preset", "alpaca"], "did you mean 'alpaca_eval'"),
         (["--rejects", "{input}"], "--rejects and the input are one file"),
@@ -356,6 +358,20 @@ def test_inspect_shows_a_query_layer_by_layer(run, tmp_path, capsys):
     assert main(["--inspect", journal, "q1"]) == 2
     assert "no query 'q1' among its 1, such as q0" in capsys.readouterr().err
     assert main(["--inspect", "nowhere", "q1"]) == 2
+
+
+def test_inspect_leaves_out_what_the_server_did_not_tell(tmp_path, capsys):
+    request = Request([{"role": "user", "content": "?"}], 1, Sampling(), seed=1)
+    with Journal(tmp_path / "j") as journal:
+        journal.keep_query("q0", [list(request.prompt)])
+        journal.begin_run("r")
+        for layer, usage in enumerate((Usage(9, 4, 2), Usage(9, None, 2), Usage(None, None, None))):
+            reply = Reply((Completion("six"),), usage)
+            journal.keep(bytes([layer]), Place("q0", 0, layer, 0), "m", request, reply)
+    shown = inspected(capsys, tmp_path / "j")
+    assert "; 9 tokens of prompt (4 cached), 2 written\n" in shown
+    assert "; 9 tokens of prompt, 2 written\n" in shown
+    assert "; ? tokens of prompt, ? written\n" in shown
 
 
 def inspected(capsys, journal, name="q0"):

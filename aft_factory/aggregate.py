@@ -38,7 +38,7 @@ examples:
       --engine-args tensor_parallel_size=4
 
   # by a server; what would it take?
-  python -m aft_factory.aggregate ranked.jsonl --output aft.jsonl --dry-run \
+  python -m aft_factory.aggregate ranked.jsonl --output aft.jsonl --dry-run \\
       --base-url http://localhost:8000/v1
 
   # leave out copies of a proposal and texts about "the responses provided"

@@ -76,12 +76,17 @@ class Served:
         self._tokenizer, self._turn = load_tokenizer(str(folder)), threading.Lock()
 
     def answer(self, body):
-        with self._turn:  # a tokenizer is for one thread at a time
+        with self._turn:  # a tokenizer is for one thread at a time; and no more than these pass
             text = re.search(r"row\d+ \w+", self._tokenizer.decode(body["input"]))[0]
-        self.asked.append(text)
-        if self.hold_after is not None and len(self.scored) >= self.hold_after:
-            self.held.set()
-            self.released.wait(PATIENCE)
+            self.asked.append(text)
+            if self.hold_after is None or len(self.scored) < self.hold_after:
+                return self._judge(text)
+        self.held.set()
+        self.released.wait(PATIENCE)
+        with self._turn:
+            return self._judge(text)
+
+    def _judge(self, text):
         if (status := self.fails(text)) is not None:
             return status, {}, "not now"
         self.scored.append(text)
@@ -488,6 +493,15 @@ class TestScorer:
         fatal = [str(error) for error in errors if error.kind == "fatal"]
         assert len(fatal) == 2  # the first alone may be at fault itself
         assert "has scored nothing for" in fatal[0]
+
+    def test_what_got_all_it_can_beside_them_is_not_lost(self):
+        async def go():
+            kinds = iter(["retry", "retry", "refused"])
+            model = Scripted(lambda text: next(kinds) if text == "c" else "retry", reachable=False)
+            return await results(Scorer(model, QUICK), ["a"], ["b"], ["c"])
+
+        _, other, [score] = run(go)
+        assert (other.kind, score.kind) == ("fatal", "refused")
 
     @pytest.mark.parametrize("count", [MOST_SILENT, MOST_SILENT + 1])
     def test_nothing_scored_by_one_that_can_ends_it_after_many(self, count):

@@ -58,7 +58,6 @@ _BUT = r"(?![^.]*[,;:–—] ?(?:but (?:i|here)|so (?:here|let)|here)\b)"
 _REFUSAL = re.compile(f"{_OPENING}(?:{'|'.join(_REFUSALS)}){_BUT}")
 
 _TEXTS = r"(?:responses|proposals|drafts|answers)"
-_GIVEN = r"(?:provided|given|presented|supplied|listed|above|aforementioned|previous|collected)"
 _ALL = r"(?:the|these|those|all|your|multiple|various|several|different)"
 _MAKING = r"(?:synthesi\w+|aggregat\w+|combin\w+|merg\w+|consolidat\w+|integrat\w+)"
 _MODELS = (

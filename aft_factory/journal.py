@@ -150,17 +150,15 @@ class Journal:
         )
         with self._db:  # all of it or nothing, at the price of one write
             self._db.execute("BEGIN")
-            marks = "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
+            marks = ", ".join("?" * len(row))
             self._db.execute(f"INSERT OR IGNORE INTO replies VALUES ({marks})", row)
             self._db.execute("INSERT OR IGNORE INTO used VALUES (?, ?)", (key, self._run))
             self.note_time(asked=1)
 
     def keep_query(self, query: str, turns: list[list[Message]]) -> None:
         """Note what a query says, so that its drafts can be read beside it."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO queries VALUES (?, ?)",
-            (query, self._squeeze(orjson.dumps(turns))),
-        )
+        row = (query, self._squeeze(orjson.dumps(turns)))
+        self._db.execute("INSERT OR REPLACE INTO queries VALUES (?, ?)", row)
 
     def keep_outcome(
         self, key: bytes, content: dict[str, Any], *, done: bool, query: str = ""
@@ -284,14 +282,10 @@ def _alone(path: Path) -> int:
 
 
 def _dump_reply(reply: Reply) -> bytes:
-    usage = reply.usage
-    return orjson.dumps(
-        {
-            "usage": [usage.prompt, usage.cached, usage.completion],
-            "completions": [[c.text, c.finish_reason, c.tokens] for c in reply.completions],
-            "readings": reply.readings,
-        }
-    )
+    usage = [reply.usage.prompt, reply.usage.cached, reply.usage.completion]
+    completions = [[c.text, c.finish_reason, c.tokens] for c in reply.completions]
+    content = {"usage": usage, "completions": completions, "readings": reply.readings}
+    return orjson.dumps(content)
 
 
 def _reply(data: bytes) -> Reply:

@@ -97,7 +97,8 @@ class Usage:
     """Tokens of one or more requests; None is unknown, and unknown plus anything is unknown.
 
     Attributes:
-        prompt: Tokens of the prompts, each counted once for its n samples.
+        prompt: Tokens of the prompts, each counted as often as it was read: once for n samples,
+            unless the server had to be asked on.
         cached: Those of `prompt` that the engine had computed before (prefix caching). A server
             tells that only of a request for one sample: of several, its figure is that of one of
             them, and most of them find what the first one read. vLLM's server tells it only with

@@ -498,7 +498,8 @@ class TestScorer:
         async def go():
             kinds = iter(["retry", "retry", "refused"])
             model = Scripted(lambda text: next(kinds) if text == "c" else "retry", reachable=False)
-            return await results(Scorer(model, QUICK), ["a"], ["b"], ["c"])
+            in_order = Retries(most=2, first=0, longest=0)
+            return await results(Scorer(model, in_order), ["a"], ["b"], ["c"])
 
         _, other, [score] = run(go)
         assert (other.kind, score.kind) == ("fatal", "refused")

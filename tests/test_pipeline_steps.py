@@ -187,6 +187,21 @@ def test_two_stages_cannot_write_one_file(refused):
     ]
 
 
+def test_two_stages_cannot_share_rejects_or_summary_either(refused):
+    assert refused(
+        {"rank": {"input": "x.jsonl", "output": "a.jsonl"}},
+        {"aggregate": {"output": "b.jsonl", "rejects": "made/a.rejects.jsonl"}},
+        {"convert": {"output": "b.json", "rejects": "c.jsonl"}},
+        {"rank": {"output": "b.parquet", "rejects": "d.jsonl"}},
+    ) == [
+        f"stages[{late}: made/{file} is written by stages[{early} already; name another file"
+        for late, file, early in (
+            ("2].aggregate", "a.rejects.jsonl", "1].rank"),
+            ("4].rank", "b.summary.json", "2].aggregate"),
+        )
+    ]
+
+
 def test_what_no_stage_makes_is_to_be_there_before_the_first_one_starts(read, tmp_path):
     (tmp_path / "train.yaml").write_text(f"output_dir: {tmp_path / 'saves'}\n")
     (tmp_path / "x.jsonl").write_text("{}\n")

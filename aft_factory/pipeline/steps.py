@@ -19,6 +19,7 @@ from aft_factory.convert.pipeline import default_rejects
 from aft_factory.errors import UsageError, suggest
 from aft_factory.pipeline.flags import to_flags
 from aft_factory.settings import read_yaml
+from aft_factory.stage.job import summary_path
 from aft_factory.tables import read_rows
 
 WRITES = ("output", "rejects", "journal", "task_output", "json", "plot")
@@ -99,6 +100,17 @@ class Step:
             return [Path(self.read["output_dir"])]
         names = ("output", "task_output", "json", "plot")
         return [Path(self.settings[name]) for name in names if name in self.settings]
+
+    @property
+    def traces(self) -> list[Path]:
+        """What it leaves beside its outputs: rejects, summary and journal."""
+        if self.stage not in ("convert", *ASKING) or "output" not in self.settings:
+            return []
+        output = self.outputs[0]
+        defaults = {"rejects": default_rejects(output)}
+        if self.stage in ASKING:
+            defaults |= {"journal": Path(f"{output}.journal"), "": summary_path(output)}
+        return [Path(self.settings.get(name) or path) for name, path in defaults.items()]
 
     def reading(self, source: Path) -> Step:
         """Return the same step with another input."""
@@ -232,13 +244,15 @@ def _clashes(steps: list[Step]) -> list[str]:
     problems = []
     writers: dict[Path, Step] = {}
     for step in steps:
-        for path in step.outputs:
+        clashes = []
+        for path in (*step.outputs, *step.traces):
             other = writers.setdefault(path.resolve(), step)
             if other is not step:
-                problems.append(
+                clashes.append(
                     f"stages[{step.number}].{step.stage}: {path} is written by "
                     f"stages[{other.number}].{other.stage} already; name another file"
                 )
+        problems += clashes[:1]  # another name for this one is another for those beside it
     return problems
 
 

@@ -145,9 +145,11 @@ def test_a_stage_does_not_outlive_its_pipeline(held):
 
 ATTENDED = """
 import sys
-from aft_factory.pipeline.attendant import Attendant
-with Attendant() as attendant:
-    sys.exit(attendant.run(sys.argv[2:], training=sys.argv[1] == "training") % 256)
+from aft_factory.pipeline import attendant
+kind, *command = sys.argv[1:]
+attendant.PATIENCE = 1 if kind == "deaf" else attendant.PATIENCE
+with attendant.Attendant() as one:
+    sys.exit(one.run(command, training=kind != "stage") % 256)
 """
 # A leader that ends at once, and a child that takes its time when asked to, but not twice.
 PARENT = """\
@@ -165,7 +167,8 @@ def attended(tmp_path):
     started = []
 
     def start(kind, then="true"):
-        command = ["sh", "-c", PARENT.format(tmp_path, then)]
+        parent = PARENT if kind != "deaf" else re.sub("trap '.*' TERM", "trap '' TERM", PARENT)
+        command = ["sh", "-c", parent.format(tmp_path, then)]
         started.append(subprocess.Popen([sys.executable, "-c", ATTENDED, kind, *command]))
         until(lambda: (tmp_path / "leader").exists())
         return started[0], int((tmp_path / "leader").read_text())
@@ -200,6 +203,27 @@ def test_all_processes_of_a_training_are_asked_to_end_and_waited_for(attended, t
     assert process.wait(60) == -signal.SIGTERM % 256
     assert not alive(group)
     assert (tmp_path / "told").exists()
+
+
+def test_a_training_that_heeds_no_signal_does_not_outlive_its_pipeline(attended):
+    process, group = attended("deaf")
+    process.kill()
+    until(lambda: not alive(group))
+
+
+def test_what_a_training_leaves_behind_is_killed_if_it_heeds_no_signal(attended):
+    process, group = attended("deaf", then="kill -9 $$")
+    assert process.wait(60) == -signal.SIGKILL % 256
+    until(lambda: not alive(group))
+
+
+def test_a_second_signal_kills_a_training(attended):
+    process, group = attended("deaf", then="trap : TERM; wait; wait; sleep 60")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)  # signals of one kind that come at once are one
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == -signal.SIGKILL % 256
+    until(lambda: not alive(group))
 
 
 @pytest.mark.slow

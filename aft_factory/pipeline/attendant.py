@@ -18,9 +18,16 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # The guard's input ends when the pipeline does, even by kill -9; it then ends all processes of the
-# stage, vLLM's among them, which would hold the GPU's memory. A second line says that all is well.
-GUARD = 'read group && { read _ || kill -s "$0" -- "-$group"; }'
-PATIENCE = 30.0  # seconds to wait for processes that a stage has left behind
+# stage, vLLM's among them, which would hold the GPU's memory: those that do not heed the signal by
+# SIGKILL after so many seconds. A second line says that all is well.
+GUARD = """\
+read group || exit
+read _ && exit
+kill -s "$0" -- "-$group"
+for second in $(seq "$1"); do sleep 1; kill -s 0 -- "-$group" || exit; done
+kill -s KILL -- "-$group"
+"""
+PATIENCE = 30  # seconds to wait for processes to end when they are asked to
 
 
 class Attendant:
@@ -60,8 +67,9 @@ class Attendant:
         self._training = training
         self._end = signal.SIGTERM if training else signal.SIGKILL
         guard = subprocess.Popen(
-            ["sh", "-c", GUARD, self._end.name.removeprefix("SIG")],
+            ["sh", "-c", GUARD, self._end.name.removeprefix("SIG"), str(PATIENCE)],
             stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         assert guard.stdin is not None
@@ -85,17 +93,17 @@ class Attendant:
             guard.communicate(b"\n")
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        again, self.asked = self.asked, True
         if self._process is None:
             return
         if self._training:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, self._end)
+                os.killpg(self._process.pid, signal.SIGKILL if again else self._end)
         else:
             self._process.send_signal(number)
 
     def _end_others(self, group: int) -> None:
-        """End what a stage has left behind, and wait for it."""
+        """End what a stage has left behind, and wait for it; what does not heed it is killed."""
         until = time.monotonic() + PATIENCE
         with contextlib.suppress(ProcessLookupError):
             if not (self._training and self.asked):  # then they have heard of it
@@ -103,3 +111,4 @@ class Attendant:
             while time.monotonic() < until:
                 os.killpg(group, 0)
                 time.sleep(0.05)
+            os.killpg(group, signal.SIGKILL)

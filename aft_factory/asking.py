@@ -18,7 +18,8 @@ from weakref import WeakValueDictionary
 from aft_factory.engines import Engine, EngineError
 from aft_factory.journal import Journal, Place
 from aft_factory.limiter import Limiter
-from aft_factory.sampling import Completion, Reply, Request, Usage
+from aft_factory.sampling import Completion, Reply, Request, Usage, joined
+from aft_factory.together import together
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,28 +128,15 @@ class Asker:
         most = engine.most_samples or request.n
         if request.n <= most:
             return await self._ask(engine, request, place)
-        parts = [
-            asyncio.create_task(
-                self._ask(
-                    engine,
-                    replace(request, n=min(most, request.n - at), seed=request.seed + at),
-                    replace(place, slot=place.slot + at),
-                )
+        parts = (
+            self._ask(
+                engine,
+                replace(request, n=min(most, request.n - at), seed=request.seed + at),
+                replace(place, slot=place.slot + at),
             )
             for at in range(0, request.n, most)
-        ]
-        try:
-            replies = await asyncio.gather(*parts)
-        finally:  # of a failure: gather leaves the others running
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
-        return Reply(
-            tuple(completion for reply in replies for completion in reply.completions),
-            sum((reply.usage for reply in replies), Usage()),
-            replies[0].prompt_ids,
-            sum(reply.readings for reply in replies),
         )
+        return joined(await together(parts))
 
     async def _ask(self, engine: Engine, request: Request, place: Place) -> Reply:
         key = request.key(engine.model)

@@ -157,3 +157,13 @@ class Reply:
     usage: Usage
     prompt_ids: tuple[int, ...] | None = None
     readings: int = 1
+
+
+def joined(replies: Sequence[Reply]) -> Reply:
+    """Return several replies to one prompt as one, in order."""
+    return Reply(
+        tuple(completion for reply in replies for completion in reply.completions),
+        sum((reply.usage for reply in replies), Usage()),
+        replies[0].prompt_ids,
+        sum(reply.readings for reply in replies),
+    )

@@ -25,7 +25,7 @@ from aft_factory.engines import EngineError, is_url
 from aft_factory.engines.openai_replies import read_reply, whole
 from aft_factory.engines.openai_server import Server
 from aft_factory.errors import MissingPackage, UsageError, suggest
-from aft_factory.sampling import Reply, Request, Usage
+from aft_factory.sampling import Reply, Request, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -129,12 +129,7 @@ class OpenAIEngine:
         replies: list[Reply] = []
         while (got := sum(len(reply.completions) for reply in replies)) < n:
             replies.append(await self._ask(request, n - got, seed + got))
-        return Reply(
-            tuple(completion for reply in replies for completion in reply.completions),
-            sum((reply.usage for reply in replies), Usage()),
-            replies[0].prompt_ids,
-            len(replies),
-        )
+        return joined(replies)
 
     async def reachable(self) -> bool:
         """Tell whether any server answers at all, if only to say no."""

@@ -23,6 +23,7 @@ from aft_factory.engines.vllm_loading import digest
 from aft_factory.errors import UsageError
 from aft_factory.markers import sanitise
 from aft_factory.records import Message
+from aft_factory.together import together
 from aft_factory.tokenizer import resolve_chat_template, tokenizer_markers
 
 if TYPE_CHECKING:
@@ -180,13 +181,7 @@ async def score_each(
             return error
 
     encoded = await asyncio.to_thread(encoder.encode, list(pairs))
-    tasks = [asyncio.create_task(one(ids)) for ids in encoded]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:  # of a failure or a cancellation: gather leaves the others running
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    return await together(one(ids) for ids in encoded)
 
 
 def choose_label(name: str, labels: int, label: int | None) -> int:

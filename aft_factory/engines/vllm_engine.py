@@ -27,6 +27,7 @@ from aft_factory.engines.vllm_loading import (
 )
 from aft_factory.errors import UsageError, suggest
 from aft_factory.sampling import Completion, Prompt, Reply, Request, Sampling, Usage
+from aft_factory.together import together
 from aft_factory.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -137,13 +138,7 @@ class VllmEngine:
         ids = await loop.run_in_executor(self._thread, self._encode, request.prompt)
         # As n requests, which is what vLLM makes of n: so each tells what it found cached. The
         # prompt is read once all the same, by prefix caching.
-        samples = [asyncio.create_task(self._one(ids, request, i)) for i in range(request.n)]
-        try:
-            outputs = await asyncio.gather(*samples)
-        finally:  # of a failure: gather leaves the others running
-            for sample in samples:
-                sample.cancel()
-            await asyncio.wait(samples)
+        outputs = await together(self._one(ids, request, i) for i in range(request.n))
         completions = tuple(_completion(output) for output in outputs)
         # The first sample finds what came before this request, the others what the first one read.
         cached = [output.num_cached_tokens for output in outputs]

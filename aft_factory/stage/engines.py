@@ -122,7 +122,7 @@ def dry(
     )
     engines: dict[str, Engine] = dict.fromkeys(("", *others), engine)
     shape_name = None if settings.scripted else settings.tokenizer or settings.model
-    return Opened(engines, {}, 256, shape_name, score)
+    return Opened(engines, {}, DEFAULT_IN_FLIGHT, shape_name, score)
 
 
 def dry_note(settings: AskSettings) -> str:

@@ -18,8 +18,8 @@ from aft_factory.errors import NoAnswer
 from aft_factory.fitting import Fitter
 from aft_factory.journal import Place
 from aft_factory.markers import sanitise
+from aft_factory.messages import Message
 from aft_factory.prompts import AggregatorTemplate, with_aggregator
-from aft_factory.records import Message
 from aft_factory.sampling import Completion, Prompt, Request, Sampling, identity_seed
 from aft_factory.shortening import DoesNotFit
 

@@ -5,8 +5,9 @@ Pure; knows nothing of what the fields mean.
 
 from __future__ import annotations
 
+import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aft_factory.errors import RecordError
@@ -22,19 +23,64 @@ _SHORT.maxlevel = _SHORT.maxdict = _SHORT.maxlist = 2
 short = _SHORT.repr  # at most a line, whatever the size or depth of the value
 
 
+def known(value: Any) -> Any:
+    """Return a value, or None for NaN and infinity, which pandas and Parquet have for it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Go through the values in lists and objects, however deep, in no order; keys aside."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, OBJECT):
+            left += value.values()
+        elif isinstance(value, LIST) and not isinstance(value, str | bytes):
+            left += value
+        else:
+            yield value
+
+
+def is_blank(value: Any) -> bool:
+    """Tell whether a value says nothing."""
+    if isinstance(value, str):  # the usual case
+        return not value or value.isspace()
+    return all(
+        not leaf.strip() if isinstance(leaf, str) else known(leaf) is None for leaf in leaves(value)
+    )
+
+
+def items_of(value: Any) -> list[Any] | None:
+    """Return the items of a list, or of an object of equally long lists; None for all else.
+
+    `datasets` makes such an object of a list of objects: {"role": [...], "content": [...]}.
+    """
+    if isinstance(value, OBJECT):
+        columns = list(value.values())
+        if not columns or not all(isinstance(c, LIST) and not isinstance(c, str) for c in columns):
+            return None
+        if len({len(column) for column in columns}) > 1:
+            return None
+        return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
+    return list(value) if isinstance(value, LIST) and not isinstance(value, str) else None
+
+
 def parse_id(value: Any, field: str) -> str:
-    """Read the name of a row; "" where it has none.
+    """Read the name of a row; "" where it has none. 81.0 is what pandas makes of 81.
 
     Raises:
         RecordError: If it is neither a text nor a whole number.
     """
+    value = known(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise RecordError(field, f"expected a text or a whole number, got {kind(value)}")
     return "" if value is None else str(value)
 
 
 def parse_list(value: Any, field: str, types: tuple[type, ...], length: int) -> list[Any] | None:
-    """Read a list of so many values of the given types, each of which may be None.
+    """Read a list of so many values of the given types, each of which may be None or NaN.
 
     Raises:
         RecordError: If it is no such list.
@@ -45,11 +91,12 @@ def parse_list(value: Any, field: str, types: tuple[type, ...], length: int) -> 
         raise RecordError(field, f"expected a list, got {kind(value)}")
     if len(value) != length:
         raise RecordError(field, f"expected {length} entries, one per proposal, got {len(value)}")
-    for index, item in enumerate(value):
+    items = list(map(known, value))
+    for index, item in enumerate(items):
         if item is not None and (isinstance(item, bool) or not isinstance(item, types)):
             wanted = " or ".join(t.__name__ for t in types)
             raise RecordError(f"{field}[{index}]", f"expected {wanted}, got {kind(item)}")
-    return list(value)
+    return items
 
 
 def optional_text(value: Any, field: str) -> str | None:
@@ -58,6 +105,7 @@ def optional_text(value: Any, field: str) -> str | None:
     Raises:
         RecordError: If it is neither.
     """
+    value = known(value)
     if value is None or isinstance(value, str):
         return value
     raise RecordError(field, f"expected a text, got {kind(value)}")

@@ -19,8 +19,8 @@ import orjson
 from jinja2 import TemplateSyntaxError
 
 from aft_factory.errors import UsageError
+from aft_factory.messages import Message
 from aft_factory.prompts import AggregatorTemplate, with_aggregator
-from aft_factory.records import Message
 from aft_factory.shortening import DoesNotFit, Fitted, shorten
 from aft_factory.tokenizer import tokenizer_markers
 

@@ -21,7 +21,7 @@ import zstandard
 
 from aft_factory.errors import UsageError
 from aft_factory.files import locked
-from aft_factory.records import Message
+from aft_factory.messages import Message
 from aft_factory.sampling import Completion, Reply, Request, Usage
 
 APPLICATION = 0x41465431  # tells our files from other SQLite files

@@ -21,7 +21,7 @@ import jinja2.sandbox
 from jinja2 import nodes
 
 from aft_factory.errors import UsageError, suggest
-from aft_factory.records import Message
+from aft_factory.messages import Message
 
 _PACKAGED = Path(__file__).parent / "templates"
 TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "templates"

@@ -17,34 +17,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 import orjson
 
+from aft_factory import exact_json
 from aft_factory.errors import RecordError, UsageError, suggest
 from aft_factory.fields import (
     LIST,
     OBJECT,
+    items_of,
     kind,
+    known,
     names_of,
     optional_text,
     parse_id,
     parse_list,
-    short,
 )
+from aft_factory.messages import Asked, Message, read_query, text_of_parts
 
 Row = dict[str, Any]
 
-MESSAGE_KEYS = ("messages", "query", "instruction", "prompt")
 PROPOSAL_KEYS = ("proposals", "responses")
-TEXT_KEYS = ("response", "text")
-
-
-class Message(TypedDict):
-    """One chat message, as OpenAI-compatible servers and `apply_chat_template` take it."""
-
-    role: str
-    content: str
+TEXT_KEYS = ("response", "text", "content", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +85,30 @@ class Record:
             "scores": self.scores,
             "proposal_models": self.proposal_models,
             # As JSON text: objects of varying shape would give Arrow no stable type.
-            "meta": orjson.dumps(self.meta, default=str).decode(),
+            "meta": exact_json.dump(self.meta, default=str).decode(),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The column that holds each field of a record; None takes the usual names."""
+    """The column that holds each field of a record; None takes the usual names.
+
+    Attributes:
+        messages: The query, or the conversation that ends with it.
+        input: Joined to the query, as in Alpaca's layout.
+        ignore: Columns, parted by commas, that do not belong to the query whatever their names.
+    """
 
     id: str | None = None
     messages: str | None = None
+    input: str | None = None
     system: str | None = None
+    history: str | None = None
     proposals: str | None = None
     aggregation: str | None = None
     reference: str | None = None
     source: str | None = None
+    ignore: str | None = None
 
     @classmethod
     def from_mapping(cls, names: Mapping[str, Any]) -> Columns:
@@ -122,6 +126,24 @@ class Columns:
                 raise UsageError(f"columns.{key}: expected a column name, got {name!r}")
         return cls(**names)
 
+    def query_of(self, row: Mapping[str, Any]) -> Asked:
+        """Read what a row asks; see `messages.read_query`.
+
+        Raises:
+            RecordError: If it asks nothing, or something that is not understood.
+        """
+        # What another field is read from is no part of the query.
+        others = (self.proposals, self.aggregation, self.reference, self.source, self.id)
+        ignored = [*(self.ignore or "").split(","), *filter(None, others)]
+        return read_query(
+            row,
+            main=self.messages,
+            more=self.input,
+            system=self.system,
+            history=self.history,
+            ignored=ignored,
+        )
+
 
 USUAL_COLUMNS = Columns()
 
@@ -130,9 +152,11 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
     """Read a record from a row of any of the accepted layouts.
 
     Args:
-        row: `messages` (or `query`, `instruction`, `prompt`) is a text or a list of
-            `{role, content}`; `proposals` (or `responses`) a list of texts or of objects
-            `{"response" or "text", "model", "score"}`. Other columns go to `meta`.
+        row: The query as `messages` has it; `proposals` (or `responses`) is a list of texts or of
+            objects `{"response" or "text", "model", "score"}`, in which what is missing is blank.
+            The reference is `reference`, else Alpaca's `output`, else the answer that the
+            conversation ends with. Other columns go to `meta`, and so do `reference`, `source`,
+            `scores`, `proposal_models` and `meta` of other types than ours.
         columns: Names of the columns, where they are not the usual ones.
 
     Raises:
@@ -140,7 +164,8 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
     """
     if not isinstance(row, OBJECT):
         raise RecordError("row", f"expected an object, got {kind(row)}")
-    used: set[str] = set()
+    asked = columns.query_of(row)
+    used = set(asked.used)
 
     def take(*names: str, given: str | None) -> tuple[str, Any]:
         if given is not None:
@@ -148,90 +173,53 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
                 raise RecordError(given, f"no such column; the row has: {names_of(row)}")
             names = (given,)
         present = [name for name in names if name in row]
-        name = next((n for n in present if row[n] is not None), present[0] if present else "")
+        name = next((n for n in present if known(row[n]) is not None), next(iter(present), ""))
         used.add(name)
-        return name or names[0], row.get(name)
-
-    name, value = take(*MESSAGE_KEYS, given=columns.messages)
-    messages = parse_messages(value, name)
-    if columns.system is not None:
-        name, value = take(given=columns.system)
-        system = optional_text(value, name)
-        if system and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
+        return name or names[0], known(row.get(name))
 
     name, value = take(*PROPOSAL_KEYS, given=columns.proposals)
     proposals, models, scores = _parse_proposals(value, name)
-    if "scores" in row:
-        used.add("scores")
-        scores = parse_list(row["scores"], "scores", (int, float), len(proposals)) or scores
-    if "proposal_models" in row:
-        used.add("proposal_models")
-        models = (
-            parse_list(row["proposal_models"], "proposal_models", (str,), len(proposals)) or models
-        )
+    beside: dict[str, list[Any] | None] = {}
+    for name, types in (("scores", (int, float)), ("proposal_models", (str,))):
+        value = known(row.get(name))
+        if value is None or (isinstance(value, LIST) and not isinstance(value, str)):
+            used.add(name)
+            beside[name] = parse_list(value, name, types, len(proposals))
+    scores = beside.get("scores") or scores
+    models = beside.get("proposal_models") or models
 
     name, value = take("id", given=columns.id)
     identity = parse_id(value, name)
-    texts = {}
-    for key, given in (
-        ("aggregation", columns.aggregation),
-        ("reference", columns.reference),
-        ("source", columns.source),
-    ):
+    name, value = take("aggregation", given=columns.aggregation)
+    aggregation = optional_text(value, name)
+    texts: dict[str, str | None] = {}
+    for key, given in (("reference", columns.reference), ("source", columns.source)):
         name, value = take(key, given=given)
+        if given is None and not isinstance(value, str | None):
+            used.discard(name)  # the user's own column of that name
+            value = None
         texts[key] = optional_text(value, name)
+    reference = texts["reference"]
+    if reference is None and columns.reference is None and "output" not in used:
+        output = row.get("output")
+        if isinstance(output, str):
+            used.add("output")
+            reference = output
 
     meta = _parse_meta(row["meta"]) if "meta" in row else {}
-    used.add("meta")
-    meta |= {str(key): value for key, value in row.items() if key not in used}
+    if meta is not None:
+        used.add("meta")
     return Record(
         id=identity,
-        messages=messages,
+        messages=asked.messages,
         proposals=proposals,
-        aggregation=texts["aggregation"],
-        reference=texts["reference"],
+        aggregation=aggregation,
+        reference=asked.answer if reference is None else reference,
         source=texts["source"] or "",
         scores=None if scores is None else [None if s is None else float(s) for s in scores],
         proposal_models=models,
-        meta=meta,
+        meta=(meta or {}) | {str(key): value for key, value in row.items() if key not in used},
     )
-
-
-def parse_messages(value: Any, field: str) -> list[Message]:
-    """Read a conversation that ends with the user's query: a text, or a list of `{role, content}`.
-
-    Raises:
-        RecordError: If a role or content is wrong, roles do not alternate, or the query is blank.
-    """
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    if value is None:
-        raise RecordError(field, f"missing; expected one of {', '.join(MESSAGE_KEYS)}")
-    if not isinstance(value, LIST) or not value:
-        raise RecordError(field, f"expected a text or a list of messages, got {kind(value)}")
-    messages: list[Message] = []
-    for index, message in enumerate(value):
-        place = f"{field}[{index}]"
-        if not isinstance(message, OBJECT):
-            raise RecordError(
-                place, f"expected an object with role and content, got {kind(message)}"
-            )
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(content, str):
-            raise RecordError(f"{place}.content", f"expected a text, got {kind(content)}")
-        if index == 0 and role == "system":
-            pass
-        elif role != (wanted := _expected_role(messages)):
-            raise RecordError(f"{place}.role", f"expected {wanted!r}, got {short(role)}")
-        messages.append({"role": str(role), "content": content})
-    if messages[-1]["role"] != "user":
-        raise RecordError(
-            field, f"the last message must be the user's, got {messages[-1]['role']!r}"
-        )
-    if not messages[-1]["content"].strip():
-        raise RecordError(field, "the query is empty")
-    return messages
 
 
 def content_id(messages: Sequence[Message], proposals: Sequence[str]) -> str:
@@ -249,29 +237,30 @@ def required_aggregation(record: Record) -> str:
     return record.aggregation
 
 
-def _expected_role(before: Sequence[Message]) -> str:
-    return "assistant" if before and before[-1]["role"] == "user" else "user"
-
-
 def _parse_proposals(
     value: Any, field: str
 ) -> tuple[list[str], list[str | None] | None, list[float | None] | None]:
     if value is None:
         return [], None, None
-    if not isinstance(value, LIST) or isinstance(value, str):
+    items = items_of(value)
+    if items is None:
         raise RecordError(field, f"expected a list, got {kind(value)}")
     texts: list[str] = []
     models: list[str | None] = []
     scores: list[float | None] = []
-    for index, item in enumerate(value):
+    for index, item in enumerate(items):
         model = score = None
         text = item
         if isinstance(item, OBJECT):
-            text = next((item[key] for key in TEXT_KEYS if key in item), None)
-            model, score = item.get("model"), item.get("score")
+            key = next((key for key in TEXT_KEYS if key in item), None)
+            if key is None:
+                raise _no_proposal(field, index, item)
+            text, model, score = item[key], known(item.get("model")), known(item.get("score"))
+        text = "" if known(text) is None else text  # a draft that is missing
+        if isinstance(text, LIST) and not isinstance(text, str):
+            text = text_of_parts(text, f"{field}[{index}]")
         if not isinstance(text, str):
-            expected = f"a text, or an object with {' or '.join(TEXT_KEYS)}"
-            raise RecordError(f"{field}[{index}]", f"expected {expected}, got {kind(item)}")
+            raise _no_proposal(field, index, item)
         if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
             raise RecordError(f"{field}[{index}].score", f"expected a number, got {kind(score)}")
         if model is not None and not isinstance(model, str):
@@ -286,14 +275,18 @@ def _parse_proposals(
     )
 
 
-def _parse_meta(value: Any) -> Row:
+def _no_proposal(field: str, index: int, item: Any) -> RecordError:
+    expected = f"a text, or an object with {' or '.join(TEXT_KEYS)}"
+    return RecordError(f"{field}[{index}]", f"expected {expected}, got {kind(item)}")
+
+
+def _parse_meta(value: Any) -> Row | None:
+    """Read our own column; None for one of the user's, which goes by that name into ours."""
     if isinstance(value, str):
         try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            raise RecordError("meta", "expected an object or JSON text of one") from None
+            value = exact_json.load(value)
+        except ValueError:
+            return None
     if value is None:
         return {}
-    if not isinstance(value, OBJECT):
-        raise RecordError("meta", f"expected an object, got {kind(value)}")
-    return dict(value)
+    return dict(value) if isinstance(value, OBJECT) else None

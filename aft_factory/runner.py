@@ -24,7 +24,7 @@ from aft_factory.engines import EngineError
 from aft_factory.errors import NoAnswer
 from aft_factory.fitting import Fitter
 from aft_factory.limiter import Stopped
-from aft_factory.records import Message
+from aft_factory.messages import Message
 from aft_factory.sampling import Completion
 from aft_factory.strategies import Strategy
 from aft_factory.tasks import Query

@@ -22,8 +22,9 @@ from aft_factory.command import add_job_arguments, read_settings, run_command
 from aft_factory.drafting import CompletionPrompts, Settings
 from aft_factory.errors import UsageError
 from aft_factory.markers import sanitise
+from aft_factory.messages import Message
 from aft_factory.prompts import TEMPLATES, load_template
-from aft_factory.records import Message, Row, record_from_row
+from aft_factory.records import Row, record_from_row
 from aft_factory.runner import Outcome
 from aft_factory.sampling import Completion, Sampling
 from aft_factory.settings import setting

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from aft_factory.errors import UsageError
-from aft_factory.records import Message
+from aft_factory.messages import Message
 
 Prompt = Sequence[Message] | str  # a conversation to answer, or a text to complete as it stands
 

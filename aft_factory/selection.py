@@ -9,8 +9,9 @@ from typing import Literal
 
 from aft_factory.errors import UsageError
 from aft_factory.markers import sanitise
+from aft_factory.messages import Message
 from aft_factory.prompts import load_template, pieces, with_aggregator
-from aft_factory.records import Message, Record
+from aft_factory.records import Record
 
 
 @dataclass(frozen=True, slots=True)

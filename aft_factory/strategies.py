@@ -20,7 +20,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from aft_factory.answers import extract_number, majority
-from aft_factory.records import Message
+from aft_factory.messages import Message
 from aft_factory.sampling import Completion
 
 Conversation = Sequence[Message]

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
-
+from aft_factory import exact_json
 from aft_factory.errors import AftError, MissingPackage, UsageError
 from aft_factory.files import CHUNK, array_elements, check_writable, named, open_bytes, replacing
 from aft_factory.parquet import ParquetSink, read_parquet
@@ -141,9 +140,11 @@ class TableWriter:
         """
         data = b""
         if self._parquet is None:
-            data = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+            data = exact_json.dump(row)
             if self._format == ".json":
-                data = (b",\n" if self.rows else b"[\n") + data[:-1]
+                data = (b",\n" if self.rows else b"[\n") + data
+            else:
+                data += b"\n"
         try:
             if self._parquet is None:
                 self._write_bytes(data)
@@ -196,8 +197,8 @@ def _read_array(source: str, stream: IO[bytes]) -> Iterator[Line]:
 
 def _parse(source: str, number: int, text: bytes) -> Line:
     try:
-        return Line(source, number, orjson.loads(text))
-    except orjson.JSONDecodeError as error:
+        return Line(source, number, exact_json.load(text))
+    except ValueError as error:
         shown = text.decode("utf-8", errors="replace").rstrip("\r\n")
         return Line(source, number, None, f"not JSON: {error}", shown)
 

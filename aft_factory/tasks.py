@@ -28,14 +28,8 @@ import orjson
 from aft_factory.answers import extract_number, is_correct
 from aft_factory.errors import RecordError
 from aft_factory.fields import LIST, OBJECT, kind, optional_text, parse_id
-from aft_factory.records import (
-    PROPOSAL_KEYS,
-    Message,
-    Row,
-    content_id,
-    parse_messages,
-    record_from_row,
-)
+from aft_factory.messages import Message, parse_messages
+from aft_factory.records import PROPOSAL_KEYS, Row, content_id, record_from_row
 from aft_factory.selection import usable
 from aft_factory.tables import FORMATS
 

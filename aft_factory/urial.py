@@ -45,8 +45,8 @@ from typing import Literal
 import jinja2
 
 from aft_factory.errors import UsageError
+from aft_factory.messages import Message
 from aft_factory.prompts import load_jinja
-from aft_factory.records import Message
 
 DEFAULT = "inst_1k_v4"
 

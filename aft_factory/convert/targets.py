@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from aft_factory.errors import RecordError
-from aft_factory.records import Message, Record, Row, required_aggregation
+from aft_factory.messages import Message
+from aft_factory.records import Record, Row, required_aggregation
 from aft_factory.selection import Aggregation, selected_conversation
 
 SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}

@@ -25,7 +25,8 @@ from typing import Any
 
 from aft_factory.errors import RecordError
 from aft_factory.fields import LIST, OBJECT, kind, names_of, optional_text, parse_id
-from aft_factory.records import Columns, Message, Record, parse_messages
+from aft_factory.messages import Message, read_query
+from aft_factory.records import Columns, Record
 
 PLACEHOLDERS = ("N/A", "None")  # written by binarizing scripts where there was no second response
 PAIR_SCORES = ("score_{0}", "{0}-rating", "{0}_score", "{0}_rating")
@@ -116,7 +117,7 @@ class _Response:
 def _read_completions(
     row: Mapping[str, Any], notes: Counter[str]
 ) -> tuple[list[Message], list[_Response], None]:
-    messages = parse_messages(row.get("instruction"), "instruction")
+    messages = read_query(row).messages
     completions = row["completions"]
     if not isinstance(completions, LIST) or isinstance(completions, str) or not completions:
         raise RecordError("completions", "expected a list with at least one completion")
@@ -141,13 +142,8 @@ def _read_pair(
 ) -> tuple[list[Message], list[_Response], str]:
     before, chosen = _split_answer(row["chosen"], "chosen")
     _, rejected = _split_answer(row.get("rejected"), "rejected")
-    prompt = next((key for key in ("prompt", "instruction") if row.get(key) is not None), None)
-    if before:  # the whole conversation, where `prompt` may be one message of it
-        messages = parse_messages(before, "chosen")
-    elif prompt is not None:
-        messages = parse_messages(row[prompt], prompt)
-    else:
-        raise RecordError("prompt", "missing, and 'chosen' is no conversation that would hold it")
+    # The whole conversation where it has one: `prompt` may be one message of it.
+    asked = read_query({**row, "chosen": before}, main="chosen") if before else read_query(row)
     metadata = row.get("metadata") if isinstance(row.get("metadata"), OBJECT) else {}
     responses = []
     for side, text in (("chosen", chosen), ("rejected", rejected)):
@@ -156,7 +152,7 @@ def _read_pair(
         model = row.get(f"{side}-model")
         score = next((s for s in scores if s is not None), None)
         responses.append(_Response(text, model if isinstance(model, str) else None, score))
-    return messages, responses, chosen
+    return asked.messages, responses, chosen
 
 
 def _split_answer(value: Any, field: str) -> tuple[list[Any] | None, str]:

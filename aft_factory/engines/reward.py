@@ -22,7 +22,7 @@ from aft_factory.engines import EngineError
 from aft_factory.engines.vllm_loading import digest
 from aft_factory.errors import UsageError
 from aft_factory.markers import sanitise
-from aft_factory.records import Message
+from aft_factory.messages import Message
 from aft_factory.together import together
 from aft_factory.tokenizer import resolve_chat_template, tokenizer_markers
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aft_factory.accounting import LayerUsage
 from aft_factory.asking import Asker
-from aft_factory.errors import NoAnswer
+from aft_factory.errors import NoAnswer, RecordError
 from aft_factory.fitting import Fitter
 from aft_factory.journal import Place
-from aft_factory.markers import sanitise
+from aft_factory.markers import Markers, known_markers
 from aft_factory.messages import Message
 from aft_factory.prompts import AggregatorTemplate, with_aggregator
 from aft_factory.sampling import Completion, Prompt, Request, Sampling, identity_seed
@@ -108,6 +108,8 @@ class Drafting:
         fitters: Shorten drafts to the model's context, by (model, max_tokens); none where the
             context or the tokenizer is unknown.
         trace: Where to record.
+        markers: What is broken in all texts that a model reads, by model; of others, the markers of
+            all known families.
     """
 
     def __init__(
@@ -118,12 +120,14 @@ class Drafting:
         asker: Asker,
         fitters: Mapping[tuple[str, int], Fitter],
         trace: Trace,
+        markers: Mapping[str, Markers] | None = None,
     ) -> None:
         self._query = query
         self._turn = turn
         self._settings = settings
         self._asker = asker
         self._fitters = fitters
+        self._markers = markers or {}
         self._trace = trace
 
     async def __call__(
@@ -147,11 +151,12 @@ class Drafting:
         settings = self._settings
         sampling = settings.final if final else settings.proposal
         texts = [draft.text for draft in drafts]
+        markers = self._markers.get(model or "") or known_markers()
         prompt: Prompt
         if settings.completion is not None:
-            prompt = settings.completion.render(query)
+            prompt = settings.completion.render(markers.sanitise_all(query))
         else:
-            prompt = await self._messages(query, texts, sampling, layer, slot, model)
+            prompt = await self._messages(query, texts, sampling, layer, slot, model, markers)
 
         async def draw(at: int, count: int, attempt: int) -> list[Completion]:
             seed = identity_seed(settings.seed, self._query, self._turn, layer, at, attempt)
@@ -162,7 +167,8 @@ class Drafting:
             usage = self._trace.usage.get(key, LayerUsage())
             self._trace.usage[key] = usage + LayerUsage.of(reply)
             read = settings.completion.read if settings.completion else _unchanged
-            return [read(completion) for completion in reply.completions]
+            restored = (replace(c, text=markers.restore(c.text)) for c in reply.completions)
+            return [read(completion) for completion in restored]
 
         async def usable(at: int, completion: Completion) -> Completion | None:
             for attempt in range(1, settings.policy.resamples + 2):
@@ -233,6 +239,7 @@ class Drafting:
         layer: int,
         slot: int,
         model: str | None,
+        markers: Markers,
     ) -> list[Message]:
         """Return the conversation to send; the query's own is left as it is."""
         settings = self._settings
@@ -240,8 +247,7 @@ class Drafting:
         if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": settings.proposer_system})
         fitter = self._fitters.get((model or "", sampling.max_tokens))
-        pattern = None if fitter is None else fitter.markers
-        safe = [sanitise(text, pattern) for text in drafts]
+        safe = [markers.sanitise(text) for text in drafts]
         if fitter is not None:
             [fitted] = await asyncio.to_thread(fitter.fit_all, [(messages, safe, None)])
             if isinstance(fitted, DoesNotFit):
@@ -249,7 +255,10 @@ class Drafting:
             if fitted.cut:
                 self.note(layer, slot, f"{fitted.cut} drafts shortened")
             safe = fitted.proposals
-        return with_aggregator(messages, safe, settings.template)
+        try:
+            return with_aggregator(markers.sanitise_all(messages), safe, settings.template)
+        except RecordError as error:  # the template fails for these drafts
+            raise NoAnswer(f"layer {layer}: {error}") from error
 
 
 def _unchanged(completion: Completion) -> Completion:

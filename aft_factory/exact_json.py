@@ -57,11 +57,11 @@ def _may_be_rounded(value: Any) -> bool:
     """Tell whether orjson may have made a fraction of a whole number beyond 64 bits."""
     kind = type(value)
     if kind is float:
-        return abs(value) >= 2**63
+        return bool(abs(value) >= 2**63)
     try:
         if kind is dict:
             return any(map(_may_be_rounded, value.values()))
-        return kind is list and any(map(_may_be_rounded, value))
+        return bool(kind is list and any(map(_may_be_rounded, value)))
     except RecursionError:
         return False
 

@@ -9,8 +9,6 @@ not fit even so, is handed back with its reason. Pure but for the tokenizer it i
 from __future__ import annotations
 
 import hashlib
-import re
-from bisect import bisect_right
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,7 +16,8 @@ from typing import TYPE_CHECKING
 import orjson
 from jinja2 import TemplateSyntaxError
 
-from aft_factory.errors import UsageError
+from aft_factory.errors import RecordError, UsageError
+from aft_factory.markers import Markers
 from aft_factory.messages import Message
 from aft_factory.prompts import AggregatorTemplate, with_aggregator
 from aft_factory.shortening import DoesNotFit, Fitted, shorten
@@ -72,13 +71,13 @@ class Fitter:
     chat: str
     limit: int | None
     template: AggregatorTemplate
-    markers: re.Pattern[str] = field(init=False)
+    markers: Markers = field(init=False)
 
     def __post_init__(self) -> None:
         require_fast(self.tokenizer)
         # Leaves its core as it is to be here: without the padding or cut-off it was saved with.
         self.tokenizer("", add_special_tokens=False)
-        self.markers = tokenizer_markers(self.tokenizer)
+        self.markers = tokenizer_markers(self.tokenizer, self.chat)
 
     @property
     def fingerprint(self) -> str:
@@ -92,8 +91,18 @@ class Fitter:
     def fit_all(self, rows: Sequence[Conversation]) -> list[Fitted | DoesNotFit]:
         """Fit rows (see `shortening.fit`), all of them at once and then all that are too long.
 
-        A row that the chat template refuses does not fit; without a limit all others do.
+        Their texts may hold markers; the proposals returned hold none. A row that a template
+        refuses does not fit; without a limit all others do.
         """
+        safe = self.markers.sanitise
+        rows = [
+            (
+                self.markers.sanitise_all(messages),
+                [safe(text) for text in proposals],
+                target and safe(target),
+            )
+            for messages, proposals, target in rows
+        ]
         results: dict[int, Fitted | DoesNotFit] = {}
         segments = self._rendered(dict(enumerate(rows)), results)
         texts = [text for pair in segments.values() for text in pair]
@@ -103,23 +112,18 @@ class Fitter:
                 total = next(counts) + next(counts) + _seams(rows[i][0])
                 results[i] = Fitted(list(rows[i][1]), total)
             return [results[i] for i in range(len(rows))]
-        # Not the fast way to encode: it forgets where the tokens stand.
-        encoded = iter(
-            self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-        )
+        counts = iter(self._count(texts))
         attempts: dict[int, Generator[list[str], int, Fitted]] = {}
         after_prompt = {}
-        for i, (text, _) in segments.items():
+        for i in segments:
             messages, proposals, _ = rows[i]
-            prompt, answer = next(encoded), next(encoded)
-            after_prompt[i] = len(answer) + _seams(messages)
-            total = len(prompt) + after_prompt[i]
+            prompt, answer = next(counts), next(counts)
+            after_prompt[i] = answer + _seams(messages)
+            total = prompt + after_prompt[i]
             if total <= self.limit:
                 results[i] = Fitted(list(proposals), total)
             else:
-                ends = self._ends(text, prompt.offsets, proposals)
-                attempts[i] = shorten(proposals, self.limit, ends, total)
-        del encoded  # 100 bytes a token
+                attempts[i] = shorten(proposals, self.limit, self._ends(proposals), total)
 
         tries = {i: next(attempt) for i, attempt in attempts.items()}
         while tries:
@@ -153,31 +157,20 @@ class Fitter:
         )
         return [len(encoding) for encoding in encoded]
 
-    def _ends(
-        self, prompt: str, offsets: Sequence[tuple[int, int]], proposals: Sequence[str]
-    ) -> list[list[int]]:
-        """Return the ends of each proposal's tokens, as they are in the prompt around it.
-
-        A token that goes on into the text after a proposal is not the proposal's: it stays if the
-        proposal is cut.
-        """
-        token_ends = [end for _, end in offsets]
-        ends, position = [], 0
-        for text in proposals:
-            start = prompt.find(text, position)
-            if start < 0:  # the chat template changes it
-                ends.append(token_boundaries(self.tokenizer)(text))
-                continue
-            position = start + len(text)
-            first, last = bisect_right(token_ends, start), bisect_right(token_ends, position)
-            ends.append([end - start for end in token_ends[first:last]])
-        return ends
+    def _ends(self, proposals: Sequence[str]) -> list[list[int]]:
+        """Return where the tokens of each proposal end, were it by itself."""
+        encode = self.tokenizer.backend_tokenizer.encode_batch
+        encoded = encode(list(proposals), add_special_tokens=False)
+        return [[end for _, end in encoding.offsets] for encoding in encoded]
 
     def _segments(
         self, messages: list[Message], proposals: Sequence[str], target: str | None
     ) -> tuple[str, str]:
         """Return prompt and target as the texts that LLaMA-Factory encodes apart."""
-        messages = with_aggregator(messages, proposals, self.template)
+        try:
+            messages = with_aggregator(messages, proposals, self.template)
+        except RecordError as error:
+            raise DoesNotFit(error.problem, error.field) from None
         prompt = self._render(messages, add_generation_prompt=True)
         if target is None:
             return prompt, ""

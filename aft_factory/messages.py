@@ -126,10 +126,12 @@ def read_query(
 def _main_column(row: Mapping[str, Any], ignored: Sequence[str]) -> str:
     """Return the column that holds the query, or the conversation that ends with it."""
     names = [name for name in (*MESSAGE_KEYS, "input") if name not in ignored]
-    for says in (lambda value: not is_blank(value), lambda value: value is not None):
-        for name in names:
-            if says(row.get(name)):
-                return name
+    present = [name for name in names if row.get(name) is not None]
+    for name in present:
+        if not is_blank(row[name]):
+            return name
+    if present:
+        return present[0]
     raise RecordError("messages", f"missing; expected one of {', '.join(names)}; {_has(row)}")
 
 

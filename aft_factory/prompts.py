@@ -20,7 +20,8 @@ import jinja2.meta
 import jinja2.sandbox
 from jinja2 import nodes
 
-from aft_factory.errors import UsageError, suggest
+from aft_factory.errors import RecordError, UsageError, suggest
+from aft_factory.markers import Markers
 from aft_factory.messages import Message
 
 _PACKAGED = Path(__file__).parent / "templates"
@@ -58,12 +59,13 @@ class AggregatorTemplate:
         """Return what Jinja gives.
 
         Raises:
-            UsageError: If the template fails, such as on an index that is not there.
+            RecordError: If the template fails for these, as when it indexes one that is not there.
         """
         try:
             return self.compiled.render(proposals=proposals)
         except Exception as error:  # a template is a program, and can fail in any way
-            raise UsageError(f"template {self.name!r} fails: {error}") from error
+            problem = f"{self.name!r} fails for {len(proposals)} proposals: {error}"
+            raise RecordError("template", problem) from error
 
 
 @cache
@@ -114,11 +116,16 @@ def load_jinja(folder: str, name: str, variable: str) -> tuple[str, jinja2.Templ
     return source, compiled
 
 
-def chat_template(chat: str, aggregate: str = "paper") -> str:
+def chat_template(chat: str, aggregate: str = "paper", markers: Markers | None = None) -> str:
     """Return the chat template `llama3` or `mistral` with the given aggregator prompt inside.
 
     The text is self-contained: it can be a model's `chat_template.jinja`, after which
     `tokenizer.apply_chat_template(messages, proposals=[...])` gives the training tokens.
+
+    Args:
+        chat: Which.
+        aggregate: Name or path of the aggregator prompt.
+        markers: What to break in texts; None breaks those of all known families.
 
     Raises:
         UsageError: If either name is unknown.
@@ -129,30 +136,58 @@ def chat_template(chat: str, aggregate: str = "paper") -> str:
         raise UsageError(f"no chat template {chat!r}; {suggest(chat, known)}")
     shipped = path.read_text(encoding="utf-8")
     body = load_template(aggregate).source.removesuffix("\n")
-    return re.sub(
-        r"(?<={%- macro aggregator\(proposals\) %}\n).*?(?={% endmacro %}\n{%- set markers)",
-        lambda _: body,
-        shipped,
-        count=1,
-        flags=re.DOTALL,
+    before, head, rest = shipped.partition("{%- macro aggregator(proposals) %}\n")
+    _, *middle, after = re.split(
+        r"({% endmacro %}\n{%- set markers = \[\n)|(\n\] -%}\n)", rest, maxsplit=2
     )
+    words = middle[2] if markers is None else _jinja_list(markers.words)
+    return "".join([before, head, body, middle[0], words, "\n] -%}\n", after])
+
+
+def _jinja_list(words: Sequence[str]) -> str:
+    """Return the items of a list in Jinja, in lines."""
+    quoted = ["'" + re.sub(r"(['\\])", r"\\\1", word) + "'" for word in words]
+    lines = [""]
+    for item in quoted:
+        if lines[-1] and len(lines[-1]) + len(item) > 100:
+            lines.append("")
+        lines[-1] += f" {item}," if lines[-1] else f"    {item},"
+    return "\n".join(lines).removesuffix(",")
 
 
 def with_aggregator(
     messages: Sequence[Message], proposals: Sequence[str], template: AggregatorTemplate
 ) -> list[Message]:
-    """Return the conversation that asks for an aggregation of sanitised proposals.
+    """Return the conversation that asks for an aggregation; all texts are sanitised already.
 
     An existing system message stays first, then a blank line, then the aggregator prompt. Without
     proposals the conversation is the plain one (layer 0). The input is not changed.
+
+    Raises:
+        RecordError: If the template fails for these proposals.
+    """
+    given, turns = "", list(messages)
+    if turns[0]["role"] == "system":
+        given = turns.pop(0)["content"]
+    system = system_text(given, proposals, template)
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def system_text(given: str, proposals: Sequence[str], template: AggregatorTemplate) -> str:
+    """Return the system message: the one that was given, a blank line, the aggregator prompt.
+
+    Args:
+        given: The conversation's own; "" where it has none.
+        proposals: Sanitised drafts; none for a plain query.
+        template: The aggregator prompt.
+
+    Raises:
+        RecordError: If the template fails for these proposals.
     """
     if not proposals:
-        return list(messages)
-    system = template.render(proposals)
-    if messages[0]["role"] == "system":
-        system = f"{messages[0]['content']}\n\n{system}"
-        messages = messages[1:]
-    return [{"role": "system", "content": system}, *messages]
+        return given
+    prompt = template.render(proposals)
+    return f"{given}\n\n{prompt}" if given.strip() else prompt
 
 
 @lru_cache(maxsize=64)

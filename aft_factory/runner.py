@@ -24,6 +24,7 @@ from aft_factory.engines import EngineError
 from aft_factory.errors import NoAnswer
 from aft_factory.fitting import Fitter
 from aft_factory.limiter import Stopped
+from aft_factory.markers import Markers
 from aft_factory.messages import Message
 from aft_factory.sampling import Completion
 from aft_factory.strategies import Strategy
@@ -81,6 +82,8 @@ class Runner:
         score: A reward model, for strategies that want one.
         scorer: What scores, for the fingerprint.
         keep_drafts: Whether outcomes hold all drafts.
+        markers: What is broken in all texts that a model reads, by model; of others, the markers of
+            all known families.
     """
 
     strategy: Strategy
@@ -92,6 +95,7 @@ class Runner:
     score: Any = None
     scorer: str = ""
     keep_drafts: bool = False
+    markers: Mapping[str, Markers] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -103,6 +107,7 @@ class Runner:
             *(asdict(settings.proposal), asdict(settings.final), asdict(settings.policy)),
             *(self.keep_drafts, self.scorer),
             [[*key, fitter.fingerprint] for key, fitter in sorted(self.fitters.items())],
+            [[name, markers.words] for name, markers in sorted(self.markers.items())],
             settings.completion and settings.completion.name,
         ]
         return hashlib.blake2b(_canonical(content), digest_size=16).hexdigest()
@@ -136,7 +141,9 @@ class Runner:
         try:
             for turn, said in enumerate(query.turns):
                 messages = [*messages, *said]
-                sample = Drafting(query.id, turn, settings, self.asker, self.fitters, trace)
+                sample = Drafting(
+                    query.id, turn, settings, self.asker, self.fitters, trace, self.markers
+                )
                 answer = await self.strategy(messages, sample, **options)
                 done.append(answer.completion)
                 details.append(answer.details)

@@ -21,8 +21,6 @@ from aft_factory import urial
 from aft_factory.command import add_job_arguments, read_settings, run_command
 from aft_factory.drafting import CompletionPrompts, Settings
 from aft_factory.errors import UsageError
-from aft_factory.markers import sanitise
-from aft_factory.messages import Message
 from aft_factory.prompts import TEMPLATES, load_template
 from aft_factory.records import Row, record_from_row
 from aft_factory.runner import Outcome
@@ -136,7 +134,7 @@ def build_stage(settings: SampleSettings) -> Stage:
         text = urial.render(settings.prompt, [{"role": "user", "content": ""}])
         completion = CompletionPrompts(
             hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
-            lambda messages: urial.render(settings.prompt, [_safe(m) for m in messages]),
+            lambda messages: urial.render(settings.prompt, messages),
             read_completion,
         )
     drafting = Settings(
@@ -161,11 +159,6 @@ def build_stage(settings: SampleSettings) -> Stage:
         of_drafts=True,
         tally=drawn,
     )
-
-
-def _safe(message: Message) -> Message:
-    """A text to complete is tokenized whole: markers in it would become control tokens."""
-    return {"role": message["role"], "content": sanitise(message["content"])}
 
 
 def read_completion(completion: Completion) -> Completion:

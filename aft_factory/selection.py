@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from aft_factory.errors import UsageError
-from aft_factory.markers import sanitise
+from aft_factory.fields import known
+from aft_factory.markers import Markers, known_markers
 from aft_factory.messages import Message
-from aft_factory.prompts import load_template, pieces, with_aggregator
+from aft_factory.prompts import load_template, with_aggregator
 from aft_factory.records import Record
 
 
@@ -113,7 +114,7 @@ def best_response(record: Record) -> str | None:
     scored = [
         (score, -i)
         for i, score in enumerate(record.scores or [])
-        if score is not None and record.proposals[i].strip()
+        if known(score) is not None and record.proposals[i].strip()
     ]
     return record.proposals[-max(scored)[1]] if scored else None
 
@@ -133,35 +134,17 @@ def conversation(record: Record, options: Aggregation = PAPER) -> list[Message]:
     return selected_conversation(select(record, options), options)
 
 
-def selected_conversation(record: Record, options: Aggregation = PAPER) -> list[Message]:
-    """Return the same for a record as `select` returned it; to select twice would shuffle twice."""
-    proposals = [sanitise(text) for text in record.proposals]
-    return with_aggregator(record.messages, proposals, load_template(options.template))
-
-
-def proposal_spans(record: Record, options: Aggregation = PAPER) -> list[list[int]] | None:
-    """Return where each proposal stands in the system message of `selected_conversation`.
+def selected_conversation(
+    record: Record, options: Aggregation = PAPER, markers: Markers | None = None
+) -> list[Message]:
+    """Return the same for a record as `select` returned it; to select twice would shuffle twice.
 
     Args:
-        record: A record as `select` returned it.
-        options: As for `selected_conversation`.
-
-    Returns:
-        [start, end) of each proposal, or None where there are no proposals or the template does not
-        hold each of them once, in order and unchanged.
+        record: The record; its texts may hold control tokens' markers.
+        options: How it becomes a prompt.
+        markers: What is broken in its texts; None breaks those of all known families.
     """
-    if not record.proposals:
-        return None
-    template = load_template(options.template)
-    parts = pieces(template, len(record.proposals))
-    if len(parts) != len(record.proposals) + 1:
-        return None
-    position = 0
-    if record.messages[0]["role"] == "system":
-        position = len(record.messages[0]["content"]) + 2
-    spans = []
-    for piece, text in zip(parts[:-1], map(sanitise, record.proposals), strict=True):
-        start = position + len(piece)
-        position = start + len(text)
-        spans.append([start, position])
-    return spans
+    markers = markers or known_markers()
+    proposals = [markers.sanitise(text) for text in record.proposals]
+    messages = markers.sanitise_all(record.messages)
+    return with_aggregator(messages, proposals, load_template(options.template))

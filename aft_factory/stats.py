@@ -27,7 +27,6 @@ from aft_factory.errors import UsageError
 from aft_factory.fields import short
 from aft_factory.files import check_writable, write_whole
 from aft_factory.fitting import Fitter
-from aft_factory.markers import sanitise
 from aft_factory.prompts import load_template
 from aft_factory.records import Columns, Record
 from aft_factory.selection import Aggregation, select
@@ -190,7 +189,7 @@ class TokenCounts:
         texts: list[tuple[str, str]] = []  # which part, the text
         rows = []
         for record in (select(record, self._options) for record in records):
-            proposals = [sanitise(text, markers) for text in record.proposals]
+            proposals = [markers.sanitise(text) for text in record.proposals]
             texts.append(("query", record.messages[-1]["content"]))
             texts.extend(("proposal", text) for text in proposals)
             if record.aggregation is not None:

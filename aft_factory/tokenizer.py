@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aft_factory.errors import MissingPackage, UsageError
-from aft_factory.markers import MARKERS, marker_pattern
+from aft_factory.markers import MARKERS, Markers, markers_of
 from aft_factory.prompts import TEMPLATES, chat_template
 
 if TYPE_CHECKING:
@@ -61,14 +60,28 @@ def resolve_chat_template(
         return own
     if not (TEMPLATES / "chat" / f"{name}.jinja").is_file() and Path(name).is_file():
         return Path(name).read_text(encoding="utf-8")
-    return chat_template(name)
+    plain = chat_template(name, markers=Markers(()))
+    return chat_template(name, markers=tokenizer_markers(tokenizer, plain))
 
 
-def tokenizer_markers(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
-    """Return the marker pattern of the known families plus this tokenizer's own special tokens."""
-    special = {
-        str(token.content)
-        for token in tokenizer.added_tokens_decoder.values()
-        if token.special and len(token.content) > 1 and not str(token.content).isspace()
+def tokenizer_markers(tokenizer: PreTrainedTokenizerFast, template: str | None) -> Markers:
+    """Return the markers of a tokenizer under a chat template.
+
+    They are its special tokens, those of its other added tokens that the template writes or that
+    are known as markers (`<think>`), and what the template writes as plain text (`[INST]`).
+
+    Args:
+        tokenizer: Whose.
+        template: The chat template or, for other than Jinja, the texts that it writes; None or ""
+            where there is none.
+    """
+    template = template or ""
+    tokens = [(str(t.content), t.special) for t in tokenizer.added_tokens_decoder.values()]
+    control = {
+        text
+        for text, special in tokens
+        if len(text) > 1
+        and not text.isspace()
+        and (special or text in template or text.startswith(MARKERS))
     }
-    return marker_pattern(frozenset(m for m in special if not m.startswith(MARKERS)))
+    return markers_of(frozenset(control), template)

@@ -54,6 +54,7 @@ def with_datasets() -> Run:
 
     from aft_factory.convert.targets import to_sharegpt
     from aft_factory.convert.ultrafeedback import read_ultrafeedback
+    from aft_factory.markers import known_markers
     from aft_factory.records import USUAL_COLUMNS, Row
     from aft_factory.selection import PAPER, select
 
@@ -61,7 +62,7 @@ def with_datasets() -> Run:
 
     def convert(row: Row) -> Row:
         record = read_ultrafeedback(row, USUAL_COLUMNS, Counter())
-        return to_sharegpt(select(record, PAPER), PAPER)
+        return to_sharegpt(select(record, PAPER), PAPER, known_markers())
 
     def run(source: Path, output: Path) -> None:
         table = datasets.load_dataset("json", data_files=str(source), split="train")

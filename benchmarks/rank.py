@@ -44,7 +44,6 @@ from tiny_model import make_tiny_reward_model
 
 from aft_factory.engines.reward import Pair, PairEncoder
 from aft_factory.engines.transformers_reward import TransformersReward
-from aft_factory.markers import sanitise
 from aft_factory.tokenizer import load_tokenizer, tokenizer_markers
 
 Score = Callable[[Sequence[Pair]], list[float]]
@@ -140,15 +139,16 @@ def benchmark(pairs: list[Pair], repeats: int, limit: int, folder: Path) -> dict
     texts = [text for messages, response in pairs for text in (messages[0]["content"], response)]
     make_tiny_reward_model(folder, texts, hidden=256, layers=4, context=1 << 17, vocabulary=16_000)
     tokenizer = load_tokenizer(str(folder))
-    markers = tokenizer_markers(tokenizer)
+    encoder = PairEncoder(tokenizer, "own", None)
+    markers = tokenizer_markers(tokenizer, tokenizer.chat_template)
     pairs = [  # scripts do not do it, so that inputs are equal
         (
-            [{**m, "content": sanitise(m["content"], markers)} for m in messages],
-            sanitise(text, markers),
+            markers.sanitise_all(messages),
+            markers.sanitise(text),
         )
         for messages, text in pairs
     ]
-    encoded = PairEncoder(tokenizer, "own", None).encode(pairs)
+    encoded = encoder.encode(pairs)
     sizes = [len(ids) if isinstance(ids, list) else limit + 1 for ids in encoded]
     left_out = sum(size > limit for size in sizes)
     pairs = [pair for pair, size in zip(pairs, sizes, strict=True) if size <= limit]

@@ -14,7 +14,6 @@ from aft_factory.drafting import Settings
 from aft_factory.engines.vllm_engine import VllmEngine
 from aft_factory.fitting import Fitter
 from aft_factory.journal import Journal
-from aft_factory.markers import sanitise
 from aft_factory.prompts import with_aggregator
 from aft_factory.runner import Outcome, Runner, window
 from aft_factory.sampling import Reply, Request, identity_seed
@@ -89,7 +88,7 @@ class Work:
     async def layer_by_layer(self, queries: Sequence[Query], *, copies: bool) -> Answers:
         """Wait for all queries in every layer; ask with n=K, or with K copies of every prompt."""
         assert self.engine.tokenizer is not None
-        markers = tokenizer_markers(self.engine.tokenizer)
+        markers = tokenizer_markers(self.engine.tokenizer, self.engine.chat_template)
         drafts: list[list[str]] = [[] for _ in queries]
         for layer in range(self.layers + 1):
             n = self.width if layer < self.layers else 1
@@ -105,7 +104,7 @@ class Work:
                 requests = [replace(r, n=1, seed=r.seed + i) for i in range(n) for r in requests]
             replies = await asyncio.gather(*map(self.engine.sample, requests))
             drafts = [
-                [sanitise(text, markers) for text in texts]
+                [markers.sanitise(text) for text in texts]
                 for texts in _by_query(replies, len(queries))
             ]
         return {query.id: texts[0] for query, texts in zip(queries, drafts, strict=True)}

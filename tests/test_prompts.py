@@ -8,15 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aft_factory.errors import UsageError
-from aft_factory.markers import MARKERS, sanitise
+from aft_factory.markers import MARKERS, known_markers
 from aft_factory.prompts import TEMPLATES, chat_template, load_template
 from aft_factory.records import Record
 from aft_factory.selection import (
     Aggregation,
     conversation,
-    proposal_spans,
     select,
-    selected_conversation,
 )
 
 INSTRUCTIONS = (
@@ -39,6 +37,9 @@ RELEASE = (
     + "\n    \n    Responses from models:"
 )
 CHATS = ("llama3", "mistral")
+
+
+sanitise = known_markers().sanitise
 
 
 def record(*proposals: str, messages=None) -> Record:
@@ -211,19 +212,6 @@ def test_a_users_own_template_serves_as_it_trains_to_the_last_blank(tmp_path):
     ) == template.render(messages=conversation(given, Aggregation(str(path))), **tokens)
 
 
-@pytest.mark.parametrize("name", ["paper", "moa", "release"])
-@pytest.mark.parametrize("system", [None, "Be brief."])
-def test_spans_tell_where_each_proposal_stands(name, system):
-    messages = ([{"role": "system", "content": system}] if system else []) + [
-        {"role": "user", "content": "Q"}
-    ]
-    drafts = [".", "2. 1", "<|eot_id|> x", "last"]
-    selected = record(*drafts, messages=messages)
-    text = conversation(selected, Aggregation(name))[0]["content"]
-    spans = proposal_spans(selected, Aggregation(name))
-    assert [text[start:end] for start, end in spans] == [sanitise(draft) for draft in drafts]
-
-
 @pytest.mark.parametrize(
     "source",
     [
@@ -239,7 +227,6 @@ def test_a_template_that_does_more_than_write_each_proposal_is_left_to_jinja(sou
     path = tmp_path / "mine.jinja"
     path.write_text(source)
     template = load_template(str(path))
-    assert proposal_spans(record("a", "b "), Aggregation(str(path))) is None
     assert template.render(["a", "b "]) == template.compiled.render(proposals=["a", "b "])
 
 
@@ -248,11 +235,3 @@ def test_a_template_that_does_more_than_write_each_proposal_is_left_to_jinja(sou
 def test_rendering_without_jinja_gives_what_jinja_gives(name, drafts):
     template = load_template(name)
     assert template.render(drafts) == template.compiled.render(proposals=drafts)
-
-
-def test_spans_follow_shuffled_proposals():
-    options = Aggregation(shuffle_proposals=True)
-    selected = select(record("x", "two", "three of them", "4444"), options)
-    text = selected_conversation(selected, options)[0]["content"]
-    spans = proposal_spans(selected, options)
-    assert [text[start:end] for start, end in spans] == selected.proposals

@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
 
     def keep_preview(record: Record) -> None:
         if len(previews) < args.preview:
-            previews.append(pipeline.preview(record, args.target, conversion.options))
+            previews.append(
+                pipeline.preview(record, args.target, conversion.options, conversion.markers)
+            )
 
     with contextlib.ExitStack() as stack:
         table = None
@@ -114,6 +116,11 @@ def describe(
         ranked = sorted(rejects.by_field.items(), key=lambda item: -item[1][0])
         text += [f"  {count} x {name}: {first}" for name, (count, first) in ranked[:10]]
     text += [f"  {count} x {note}" for note, count in summary.notes.most_common()]
+    if summary.with_history and conversion.target != "aggregation":
+        text.append(
+            f"warning: {summary.with_history} rows hold earlier answers. Set mask_history: true in "
+            "the training's settings, or stock LLaMA-Factory trains on these answers as well"
+        )
     fitter, cutoff = conversion.fitter, conversion.cutoff
     if fitter is not None and fitter.limit is not None:
         share = summary.tokens_removed / max(summary.tokens_before, 1)

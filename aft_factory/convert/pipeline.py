@@ -18,7 +18,7 @@ import orjson
 from aft_factory.convert.targets import TARGETS
 from aft_factory.errors import RecordError
 from aft_factory.fitting import Fitter
-from aft_factory.markers import sanitise
+from aft_factory.markers import Markers, known_markers
 from aft_factory.records import Columns, Record, Row
 from aft_factory.selection import PAPER, Aggregation, is_plain, plain, select
 from aft_factory.shortening import DoesNotFit
@@ -39,6 +39,7 @@ class Summary:
     Attributes:
         read: Rows read; `written + rejected`.
         plain: Rows written once more without proposals (`mix_plain`).
+        with_history: Those of `written` that hold earlier answers.
         over: Those of `written` that are longer than the cutoff (estimated without a tokenizer).
         cut_rows: Rows with proposals shortened; `tokens_removed` of `tokens_before` in these rows.
         notes: What sources repaired or left out.
@@ -48,6 +49,7 @@ class Summary:
     written: int = 0
     plain: int = 0
     rejected: int = 0
+    with_history: int = 0
     over: int = 0
     cut_rows: int = 0
     cut_proposals: int = 0
@@ -76,6 +78,11 @@ class Conversion:
     fitter: Fitter | None = None
     cutoff: int = DEFAULT_CUTOFF
 
+    @property
+    def markers(self) -> Markers:
+        """What is broken in texts: the tokenizer's own control tokens, where it is known."""
+        return known_markers() if self.fitter is None else self.fitter.markers
+
     def run(
         self,
         lines: Iterable[Line],
@@ -89,7 +96,7 @@ class Conversion:
         to_row = TARGETS[self.target][1]
 
         def write(record: Record) -> int:
-            row = to_row(record, self.options)
+            row = to_row(record, self.options, self.markers)
             size = table.write(row) if table is not None else len(orjson.dumps(row))
             on_record(record)
             return size
@@ -104,6 +111,7 @@ class Conversion:
                 rejects.add(line, f"cannot be written: {error}", "row")
                 continue
             summary.written += 1
+            summary.with_history += len(record.messages) > 2
             length = self._estimate(record, size) if tokens is None else tokens
             summary.over += length > self.cutoff
             # Only part of the row just written, so that it can be written too, and fits too.
@@ -144,7 +152,7 @@ class Conversion:
             inputs = [
                 (
                     record.messages,
-                    [] if self.target == "sft" else self._sanitised(record),
+                    [] if self.target == "sft" else record.proposals,
                     target_text(record),
                 )
                 for _, record in chunk
@@ -158,13 +166,9 @@ class Conversion:
                     summary.cut_proposals += fitted.cut
                     summary.tokens_before += fitted.tokens + fitted.tokens_removed
                     summary.tokens_removed += fitted.tokens_removed
-                if self.target != "sft":
-                    record = replace(record, proposals=fitted.proposals)
+                    shorter = [self.markers.restore(text) for text in fitted.proposals]
+                    record = replace(record, proposals=shorter)
                 yield line, record, fitted.tokens
-
-    def _sanitised(self, record: Record) -> list[str]:
-        assert self.fitter is not None
-        return [sanitise(text, self.fitter.markers) for text in record.proposals]
 
     def _estimate(self, record: Record, size: int) -> float:
         """Tokens of a row from its bytes as JSON: rough, but free."""
@@ -174,13 +178,14 @@ class Conversion:
         return (size + prompt) / BYTES_PER_TOKEN
 
 
-def preview(record: Record, target: str, options: Aggregation) -> str:
+def preview(record: Record, target: str, options: Aggregation, markers: Markers) -> str:
     """Return one rendered conversation for a person to read."""
     row: Row = TARGETS["sft" if target == "sft" else "sharegpt"][1](
         record
         if (record.aggregation or "").strip()
         else replace(record, aggregation="(no aggregation yet)"),
         options,
+        markers,
     )
     turns = [f"[{turn['from']}]\n{turn['value']}" for turn in row["conversations"]]
     return f"{'=' * 30} {record.id}\n" + "\n\n".join(turns) + "\n"

@@ -6,6 +6,9 @@
 | `sharegpt` | aggregator prompt as system turn, query, aggregation | any LLaMA-Factory, no plugin |
 | `sft` | query and reference, no proposals (the paper's SFT baseline) | any LLaMA-Factory |
 
+Records stay as they are, for the plugin reads their texts; in the other two the markers of control
+tokens are broken, in queries and answers too, as stock LLaMA-Factory would take them for real ones.
+
     {"id": "1", "conversations": [{"from": "system", "value": "You have been provided ..."},
      {"from": "human", "value": "6 pails of 5 litres?"}, {"from": "gpt", "value": "30 litres."}]}
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from aft_factory.errors import RecordError
+from aft_factory.markers import Markers
 from aft_factory.messages import Message
 from aft_factory.records import Record, Row, required_aggregation
 from aft_factory.selection import Aggregation, selected_conversation
@@ -38,20 +42,21 @@ def required_reference(record: Record) -> str:
     return record.reference
 
 
-def to_aggregation(record: Record, options: Aggregation) -> Row:
+def to_aggregation(record: Record, options: Aggregation, markers: Markers) -> Row:
     """Return the record as it is exchanged between stages and read by the plugin."""
     return record.to_row()
 
 
-def to_sharegpt(record: Record, options: Aggregation) -> Row:
+def to_sharegpt(record: Record, options: Aggregation, markers: Markers) -> Row:
     """Return the rendered conversation of a selected record, for stock LLaMA-Factory."""
-    messages = selected_conversation(record, options)
-    return _sharegpt(record.id, messages, required_aggregation(record))
+    messages = selected_conversation(record, options, markers)
+    return _sharegpt(record.id, messages, markers.sanitise(required_aggregation(record)))
 
 
-def to_sft(record: Record, options: Aggregation) -> Row:
+def to_sft(record: Record, options: Aggregation, markers: Markers) -> Row:
     """Return query and reference, without proposals."""
-    return _sharegpt(record.id, record.messages, required_reference(record))
+    messages = markers.sanitise_all(record.messages)
+    return _sharegpt(record.id, messages, markers.sanitise(required_reference(record)))
 
 
 def _sharegpt(name: str, messages: Sequence[Message], answer: str) -> Row:
@@ -59,7 +64,7 @@ def _sharegpt(name: str, messages: Sequence[Message], answer: str) -> Row:
     return {"id": name, "conversations": [*turns, {"from": "gpt", "value": answer}]}
 
 
-Target = tuple[Callable[[Record], str | None], Callable[[Record, Aggregation], Row]]
+Target = tuple[Callable[[Record], str | None], Callable[[Record, Aggregation, Markers], Row]]
 
 # name: (the text to train on, the row to write)
 TARGETS: dict[str, Target] = {

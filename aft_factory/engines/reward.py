@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Protocol
 from aft_factory.engines import EngineError
 from aft_factory.engines.vllm_loading import digest
 from aft_factory.errors import UsageError
-from aft_factory.markers import sanitise
 from aft_factory.messages import Message
 from aft_factory.together import together
 from aft_factory.tokenizer import resolve_chat_template, tokenizer_markers
@@ -85,7 +84,7 @@ class PairEncoder:
         self._chat_template = resolve_chat_template(
             chat_template, tokenizer, "--reward-chat-template"
         )
-        self._markers = tokenizer_markers(tokenizer)
+        self._markers = tokenizer_markers(tokenizer, self._chat_template)
 
     @property
     def identity(self) -> str:
@@ -105,7 +104,7 @@ class PairEncoder:
     def _render(self, pair: Pair) -> str | EngineError:
         messages, response = pair
         turns = [*messages, Message(role="assistant", content=response)]
-        safe = [{**turn, "content": sanitise(turn["content"], self._markers)} for turn in turns]
+        safe = self._markers.sanitise_all(turns)
         render = self.tokenizer.apply_chat_template
         try:
             return str(render(safe, tokenize=False, chat_template=self._chat_template))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HOOKS = {
     "llamafactory.data.parser": ("v0", "hook_parser"),
     "llamafactory.data.converter": ("v0", "hook_converter"),
+    "llamafactory.data.loader": ("v0", "hook_loader"),
     "llamafactory.data.template": ("templates", "hook_template"),
     "llamafactory.data.processor.supervised": ("v0_fitting", "hook_processor"),
     "llamafactory.data.processor.unsupervised": ("v0_fitting", "hook_processor"),

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 from types import ModuleType
+from typing import Any
 
 from aft_factory.prompts import chat_template
 from aft_factory.selection import PAPER
+from aft_factory.tokenizer import tokenizer_markers
 
 CHATS = ("llama3", "mistral")
 AGGREGATORS = ("paper", "moa", "release")
@@ -20,12 +22,34 @@ AGGREGATORS = ("paper", "moa", "release")
 class CarriedChatTemplate:
     """Stands in for a template's `_get_jinja_template`: our text, not one made from the slots."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, chat: str, aggregator: str, template: Any) -> None:
+        self.chat, self.aggregator, self.template = chat, aggregator, template
 
-    def __call__(self, tokenizer: object) -> str:
-        """Return the Jinja text."""
-        return self.text
+    def __call__(self, tokenizer: Any) -> str:
+        """Return the Jinja text, which breaks the very markers that training breaks."""
+        markers = tokenizer_markers(tokenizer, written_by(self.template))
+        return chat_template(self.chat, self.aggregator, markers)
+
+
+def written_by(template: Any) -> str:
+    """Return all that one of LLaMA-Factory's templates may write by itself, or looks for in texts.
+
+    Words around thoughts count where the template sees to thoughts, and placeholders of images and
+    the like where it takes them for such.
+    """
+    slots = [part.slots for part in vars(template).values() if hasattr(part, "slots")]
+    words = [template.stop_words]
+    kind: Any = type(template)
+    plain: Any = kind.__mro__[-2]  # all templates are of this kind or refine it
+    if kind.encode_multiturn is not plain.encode_multiturn:
+        words.append(template.thought_words)
+    media = vars(template.mm_plugin)
+    tokens = [media.get(f"{name}_token") for name in ("image", "video", "audio")]
+    if any(tokens):
+        words += [tokens, ("<image>", "<video>", "<audio>")]
+    texts = (text for part in (*slots, *words) for text in part)
+    named = (text.get("token") if isinstance(text, dict) else text for text in texts)
+    return "\n".join(text for text in named if isinstance(text, str))
 
 
 def template_name(chat: str, aggregator: str) -> str:
@@ -47,5 +71,5 @@ def hook_template(module: ModuleType) -> None:
         for aggregator in AGGREGATORS:
             template = copy.deepcopy(module.TEMPLATES[chat])
             template.replace_jinja_template = True
-            template._get_jinja_template = CarriedChatTemplate(chat_template(chat, aggregator))
+            template._get_jinja_template = CarriedChatTemplate(chat, aggregator, template)
             module.TEMPLATES[template_name(chat, aggregator)] = template

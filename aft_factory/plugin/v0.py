@@ -1,25 +1,31 @@
 """LLaMA-Factory's standard engine (v0): `"formatting": "aggregation"` in `dataset_info.json`.
 
-Two hooks: the parser keeps our blocks of a data set entry, and the converter turns a row of
-records into LLaMA-Factory's `_system`, `_prompt` and `_response`, with the place of every
-proposal in `_system` beside them, so that `v0_fitting` can shorten proposals when the row is
-tokenized.
+Three hooks: the parser keeps our blocks of a data set entry; the converter turns a row of records
+into LLaMA-Factory's `_system`, `_prompt` and `_response`, with the proposals beside them, which
+`v0_fitting` puts into the prompt when the row is tokenized; the loader refuses what would not train
+on aggregations.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from aft_factory import __version__
+from aft_factory.errors import UsageError
 from aft_factory.plugin.options import NAME, DatasetOptions, parse_entry
+from aft_factory.plugin.v0_fitting import PARTS, Parts, check_hooked
 from aft_factory.prompts import load_template
-from aft_factory.selection import proposal_spans, select, selected_conversation
+from aft_factory.selection import select
 
-SPANS = "_aft_spans"
+# LLaMA-Factory's name of a stage (`rm` is `dpo` too): what it would make of aggregation data
+NOT_FOR = {
+    "pt": "it trains on plain text, and would train on bare queries",
+    "rm": "it needs a chosen and a rejected answer to each query (ranking: true)",
+    "kto": "it needs answers that are marked as good or bad",
+}
 
 
 def hook_parser(module: Any) -> None:
@@ -43,10 +49,46 @@ def hook_converter(module: Any) -> None:
     @functools.wraps(original)
     def align_dataset(dataset: Any, dataset_attr: Any, *args: Any, **kwargs: Any) -> Any:
         if dataset_attr.formatting == NAME:
+            check_hooked()
             dataset = _InBatches(dataset)
         return original(dataset, dataset_attr, *args, **kwargs)
 
     module.align_dataset = align_dataset
+
+
+def hook_loader(module: Any) -> None:
+    """Refuse, before anything is read, what would not train on aggregations."""
+    original = module._get_merged_dataset
+
+    @functools.wraps(original)
+    def get_merged_dataset(
+        names: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **more: Any
+    ) -> Any:
+        for attr in module.get_dataset_list(names, data_args.dataset_dir):
+            if attr.formatting == NAME:
+                check_training(str(attr), stage, data_args)
+        return original(names, model_args, data_args, training_args, stage, **more)
+
+    module._get_merged_dataset = get_merged_dataset
+
+
+def check_training(dataset: str, stage: str, data_args: Any) -> None:
+    """Check that a training would learn aggregations, and nothing else.
+
+    Raises:
+        UsageError: If not; says what to do.
+    """
+    if stage in NOT_FOR:
+        also = " (or dpo)" if stage == "rm" else ""
+        raise UsageError(
+            f"data set {dataset!r}: aggregation data are for `stage: sft`, not for {stage}{also}: "
+            f"{NOT_FOR[stage]}"
+        )
+    if getattr(data_args, "train_on_prompt", False):
+        raise UsageError(
+            f"data set {dataset!r}: with `train_on_prompt: true` the drafts would be learned as "
+            "well; leave it out: the loss of AFT is on the aggregation only"
+        )
 
 
 class _InBatches:
@@ -93,11 +135,9 @@ class AggregationConverter:
         place = "a row" if index is None else f"row {index + 1}"
         record = self.options.record(example, place)
         record = select(record, self.options.aggregation)
-        messages = selected_conversation(record, self.options.aggregation)
+        messages = list(record.messages)
         system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
-        spans = None
-        if self.options.fit:
-            spans = proposal_spans(record, self.options.aggregation) if record.proposals else []
+        parts = Parts(self.options.aggregation.template, record.proposals, self.options.fit)
         return {
             "_prompt": messages,
             "_response": [{"role": "assistant", "content": record.aggregation}],
@@ -106,8 +146,7 @@ class AggregationConverter:
             "_images": None,
             "_videos": None,
             "_audios": None,
-            # As text: Arrow takes a column's type from its first rows, which may have no spans.
-            SPANS: json.dumps(spans),
+            PARTS: parts.dump(),
         }
 
     def convert_batch(

@@ -1,8 +1,9 @@
-"""Fitting inside LLaMA-Factory's standard engine, where it tokenizes: with its own tokens, exactly.
+"""Prompts inside LLaMA-Factory's standard engine, made where it tokenizes: with its own tokens.
 
-A row is encoded as always; only one that reaches `cutoff_len`, and so may have lost its query,
-has its proposals shortened (`aft_factory.fitting`) and is encoded again. Rows that fit cost
-nothing more.
+Here the tokenizer is known: its control tokens are broken in every text, the aggregator prompt is
+rendered, and the row is encoded by LLaMA-Factory's own code with the loss on the aggregation only.
+Of a row that reaches `cutoff_len`, and so may have lost its query, the proposals are shortened
+(`aft_factory.shortening`), and it is rendered and encoded again. Rows that fit cost nothing more.
 """
 
 from __future__ import annotations
@@ -11,57 +12,109 @@ import copy
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import Any
 
+from aft_factory.errors import RecordError, UsageError
 from aft_factory.fitting import token_boundaries
-from aft_factory.plugin.v0 import SPANS
+from aft_factory.markers import Markers
+from aft_factory.plugin.templates import written_by
+from aft_factory.prompts import load_template, system_text
 from aft_factory.shortening import DoesNotFit, fit
+from aft_factory.tokenizer import tokenizer_markers
 
+PARTS = "_aft_parts"  # the column of an aligned row that holds its `Parts`
+PROCESSORS = ("supervised", "unsupervised")  # of LLaMA-Factory; the first trains, both predict
 NO_LIMIT = 1 << 40
+
+_hooked: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an aligned row holds beside LLaMA-Factory's own columns.
+
+    Attributes:
+        template: Name or path of the aggregator prompt.
+        proposals: As they were selected.
+        fit: Whether to shorten them to `cutoff_len`.
+    """
+
+    template: str
+    proposals: list[str]
+    fit: bool
+
+    def dump(self) -> str:
+        """Return it as text: Arrow takes a column's type from its first rows."""
+        return json.dumps(asdict(self))
 
 
 def hook_processor(module: ModuleType) -> None:
-    """Wrap every data set processor of the module that encodes single examples."""
+    """Wrap every data set processor of the module that encodes single examples.
+
+    Raises:
+        LookupError: If there is none.
+    """
+    found = False
     for kind in list(vars(module).values()):
         if isinstance(kind, type) and kind.__module__ == module.__name__:
             if "_encode_data_example" in vars(kind):
                 predicts = kind.__name__.startswith("Unsupervised")
-                encode = _fitting_encode(kind._encode_data_example, predicts)  # type: ignore[attr-defined]
+                encode = _aggregating_encode(kind._encode_data_example, predicts)  # type: ignore[attr-defined]
                 kind._encode_data_example = encode  # type: ignore[attr-defined]
+                found = True
             if "preprocess_dataset" in vars(kind):
                 kind.preprocess_dataset = _reporting_preprocess(kind.preprocess_dataset, module)  # type: ignore[attr-defined]
+    if not found:
+        raise LookupError("no class that has _encode_data_example")
+    _hooked.add(module.__name__.rpartition(".")[2])
+
+
+def check_hooked() -> None:
+    """Check that aligned rows will get their prompts.
+
+    Raises:
+        UsageError: If LLaMA-Factory has not the classes that see to it.
+    """
+    missing = [name for name in PROCESSORS if name not in _hooked]
+    if missing:
+        raise UsageError(
+            f"aft-factory found nothing to hook into in llamafactory.data.processor.{missing[0]}: "
+            "aggregation data would be trained on without their proposals. "
+            "Use a version of LLaMA-Factory that the README names"
+        )
 
 
 @dataclass(slots=True)
 class _Batch:
-    """The rows of one `map` batch that hold proposals, and what was done to them."""
+    """The rows of one `map` batch that are ours, and what was done to them."""
 
-    spans_by_prompt: dict[int, list[list[int]] | None]
-    too_long: list[int]  # stands for a row that cannot fit until it is dropped
+    parts_by_prompt: dict[int, Parts]
+    too_long: list[int]  # stands for a row that is left out until it is dropped
+    markers: Markers
     rows: int = 0
     shortened: int = 0
     proposals_shortened: int = 0
     tokens_removed: int = 0
-    dropped: int = 0
-    first_dropped: str = ""
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # by what it is about
 
 
 def _reporting_preprocess(original: Any, module: ModuleType) -> Any:
-    """Hand the places of the proposals to `_encode_data_example`, drop what cannot fit, report."""
+    """Hand the parts to `_encode_data_example`, drop what cannot be trained, report."""
 
     @functools.wraps(original)
     def preprocess_dataset(self: Any, examples: Any) -> Any:
-        if SPANS not in examples:
+        if PARTS not in examples:
             return original(self, examples)
         examples = dict(
             examples
         )  # lists that stay the same objects, to know a prompt by its identity
-        spans = zip(examples["_prompt"], examples[SPANS], strict=True)
+        parts = zip(examples["_prompt"], examples[PARTS], strict=True)
         batch = _Batch(
-            {id(prompt): json.loads(places) for prompt, places in spans if places},
+            {id(prompt): Parts(**json.loads(text)) for prompt, text in parts if text},
             too_long=[0] * (self.data_args.cutoff_len + 1),
+            markers=tokenizer_markers(self.tokenizer, written_by(self.template)),
         )
         self._aft_batch = batch
         try:
@@ -76,7 +129,7 @@ def _reporting_preprocess(original: Any, module: ModuleType) -> Any:
     return preprocess_dataset
 
 
-def _fitting_encode(original: Any, predicts: bool) -> Any:
+def _aggregating_encode(original: Any, predicts: bool) -> Any:
     def length(encoded: tuple[list[int], list[int]]) -> int:
         """Tokens of a row: labels of training cover the ids, those of prediction follow them."""
         ids, labels = encoded
@@ -86,53 +139,56 @@ def _fitting_encode(original: Any, predicts: bool) -> Any:
     def encode(
         self: Any, prompt: Any, response: Any, system: str | None, *args: Any, **kwargs: Any
     ) -> tuple[list[int], list[int]]:
-        encoded: tuple[list[int], list[int]] = original(
-            self, prompt, response, system, *args, **kwargs
-        )
         batch: _Batch | None = self.__dict__.get("_aft_batch")
-        spans = batch.spans_by_prompt.get(id(prompt)) if batch is not None else None
-        if batch is None or spans is None or system is None:
-            return encoded
+        parts = None if batch is None else batch.parts_by_prompt.get(id(prompt))
+        if batch is None or parts is None:
+            return original(self, prompt, response, system, *args, **kwargs)  # type: ignore[no-any-return]
         batch.rows += 1
-        limit = self.data_args.cutoff_len
-        if length(encoded) < limit:
-            return encoded
+        sanitise, limit = batch.markers.sanitise, self.data_args.cutoff_len
+        template, own = load_template(parts.template), sanitise(system or "")
+        prompt, response = map(batch.markers.sanitise_all, (prompt, response))
+        proposals = [sanitise(text) for text in parts.proposals]
 
-        untruncated = copy.copy(self)
-        untruncated.data_args = copy.copy(self.data_args)
-        untruncated.data_args.cutoff_len = NO_LIMIT
+        def encoded(proposals: Sequence[str], cutoff: int) -> tuple[list[int], list[int]]:
+            text = system_text(own, proposals, template)
+            processor = _learning_aggregations(self, cutoff)
+            return original(processor, prompt, response, text, *args, **kwargs)  # type: ignore[no-any-return]
 
-        def measure(proposals: Sequence[str]) -> int:
-            text = _replace_spans(system, spans, proposals)
-            return length(original(untruncated, prompt, response, text, *args, **kwargs))
-
-        proposals = [system[start:end] for start, end in spans]
         try:
-            fitted = fit(proposals, limit, measure, token_boundaries(self.tokenizer))
-        except DoesNotFit as error:
-            batch.dropped += 1
-            batch.first_dropped = batch.first_dropped or f"{prompt[-1]['content'][:60]!r} {error}"
-            return (
-                batch.too_long,
-                batch.too_long,
-            )  # packing drops rows over the limit itself; else: _drop
+            whole = encoded(proposals, limit)
+            if length(whole) < limit or not parts.fit:
+                return whole
+            fitted = fit(
+                proposals,
+                limit,
+                lambda shorter: length(encoded(shorter, NO_LIMIT)),
+                token_boundaries(self.tokenizer),
+            )
+        except (DoesNotFit, RecordError) as error:
+            about = batch.dropped.setdefault(error.field, [])
+            about.append(f"{prompt[-1]['content'][:60]!r} {error}")
+            # Packing drops rows over the limit itself; else: _drop.
+            return batch.too_long, batch.too_long
         if not fitted.cut:
-            return encoded
+            return whole
         batch.shortened += 1
         batch.proposals_shortened += fitted.cut
         batch.tokens_removed += fitted.tokens_removed
-        text = _replace_spans(system, spans, fitted.proposals)
-        return original(self, prompt, response, text, *args, **kwargs)  # type: ignore[no-any-return]
+        return encoded(fitted.proposals, limit)
 
     return encode
 
 
-def _replace_spans(text: str, spans: Sequence[Sequence[int]], replacements: Sequence[str]) -> str:
-    pieces, last = [], 0
-    for (start, end), replacement in zip(spans, replacements, strict=True):
-        pieces += [text[last:start], replacement]
-        last = end
-    return "".join([*pieces, text[last:]])
+def _learning_aggregations(processor: Any, cutoff: int) -> Any:
+    """Return a processor of which only the last answer is learned, as LLaMA-Factory can do itself.
+
+    Earlier answers stand behind drafts of a later one: they are history, never labels.
+    """
+    same = copy.copy(processor)
+    same.data_args = copy.copy(processor.data_args)
+    same.data_args.mask_history = True
+    same.data_args.cutoff_len = cutoff
+    return same
 
 
 def _drop(outputs: dict[str, list[Any]], too_long: list[int]) -> None:
@@ -148,9 +204,13 @@ def _report(batch: _Batch, limit: int, module: ModuleType) -> None:
             f"{batch.rows} rows to fit cutoff_len {limit} ({batch.tokens_removed} tokens); "
             "no query, instruction or target was cut."
         )
-    if batch.dropped:
+    for about, rows in batch.dropped.items():
+        why = f"because of their {about}"
+        if about == "cutoff_len":
+            why = (
+                f"that do not fit cutoff_len {limit} even with short proposals; raise cutoff_len "
+                "to keep them"
+            )
         module.logger.warning_rank0(
-            f"aft-factory: left out {batch.dropped} of {batch.rows} rows that do not fit "
-            f"cutoff_len {limit} even with short proposals; raise cutoff_len to keep them. "
-            f"The first: {batch.first_dropped}."
+            f"aft-factory: left out {len(rows)} of {batch.rows} rows {why}. The first: {rows[0]}."
         )

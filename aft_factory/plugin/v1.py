@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from aft_factory.markers import known_markers
 from aft_factory.plugin.options import NAME, DatasetOptions, parse_entry
 from aft_factory.selection import conversation
 
@@ -61,7 +62,8 @@ def convert_row(
     messages = conversation(record, options.aggregation)
     assert record.aggregation is not None
     turns = [_message(m["role"], m["content"], 0.0) for m in messages]
-    return {"messages": [*turns, _message("assistant", record.aggregation, 1.0)]}
+    answer = known_markers().sanitise(record.aggregation)
+    return {"messages": [*turns, _message("assistant", answer, 1.0)]}
 
 
 def _message(role: str, text: str, loss_weight: float) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from aft_factory.engines import Engine
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.fitting import Fitter
+from aft_factory.markers import Markers, known_markers
 from aft_factory.prompts import load_template
 from aft_factory.stage.settings import DEFAULT_IN_FLIGHT, AskSettings
+from aft_factory.tokenizer import tokenizer_markers
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,16 @@ class Opened:
     scorer: str = ""
     stop: Callable[[], object] = field(default=lambda: None)
     name: str | None = None
+
+    @property
+    def markers(self) -> dict[str, Markers]:
+        """What is broken in all texts that a model reads, by model: its own control tokens."""
+        return {
+            name: known_markers()
+            if engine.tokenizer is None
+            else tokenizer_markers(engine.tokenizer, engine.chat_template)
+            for name, engine in self.engines.items()
+        }
 
 
 @contextlib.asynccontextmanager

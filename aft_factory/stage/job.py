@@ -130,6 +130,7 @@ class Job:
             asker=asker,
             model=opened.engines[""].model,
             fitters=opened.fitters,
+            markers=opened.markers,
             score=opened.score,
             scorer=opened.scorer,
             keep_drafts=self.stage.keep_drafts,

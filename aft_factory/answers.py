@@ -38,7 +38,7 @@ _LONGEST_FRACTION = 100  # characters; what is longer is a model that ran away, 
 
 # How numbers are written. Blanks that keep a number together become no-break spaces.
 _SIGNS = dict(zip("−‐‑‒–⁄∕’٫٬", "-----//'.,", strict=True))
-_LATEX_BLANK = r"(?:\\[,;:> ]|\\q?quad\b|~)"
+_LATEX_BLANK = r"(?:\\[,;:> ]|~)"
 _LATEX = (
     (re.compile(rf"\{{{_LATEX_BLANK}\}}|{_LATEX_BLANK}"), "\xa0"),
     (re.compile(r"(?:\\text)?\{,\}"), ","),
@@ -49,14 +49,14 @@ _LATEX_FRACTION = re.compile(
     r"\s*+(?:\{\s*+([0-9]++)\s*+\}|([0-9]))"
 )
 _LATEX_WORDS = re.compile(r"\\(?:text|mathrm|mbox)[a-z]*+\{[^{}]*\}")
-_CHAIN = re.compile(r"(?<![0-9])(?<![0-9][.,'_\xa0])[0-9]++(?:[.,'_\xa0][0-9]++)++")
+_CHAIN = re.compile(r"(?<![0-9])[0-9]++(?:[.,'_\xa0][0-9]++)++")
 _GROUPED = re.compile(
-    r"""(?P<whole>[1-9][0-9]{0,2}(?P<by>[.,'_\xa0])[0-9]{3}(?:(?P=by)[0-9]{3})*+
-                 |[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3})
+    r"""(?P<whole>[0-9]{1,3}(?P<by>[.,'_\xa0])[0-9]{3}(?:(?P=by)[0-9]{3})*+
+                 |[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3})
         (?:(?!(?P=by))[.,](?P<decimals>[0-9]++))?""",
     re.VERBOSE,
 )
-_SPACED = re.compile(r"(?<![0-9.,])(?<![0-9] )[1-9][0-9]{0,2}(?: [0-9]{3})++(?![0-9])")
+_SPACED = re.compile(r"(?<![0-9.,])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})++(?![0-9])")
 
 _THOUGHT_START, _THOUGHT_END = (
     re.compile(rf"[<\[◁]\|?{word}\w{{0,9}}:?(?:think|thought|reason)\w{{0,9}}\|?[>\]▷]", re.I)

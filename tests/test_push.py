@@ -194,7 +194,7 @@ def test_secrets_are_told_by_the_words_of_their_keys(key, is_secret):
         *((text, text) for text in ("https://host/a/b", "x: /", "")),
         *(
             (f"key {key} is", "key (left out) is")
-            for key in ("hf_abcdefghijk", "glpat-abcdefghij", "Bearer abc", "AKIA" + "Z" * 16)
+            for key in ("hf_abcdefghijk", "gho_abcdefghijk", "glpat-abcdefghij", "Bearer abc", "AKIA" + "Z" * 16)
         ),
         (f"eyJ{'a' * 9}.eyJ{'b' * 9}.{'c' * 9}", "(left out)"),
         ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----\nx", "(left out)\nx"),
@@ -246,9 +246,9 @@ def test_values_of_any_shape_are_cleaned():
     }
     shown = {"k": 1, "k~": 2, "t": ["b", None, True], "p": "b", "n": [{"token": "(left out)"}]}
     assert public(value) == shown
-    as_text = json.dumps({"a": "/a/b", "b": [1]})
+    as_text = json.dumps({"a": "/a/b c", "cookie": ["x y"]})
     assert public([as_text, '{"a":  1}', "[no", "{/a/b"]) == [
-        '{"a": "b", "b": [1]}', '{"a":  1}', "[no", "{b"
+        '{"a": "b c", "cookie": "(left out)"}', '{"a":  1}', "[no", "{b"
     ]  # fmt: skip
 
 
@@ -292,14 +292,15 @@ def test_unknown_columns_are_left_out_and_named(push):
         ROWS[1] | {"annotator": "Al"},
     ]
     del rows[0]["sampling"]
-    rows.append(ROWS[2] | {"sampling": "by Xyzzy"})
+    rows.append(ROWS[2] | {"sampling": "by Xyzzy", "ranking": {"by": "Xyzzy"}})
     found, out = dry(push, rows)
     assert [row["meta"] for row in found] == [PUBLIC_STAGES, {}, {}]
     told = out.splitlines()
     assert told[2] == "  keys of meta: sampling (1 rows), ranking (1 rows), aggregating (1 rows)"
     assert told[3] == (
         "  not published (name it to --publish): note (1 rows), annotator (2 rows), "
-        "raw_request (1 rows), api_response (1 rows), model (1 rows), sampling (1 rows)"
+        "raw_request (1 rows), api_response (1 rows), model (1 rows), sampling (1 rows), "
+        "ranking (1 rows)"
     )
     everything = b"".join(path.read_bytes() for path in Path("out").rglob("*.*"))
     for leak in (b"yzzy", b"/home", b"sk-", b"annotator"):
@@ -559,7 +560,7 @@ def push_to(hub, *argv, stdin=None, stdout=subprocess.PIPE):
     env |= {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_" + "x" * 8}
     command = [sys.executable, "-m", "aft_factory.push", *argv, "--license", "mit", "--quiet"]
     return subprocess.run(
-        command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True, env=env, check=False
+        command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True, env=env, timeout=100
     )
 
 

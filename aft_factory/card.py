@@ -1,17 +1,15 @@
 """The card of a published data set: `templates/card.md.jinja`, filled in.
 
 Pure. Texts that come from data or files are escaped, so that they stay text in the YAML front
-matter, in tables and in code blocks. What is nobody's business is left out: secrets, and where
-files and models lie on the machine of the publisher.
+matter, in tables and in code blocks. What is nobody's business is left out (`public`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -21,7 +19,7 @@ from aft_factory import __version__
 from aft_factory.counts import LIMITS, PARTS
 from aft_factory.fields import names_of
 from aft_factory.prompts import TEMPLATES
-from aft_factory.records import Record
+from aft_factory.public import public, public_counts
 
 HEADS = ("min", "p5", "p50", "p95", "max", "mean")
 MOST_NAMES = 50
@@ -41,24 +39,6 @@ LICENCES = frozenset(
 )
 # 1K, 10K ... as the hub writes sizes
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
-LEFT_OUT = "(left out)"
-ABOUT = ("sampling", "ranking", "aggregating", "model")  # keys of `meta` that may name models
-# In the words of a key: hfToken, X-Api-Key, client_secret; not: max_tokens.
-_SECRET = re.compile(
-    r"\b(?:(?:api|access) ?key|auth|authorization|bearer|cookie|credentials?|pass(?:word|wd|phrase)"
-    r"|secrets?)\b|\b(?:key|token)$"
-)
-_NO_SECRET = re.compile(r"\b(?:pad|bos|eos|unk|sep|cls|mask|stop|image|per) token$")
-_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]+")
-_SECRET_VALUE = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_)[\w-]{8,}|\bBearer \S+")
-_LOGIN = re.compile(r"(?<=://)[^/\s]*@")
-_PARAMETER = re.compile(r"(?<=[?&])([\w-]*(?:key|token|secret|password|signature)=)[^&\s]*", re.I)
-_FOLDERS = r"(?:file://|~|\.\.?|[A-Za-z]:)?[\\/]"
-# `base+/home/me/adapter` names two of them; one that is the whole text may have blanks in it.
-_PATH = re.compile(
-    rf"(?<![\w.:/\\~-]){_FOLDERS}(?:[^\s'\"+]|\+(?!/))*[\\/](?=[^\s'\"\\/])",
-)
-_ONLY_PATH = re.compile(rf"{_FOLDERS}(?:[^\n: +]|\+(?!/)| (?![\\/]))*[\\/](?=[^\n\\/])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +117,17 @@ class Card:
         )
         return text.strip("\n") + "\n"
 
-    def exposed(self, numbers: Mapping[str, Any]) -> str:
+    def exposed(self, numbers: Mapping[str, Any]) -> list[str]:
         """Return what becomes public beside the texts, of which the publisher may not think."""
         told = {
-            "keys of meta": numbers["meta"],
             "sources": public_counts(numbers["sources"]),
             "models of proposals": public_counts(numbers["proposal_models"]),
             "settings, without secrets and folders": self.settings or {},
         }
-        return "\n".join(
-            f"  {what}: {names_of(dict.fromkeys(filter(None, names))) or 'none'}"
+        return [
+            f"{what}: {names_of(dict.fromkeys(filter(None, names))) or 'none'}"
             for what, names in told.items()
-        )
+        ]
 
     def front_matter(self, rows: int) -> dict[str, Any]:
         """Return the metadata the hub reads."""
@@ -199,52 +178,3 @@ def settings_text(settings: Any) -> str:
     if settings is None:
         return ""
     return json.dumps(public(settings), indent=2, ensure_ascii=False, default=str)
-
-
-def public(value: Any) -> Any:
-    """Return settings without what looks like a secret, and of paths only the names."""
-    if isinstance(value, Mapping):
-        return {
-            public_text(str(key)): LEFT_OUT
-            if item is not None and _is_secret(str(key))
-            else public(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [public(item) for item in value]
-    return public_text(value) if isinstance(value, str) else value
-
-
-def _is_secret(key: str) -> bool:
-    words = _WORD_START.sub(" ", key).lower()
-    return bool(_SECRET.search(words)) and not _NO_SECRET.search(words)
-
-
-def public_text(text: str) -> str:
-    """Return a text without secrets and logins, and of paths in it only the names.
-
-    Example:
-        >>> public_text("/home/me/base"), public_text("http://me:pw@host/v1")
-        ('base', 'http://host/v1')
-    """
-    text = _SECRET_VALUE.sub(LEFT_OUT, _PARAMETER.sub(rf"\1{LEFT_OUT}", _LOGIN.sub("", text)))
-    return _ONLY_PATH.sub("", text) if _ONLY_PATH.match(text) else _PATH.sub("", text)
-
-
-def public_record(record: Record) -> Record:
-    """Return a record that names its models and source without their places."""
-    models = record.proposal_models
-    return replace(
-        record,
-        source=public_text(record.source),
-        proposal_models=models and [model and public_text(model) for model in models],
-        meta={key: public(value) if key in ABOUT else value for key, value in record.meta.items()},
-    )
-
-
-def public_counts(counts: Mapping[str, int]) -> dict[str, int]:
-    """Return counts by public name; those of equal names are added up."""
-    added: Counter[str] = Counter()
-    for name, count in counts.items():
-        added[public_text(name)] += count
-    return dict(added.most_common())

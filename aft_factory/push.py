@@ -2,7 +2,8 @@
 
 Reads any table whose rows are records; makes a folder of Parquet shards and a card (README.md), and
 uploads it, or leaves it on disk with --dry-run. Nothing is uploaded before the folder is whole.
-Columns of the input that records do not know stand in `meta`, and become public with it.
+Columns that records do not know are left out, unless `--publish` names them. What becomes public is
+listed before an upload, which a person at a terminal then confirms.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from aft_factory.card import DATA_FILES, LICENCES, Card, escape, public_record
+from aft_factory.card import LICENCES, Card, escape
 from aft_factory.console import guarded
 from aft_factory.convert.arguments import column_names
 from aft_factory.counts import Counts
-from aft_factory.errors import AftError, MissingPackage, UsageError, suggest
+from aft_factory.errors import UsageError, suggest
 from aft_factory.files import named
+from aft_factory.hub import hub_api, upload
+from aft_factory.public import Publication
 from aft_factory.records import Columns, Row
 from aft_factory.settings import read_yaml
 from aft_factory.tables import TableWriter, read_rows
@@ -38,9 +41,9 @@ examples:
   # look at the folder first; nothing is uploaded
   python -m aft_factory.push data/my_aft.jsonl me/my-aft --license cc-by-4.0 --dry-run my_aft
 
-  # upload, with how it was made
+  # upload, with how it was made; columns that are not a record's stay here, but for `topic`
   python -m aft_factory.push data/my_aft.jsonl me/my-aft --license cc-by-4.0 --private \\
-      --settings out.summary.json --source "Prompts of UltraFeedback (MIT)."
+      --settings out.summary.json --source "Prompts of UltraFeedback (MIT)." --publish topic
 """
 ROWS = 50_000  # of a shard: some 100 MB of UltraFeedback's length
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -66,7 +69,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--source", metavar="TEXT", help="where the data come from, for the card (Markdown)")
     add("--settings", type=Path, metavar="FILE", help="YAML or JSON file to show in the card")
     add("--language", action="append", default=[], metavar="CODE", help="such as en; repeatable")
+    add(
+        "--publish",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="also publish these columns, or keys of `meta`, that records do not know",
+    )
     add("--dry-run", type=Path, metavar="FOLDER", help="make the folder there, upload nothing")
+    add("--yes", action="store_true", help="upload without asking, also at a terminal")
     add("--private", action="store_true", help="only for you and your organisation")
     add("--token", help="of the hub (default: the one you are logged in with)")
     add("--skip-unusable", action="store_true", help="leave out rows that are no records")
@@ -85,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 (usage, or the hub refused), 130."""
+    """Run the command; return its exit code: 0, 1 (not confirmed), 2 (usage, the hub), 130."""
     args = build_parser().parse_args(argv)
     return guarded(lambda: run(args), "interrupted; the data set is not complete")
 
@@ -110,18 +122,35 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     api = None if args.dry_run is not None else hub_api(args.token)
+    publication = Publication(args.publish)
     with new_folder(args.dry_run) as folder:
-        numbers = write_data(args, folder)
+        numbers = write_data(args, folder, publication)
         text = card.render(numbers).encode("utf-8", errors="replace")
         (folder / "README.md").write_bytes(text)
+        rows = numbers["rows"]
+        told = f"{rows['usable']} of {rows['read']} rows in"
+        public = [*publication.describe(), *card.exposed(numbers)]
+        listed = "\n  ".join(["what an upload makes public of them, all texts aside:", *public])
         if api is not None:
+            print(listed, flush=True)
+            if not (args.yes or confirmed(args.repository)):
+                print("nothing was uploaded", file=sys.stderr)
+                return 1
             url = upload(api, folder, args.repository, private=args.private, quiet=args.quiet)
-    rows = numbers["rows"]
-    place = url if api is not None else args.dry_run
-    print(f"{rows['usable']} of {rows['read']} rows in {place}")
+            print(f"{told} {url}")
     if api is None:
-        print(f"what an upload makes public of them, all texts aside:\n{card.exposed(numbers)}")
+        print(f"{told} {args.dry_run}\n{listed}")
     return 0
+
+
+def confirmed(repository: str) -> bool:
+    """Ask for a yes at a terminal; a script, which nobody watches, has said it by its command."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return True
+    try:
+        return input(f"upload to {repository}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def check(args: argparse.Namespace) -> None:
@@ -183,28 +212,29 @@ def new_folder(target: Path | None) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_data(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def write_data(args: argparse.Namespace, folder: Path, publication: Publication) -> dict[str, Any]:
     """Write the records as Parquet shards under `data/` and return their counts.
 
     Raises:
-        UsageError: If a row is no record and that was not foreseen, or none is one.
+        UsageError: If a row is no record and that was not foreseen, none is one, or no row has a
+            column to publish.
     """
     counts = Counts(Columns.from_mapping(column_names(args)))
     shards: list[Path] = []
-    meta: dict[str, None] = {}
-    for rows in _shards(_rows(args, counts, meta), args.shard_rows):
+    for rows in _shards(_rows(args, counts, publication), args.shard_rows):
         shards.append(folder / "data" / f"{len(shards):05d}.parquet")
         with TableWriter(shards[-1]) as table:
             for row in rows:
                 table.write(row)
     if not counts.usable:
         raise UsageError(f"{args.input}: no usable record in {counts.read} rows")
+    publication.check()
     for number, path in enumerate(shards):
         path.rename(path.with_name(f"train-{number:05d}-of-{len(shards):05d}.parquet"))
-    return {**counts.to_dict(), "meta": sorted(meta)}
+    return counts.to_dict()
 
 
-def _rows(args: argparse.Namespace, counts: Counts, meta: dict[str, None]) -> Iterator[Row]:
+def _rows(args: argparse.Namespace, counts: Counts, publication: Publication) -> Iterator[Row]:
     path = Path(args.input)
     total = path.stat().st_size if path.is_file() and args.limit is None else None
     with tqdm(
@@ -214,10 +244,9 @@ def _rows(args: argparse.Namespace, counts: Counts, meta: dict[str, None]) -> It
         for line in islice(lines, args.limit):
             record = counts.read_line(line)
             if record is not None:
-                meta |= dict.fromkeys(record.meta)
                 try:
-                    yield public_record(record).to_row()
-                except TypeError as error:  # JSON has no form for something in `meta`
+                    yield publication.record(record, line.place).to_row()
+                except (TypeError, RecursionError) as error:  # JSON has no form for it in `meta`
                     raise UsageError(f"{line.place}: cannot be written: {error}") from None
             elif not args.skip_unusable:
                 field, (_, reason) = next(iter(counts.rejects.by_field.items()))
@@ -235,56 +264,6 @@ def _shards(rows: Iterator[Row], size: int) -> Iterator[Iterator[Row]]:
 def _with_first(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
     yield first
     yield from rest
-
-
-def hub_api(token: str | None) -> Any:
-    """Return the hub's client.
-
-    Raises:
-        MissingPackage: If huggingface_hub is not installed.
-    """
-    try:
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise MissingPackage("uploading", "huggingface_hub") from None
-    return HfApi(token=token)
-
-
-def upload(api: Any, folder: Path, repository: str, *, private: bool, quiet: bool) -> str:
-    """Make the data set where there is none and upload the folder; return its address.
-
-    Shards of an earlier upload are deleted in the same commit.
-
-    Raises:
-        UsageError: If the hub cannot be reached or refuses, in its own words, or the data set is
-            there and public although `private` was asked for.
-    """
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
-    if quiet:
-        disable_progress_bars()
-    try:
-        made = api.create_repo(
-            repository, repo_type="dataset", private=private or None, exist_ok=True
-        )
-        if private and not api.dataset_info(repository).private:
-            raise UsageError(
-                f"{repository} is public already; make it private on the hub, or leave out "
-                "--private. Nothing was uploaded"
-            )
-        api.upload_folder(
-            repo_id=repository,
-            repo_type="dataset",
-            folder_path=folder,
-            commit_message="Upload records with aft-factory",
-            delete_patterns=DATA_FILES,
-        )
-    except AftError:
-        raise
-    except Exception as error:  # of its dozen types the words are clear
-        said = " ".join(str(error).split())[:500]
-        raise UsageError(f"{repository}: the hub did not take it: {said}") from error
-    return str(made)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from aft_factory.answers import extract_number, majority
+from aft_factory.gates import CUT_OFF
 from aft_factory.messages import Message
 from aft_factory.sampling import Completion
 
@@ -192,7 +193,10 @@ async def moa(
 
 
 def _voted(drafts: Sequence[Completion]) -> Answer:
-    votes = [extract_number(draft.text) for draft in drafts]
+    votes = [
+        extract_number(draft.text, whole=draft.finish_reason.lower() not in CUT_OFF)
+        for draft in drafts
+    ]
     winner = majority(votes)
     return Answer(drafts[winner or 0], {"votes": votes})
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.fitting import Fitter, token_boundaries
-from aft_factory.markers import sanitise
+from aft_factory.markers import Markers
 from aft_factory.prompts import chat_template, load_template
 from aft_factory.shortening import MIN_PROPOSAL_TOKENS, DoesNotFit, common_cap, fit
 from aft_factory.tokenizer import load_tokenizer, resolve_chat_template, tokenizer_markers
@@ -213,8 +213,11 @@ def load_tokenizer_once(name):
 
 def test_chat_template_is_told_from_the_tokenizer(tiny_llama, tiny_mistral, tmp_path):
     llama, mistral = load_tokenizer(str(tiny_llama)), load_tokenizer(str(tiny_mistral))
-    assert resolve_chat_template("auto", llama) == chat_template("llama3")
-    assert resolve_chat_template("auto", mistral) == chat_template("mistral")
+    for name, tokenizer in (("llama3", llama), ("mistral", mistral)):
+        markers = tokenizer_markers(tokenizer, chat_template(name, markers=Markers(())))
+        assert resolve_chat_template("auto", tokenizer) == chat_template(name, markers=markers)
+        assert ("[INST]" in markers.words) is (name == "mistral")  # its own alone
+        assert ("<|eot_id|>" in markers.words) is (name == "llama3")
     mistral.chat_template = "mine"
     assert resolve_chat_template("auto", mistral) == "mine"
     with pytest.raises(UsageError, match="has no chat template"):
@@ -223,11 +226,17 @@ def test_chat_template_is_told_from_the_tokenizer(tiny_llama, tiny_mistral, tmp_
         resolve_chat_template("lama3", llama)
 
 
-def test_a_tokenizers_own_special_tokens_are_markers_too(tiny_llama):
+def test_a_tokenizers_own_control_tokens_are_the_markers(tiny_llama):
     tokenizer = load_tokenizer(str(tiny_llama))
     tokenizer.add_special_tokens({"additional_special_tokens": ["@@stop@@"]})
-    assert sanitise("a @@stop@@ b", tokenizer_markers(tokenizer)) == "a @\u200b@stop@@ b"
-    assert sanitise("a <|eot_id|> b", tokenizer_markers(tokenizer)) == "a <\u200b|eot_id|> b"
+    tokenizer.add_tokens(["<think>", "pails", "<<go>>"])  # none of them special
+    markers = tokenizer_markers(tokenizer, "{{ '<<go>>' }} {{ '[INST] ' ~ content }}")
+    text = "@@stop@@ <|eot_id|> <think> pails <<go>> [INST] </s> <image>"
+    broken = (
+        "@\u200b@stop@@ <\u200b|eot_id|> <\u200bthink> pails <\u200b<go>> [\u200bINST] </s> <image>"
+    )
+    assert markers.sanitise(text) == broken  # HTML stays HTML, a word stays a word
+    assert markers.restore(broken) == text
 
 
 def test_a_missing_tokenizer_is_one_clear_error():

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from aft_factory.errors import RecordError, UsageError
+from aft_factory.markers import known_markers
 from aft_factory.records import record_from_row
 from aft_factory.selection import PAPER, Aggregation, conversation
 
@@ -37,7 +38,8 @@ def data_engine(folder, rows, **entry):
 def expected(row, options=PAPER):
     """The sample as aft_factory.prompts has it: only the answer is trained on."""
     record = record_from_row(row)
-    turns = [*conversation(record, options), {"role": "assistant", "content": record.aggregation}]
+    answer = known_markers().sanitise(record.aggregation)
+    turns = [*conversation(record, options), {"role": "assistant", "content": answer}]
     return {
         "_dataset_name": "drafts",
         "messages": [

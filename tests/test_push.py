@@ -3,10 +3,12 @@
 import base64
 import json
 import os
+import pty
 import random
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from conftest import ROOT, demo_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aft_factory.card import Card, escape, public, public_text, settings_text
+from aft_factory.card import Card, escape, settings_text
 from aft_factory.counts import Counts
+from aft_factory.public import public, public_text
 from aft_factory.push import main
 from aft_factory.records import record_from_row
 from aft_factory.tables import Line
@@ -189,34 +192,180 @@ def test_secrets_are_told_by_the_words_of_their_keys(key, is_secret):
         ("from /home/me/a b and ~/c/d.", "from a b and d."),
         *((text, text) for text in ("meta-llama/Llama-3.1-8B", "and/or", "data/a/b.jsonl", "/v1", "1/2/3")),
         *((text, text) for text in ("https://host/a/b", "x: /", "")),
-        ("key hf_abcdefghijk is", "key (left out) is"),
+        *(
+            (f"key {key} is", "key (left out) is")
+            for key in ("hf_abcdefghijk", "gho_abcdefghijk", "glpat-abcdefghij", "Bearer abc", "AKIA" + "Z" * 16)
+        ),
+        (f"eyJ{'a' * 9}.eyJ{'b' * 9}.{'c' * 9}", "(left out)"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----\nx", "(left out)\nx"),
+        *((f"{key}: abc", f"{key}: (left out)") for key in ("HF_TOKEN", "x-api-key", "Password")),
+        ("Authorization: Basic dXNlcg== x", "Authorization: (left out) x"),
+        ("run --api-key abc x", "run --api-key (left out) x"),
+        ("{'api_key': 'abc', 'n': 3}", "{'api_key': '(left out)', 'n': 3}"),
+        ("me:pw@host:8000/v1", "host:8000/v1"),
+        *((home, "(left out)") for home in ("/home/me", "/Users/me", "C:\\Users\\me")),
+        ("host:/home/me/x", "host:x"),
+        ("file:/home/me/x", "x"),
+        ("HF_TOKEN=abc aft run --password=x", "HF_TOKEN=(left out) aft run --password=(left out)"),
+        ("http://h/?v=2&key=abc&X-Sig-Signature=a", "http://h/?v=2&key=(left out)&X-Sig-Signature=(left out)"),
+        *((text, text) for text in ("sort(key=len)", "pad_token=</s>", "max_tokens: 5")),
+        *((text, text) for text in ("the key: patience", "a token is fine", "http://h:80/a/b")),
     ],
 )  # fmt: skip
 def test_of_paths_only_the_names_are_public(text, shown):
     assert public_text(text) == shown
 
 
-def test_the_rows_name_models_without_their_places(push, tmp_path):
-    model = "/home/me/models/base"
-    meta = {
-        "sampling": {"model": model, "problems": [None]},
-        "model": model,
-        "answer": "/usr/bin/env",
+STAGES = {
+    "sampling": {"model": "/home/me/models/base", "problems": [None]},
+    "ranking": {"model": "http://me:pw@host/v1", "scores": [1.0]},
+    "aggregating": {"model": "b", "events": [{"event": "failed: Bearer abcdefgh"}]},
+}
+PUBLIC_STAGES = {
+    "sampling": {"model": "base", "problems": [None]},
+    "ranking": {"model": "http://host/v1", "scores": [1.0]},
+    "aggregating": {"model": "b", "events": [{"event": "failed: (left out)"}]},
+}
+
+
+def dry(push, rows, *argv, **more):
+    """Make the folder of rows; return its rows, `meta` read, and what was said."""
+    out, _ = push(write("rows.jsonl", rows), "me/aft", "--license", "mit", "--dry-run", "out",
+                  *argv, **more)  # fmt: skip
+    made = loaded("out", Path("cache").absolute())
+    return [row | {"meta": json.loads(row["meta"])} for row in made], out
+
+
+def test_values_of_any_shape_are_cleaned():
+    value = {
+        "/a/k": 1,
+        "/b/k": 2,
+        "t": ("/a/b", None, True),
+        "p": Path("/a/b"),
+        "n": [{"token": 1}],
     }
+    shown = {"k": 1, "k~": 2, "t": ["b", None, True], "p": "b", "n": [{"token": "(left out)"}]}
+    assert public(value) == shown
+    as_text = json.dumps({"a": "/a/b c", "cookie": ["x y"]})
+    assert public([as_text, '{"a":  1}', "[no", "{/a/b"]) == [
+        '{"a": "b c", "cookie": "(left out)"}', '{"a":  1}', "[no", "{b"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "key=", "token: ", "--key ", "a:b@", "://", "eyJ", "-----BEGIN ", "~/", "/home/"]
+)
+def test_texts_are_cleaned_in_linear_time(text):
+    start = time.process_time()
+    public_text("x " + text * 20_000)
+    assert time.process_time() - start < 5
+
+
+def test_the_rows_name_models_without_their_places(push):
+    model = "/home/me/models/base"
     row = ROWS[0] | {"proposal_models": [model, None, "b", model], "source": "/home/me/raw.jsonl"}
-    push(write("rows.jsonl", [row | {"meta": meta}, ROWS[1]]), "me/aft", "--license", "mit",
-         "--dry-run", "out")  # fmt: skip
-    [first, second] = loaded("out", tmp_path / "cache")
+    [first, second], out = dry(push, [row | {"meta": STAGES}, ROWS[1]])
     assert (first["proposal_models"], first["source"]) == (["base", None, "b", "base"], "raw.jsonl")
-    shown = {"sampling": {"model": "base", "problems": [None]}, "model": "base"}
-    assert json.loads(first["meta"]) == {
-        **shown,
-        "answer": "/usr/bin/env",
-    }  # a column of the user's
-    assert second == ROWS[1]
+    assert first["meta"] == PUBLIC_STAGES
+    assert second == ROWS[1] | {"meta": {}}
     card = Path("out/README.md").read_text(encoding="utf-8")
     assert "| base | 2 |" in card
     assert "/home" not in card
+    assert (
+        "\n  rid of secrets, logins and folders: source (1 rows), proposal_models (1 rows), "
+        "meta (1 rows)\n" in out
+    )
+
+
+LEAKS = {
+    "annotator": "xyzzy@example.org",
+    "raw_request": {"headers": {"Authorization": "Bearer abcdefgh"}, "path": "/home/me/x"},
+    "api_response": json.dumps({"api_key": "sk-abcdefghijkl", "text": "hi"}),
+    "sampling": "by Xyzzy",  # no object of ours
+    "model": "/home/me/models/base",
+}
+
+
+def test_unknown_columns_are_left_out_and_named(push):
+    rows = [
+        ROWS[0] | LEAKS | {"meta": {"note": "of Xyzzy"} | STAGES},
+        ROWS[1] | {"annotator": "Al"},
+    ]
+    del rows[0]["sampling"]
+    rows.append(ROWS[2] | {"sampling": "by Xyzzy", "ranking": {"by": "Xyzzy"}})
+    found, out = dry(push, rows)
+    assert [row["meta"] for row in found] == [PUBLIC_STAGES, {}, {}]
+    told = out.splitlines()
+    assert told[2] == "  keys of meta: sampling (1 rows), ranking (1 rows), aggregating (1 rows)"
+    assert told[3] == (
+        "  not published (name it to --publish): note (1 rows), annotator (2 rows), "
+        "raw_request (1 rows), api_response (1 rows), model (1 rows), sampling (1 rows), "
+        "ranking (1 rows)"
+    )
+    everything = b"".join(path.read_bytes() for path in Path("out").rglob("*.*"))
+    for leak in (b"yzzy", b"/home", b"sk-", b"annotator"):
+        assert leak not in everything
+
+
+def test_a_named_column_is_published_without_secrets(push):
+    found, out = dry(push, [ROWS[0] | LEAKS, ROWS[1]], "--publish", "raw_request", "api_response",
+                     "--publish", "sampling", "model")  # fmt: skip
+    assert [row["meta"] for row in found] == [
+        {
+            "raw_request": {"headers": {"Authorization": "(left out)"}, "path": "x"},
+            "api_response": '{"api_key": "(left out)", "text": "hi"}',
+            "sampling": "by Xyzzy",
+            "model": "base",
+        },
+        {},
+    ]
+    assert "\n  not published (name it to --publish): annotator (1 rows)\n" in out
+
+
+def test_a_column_to_publish_that_no_row_has_is_refused(push):
+    rows = write("rows.jsonl", [ROWS[0] | LEAKS])
+    _, err = push(rows, "me/aft", "--license", "mit", "--dry-run", "out", "--publish", "anotator",
+                  expect=2)  # fmt: skip
+    assert "--publish anotator: no row has such a column" in err
+    assert "did you mean 'annotator'?" in err
+    assert files() == ["rows.jsonl"]
+
+
+def test_ids_are_public_and_still_tell_rows_apart(push):
+    ids = [
+        *("/home/me/a/x.jsonl:1", "/home/you/x.jsonl:1", "x.jsonl:1", "x.jsonl:1~1", "plain"),
+        *("/home/me/a/x.jsonl:1", "http://me:pw@host/1", "hf_abcdefghijkl", "81"),
+    ]
+    found, out = dry(push, [ROWS[0] | {"id": name} for name in ids])
+    public_ids = [row["id"] for row in found]
+    assert public_ids == [
+        *("x.jsonl:1~1", "x.jsonl:1~2", "x.jsonl:1", "x.jsonl:1~1~1", "plain"),
+        *("x.jsonl:1~1", "http://host/1~1", "(left out)~1", "81"),
+    ]
+    assert len(set(public_ids)) == len(set(ids))
+    assert "folders: id (6 rows); ids that were, end in ~NUMBER\n" in out
+
+
+def test_texts_stay_and_those_that_seem_to_hold_a_secret_are_told(push):
+    keys = ("hf_" + "aB3" * 9, "sk-proj-" + "aB3" * 9, "Bearer abc.def-123", "AKIA" + "Z" * 16)
+    texts = [f"use {key} please" for key in keys]
+    plain = ROWS[0] | {"scores": None, "proposal_models": None}
+    rows = [
+        plain,
+        plain | {"proposals": ["fine", texts[0], texts[1]], "aggregation": texts[2]},
+        plain | {"messages": [{"role": "user", "content": texts[3]}], "reference": texts[0]},
+        # None of these is one.
+        plain | {"proposals": ["The Bearer of it", "Bearer $TOKEN", "task-oriented", "sk-x hf_"]},
+    ]
+    found, out = dry(push, rows)
+    assert [row["proposals"] for row in found] == [row["proposals"] for row in rows]
+    assert found[1]["aggregation"] == texts[2]
+    assert (
+        "\n  LOOK: 2 rows have texts that seem to hold a secret, and texts are published as they "
+        "are: hf_... (2 texts), sk-... (1 texts), Bearer... (1 texts), AKIA... (1 texts); "
+        "the first in rows.jsonl:2, proposals[1]\n" in out
+    )
+    assert not any(key in out for key in keys)
 
 
 def test_a_dry_run_tells_what_an_upload_makes_public(push):
@@ -227,7 +376,9 @@ def test_a_dry_run_tells_what_an_upload_makes_public(push):
     assert out == (
         "1 of 1 rows in out\n"
         "what an upload makes public of them, all texts aside:\n"
-        "  keys of meta: annotator\n"
+        "  keys of meta: none\n"
+        "  not published (name it to --publish): annotator (1 rows)\n"
+        "  rid of secrets, logins and folders: proposal_models (1 rows)\n"
         "  sources: s\n"
         "  models of proposals: m\n"
         "  settings, without secrets and folders: model, seed\n"
@@ -402,13 +553,15 @@ def hub():
     server.server_close()
 
 
-def push_to(hub, *argv):
+def push_to(hub, *argv, stdin=None, stdout=subprocess.PIPE):
     """Run the command with the real client, pointed at the server."""
     home = str(Path("home").absolute())
     env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": home}
     env |= {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_" + "x" * 8}
     command = [sys.executable, "-m", "aft_factory.push", *argv, "--license", "mit", "--quiet"]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(
+        command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True, env=env, timeout=100
+    )
 
 
 def test_an_upload_is_one_commit_of_the_card_and_all_rows(folder, hub, tmp_path):
@@ -419,7 +572,14 @@ def test_an_upload_is_one_commit_of_the_card_and_all_rows(folder, hub, tmp_path)
     ]
     done = push_to(hub, write("rows.jsonl", ROWS), "me/aft")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{len(ROWS)} of {len(ROWS)} rows in {hub.url}/datasets/me/aft\n"
+    last = f"{len(ROWS)} of {len(ROWS)} rows in {hub.url}/datasets/me/aft\n"
+    assert done.stdout == (
+        "what an upload makes public of them, all texts aside:\n"
+        "  keys of meta: none\n"
+        "  sources: gsm8k\n"
+        "  models of proposals: 6b_finetuning, 6b_verification, 175b_finetuning, 175b_verification\n"
+        f"  settings, without secrets and folders: none\n{last}"
+    )
     assert {token for _, token, _ in hub.posts} == {"Bearer hf_xxxxxxxx"}
     assert json.loads(hub.posts[0][2])["type"] == "dataset"
     commits = [body for path, _, body in hub.posts if "/commit/" in path]
@@ -437,6 +597,42 @@ def test_an_upload_is_one_commit_of_the_card_and_all_rows(folder, hub, tmp_path)
         "got/README.md", "got/data/train-00000-of-00001.parquet"
     ]  # fmt: skip
     assert loaded("got", tmp_path / "cache") == ROWS
+
+
+def test_what_becomes_public_is_listed_before_an_upload(folder, hub):
+    hub.refuse = True
+    row = ROWS[0] | {"annotator": "Jo", "source": "s"}
+    done = push_to(hub, write("rows.jsonl", [row]), "me/aft")
+    assert done.returncode == 2
+    assert "not published (name it to --publish): annotator (1 rows)\n  sources: s\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "argv", "goes_on"),
+    [
+        ("Yes\n", [], True),
+        ("\n", [], False),
+        ("n\n", [], False),
+        ("\x04", [], False),
+        ("", ["--yes"], True),
+    ],
+)
+def test_at_a_terminal_an_upload_is_confirmed(folder, hub, typed, argv, goes_on):
+    terminal, end = pty.openpty()
+    os.write(terminal, typed.encode())
+    done = push_to(hub, write("rows.jsonl", ROWS), "me/aft", *argv, stdin=end, stdout=end)
+    assert "  keys of meta: none" in os.read(terminal, 10_000).decode()
+    assert done.stderr.startswith("upload to me/aft? [y/N] ") != bool(argv)
+    assert (done.returncode, bool(hub.posts)) == ((0, True) if goes_on else (1, False))
+    assert done.stderr.endswith("nothing was uploaded\n") != goes_on
+
+
+def test_a_script_is_not_asked(folder, hub):
+    _, end = pty.openpty()
+    rows = write("rows.jsonl", ROWS)
+    for streams in ({"stdin": subprocess.DEVNULL, "stdout": end}, {"stdin": end}):
+        done = push_to(hub, rows, "me/aft", **streams)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_refusal_of_the_hub_is_one_line(folder, hub):

@@ -87,6 +87,25 @@ def test_majority_vote_without_any_number_takes_the_first_draft():
     assert answer.completion.text == "a"
 
 
+@pytest.mark.parametrize("strategy", ["majority_vote", "rsa"])
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "content_filter"])
+def test_a_draft_that_was_cut_off_before_its_answer_has_no_vote(strategy, reason):
+    drafts = [Completion(text, reason) for text in ("So 3", "3 more", "#### 8\nAlso 3")]
+    drafts.append(Completion("It is 8."))
+
+    class Sample:
+        async def __call__(self, query, read=(), *, layer, slot=0, n=1, **more):
+            return drafts[slot : slot + n]
+
+        def require(self, *args, **more):
+            pass
+
+    options = {"layers": 0} if strategy == "rsa" else {}
+    answer = asyncio.run(STRATEGIES[strategy]([QUESTION], Sample(), width=4, **options))
+    assert answer.details == {"votes": [None, None, "8", "8"]}
+    assert answer.completion == drafts[2]
+
+
 def test_self_moa_seq_carries_the_synthesis_through_windows():
     _, engine, _ = solve("self_moa_seq", width=7, window=3)
     assert shape(engine) == [(7, []), (1, [0, 1, 2]), (1, [7, 3, 4]), (1, [8, 5, 6])]

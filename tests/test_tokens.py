@@ -28,18 +28,19 @@ def alpaca_rows(count=None):
     return rows
 
 
-def both_ways(folder, rows, *flags):
+def both_ways(folder, rows, model, chat="llama3"):
     """Write rows as records and, by our converter, as ShareGPT for stock LLaMA-Factory."""
     write_dataset(folder, "plugin", rows)
-    stock = ["proposals", str(folder / "plugin.jsonl"), "--target", "sharegpt", "--quiet", *flags]
+    stock = ["proposals", str(folder / "plugin.jsonl"), "--target", "sharegpt", "--quiet"]
+    stock += ["--tokenizer", str(model), "--chat-template", chat]  # whose markers are broken
     assert (
         convert([*stock, "--output", str(folder / "stock.jsonl"), "--register", str(folder)]) == 0
     )
 
 
 def same_tokens(folder, rows, model, chat):
-    both_ways(folder, rows)
-    _, stock = tokenize(folder, "stock", model, template=chat)
+    both_ways(folder, rows, model, chat)
+    _, stock = tokenize(folder, "stock", model, template=chat, mask_history=True)
     tokenizer, plugin = tokenize(folder, "plugin", model, template=f"aft_{chat}")
     assert len(plugin) == len(rows)
     for row, ours, theirs in zip(rows, plugin, stock, strict=True):
@@ -77,10 +78,13 @@ def test_they_agree_with_system_message_and_history(tmp_path, tiny_llama):
         {"role": "user", "content": "And litres?"},
     ]
     row = {"messages": history, "proposals": ["5 x 6 = 30", "</s> 11"], "aggregation": "30 litres."}
-    both_ways(tmp_path, [row])
-    tokenizer, (ours,) = tokenize(tmp_path, "plugin", tiny_llama)
-    _, (theirs,) = tokenize(tmp_path, "stock", tiny_llama)
+    both_ways(tmp_path, [row], tiny_llama)
+    tokenizer, (ours,) = tokenize(tmp_path, "plugin", tiny_llama, template="aft_llama3")
+    _, (theirs,) = tokenize(tmp_path, "stock", tiny_llama, mask_history=True)
     assert ours["input_ids"] == theirs["input_ids"]
+    assert ours["labels"] == theirs["labels"]
+    learned = tokenizer.decode([label for label in ours["labels"] if label != -100])
+    assert learned == "30 litres.<|eot_id|>"  # and no earlier answer
     rendered = tokenizer.apply_chat_template(
         [*history, {"role": "assistant", "content": "30 litres."}],
         proposals=row["proposals"],
@@ -220,7 +224,7 @@ def test_a_thousand_hostile_proposals_add_no_control_token(chat, tmp_path, reque
     base = {"query": "How many?", "aggregation": "Six."}
     rows = [base | {"proposals": drafts[i : i + 5]} for i in range(0, 1000, 5)]
     clean = base | {"proposals": ["a", "b", "c", "d", "e"]}
-    both_ways(tmp_path, [clean, *rows])
+    both_ways(tmp_path, [clean, *rows], folder, chat)
     control = set(tokenizer.convert_tokens_to_ids(markers)) | set(tokenizer.all_special_ids)
 
     def controls(ids):

@@ -20,7 +20,7 @@ from shared_data import shared_rows
 from aft_factory.engines import EngineError
 from aft_factory.engines.vllm_engine import VllmEngine, fingerprint, stop_token_ids
 from aft_factory.errors import UsageError
-from aft_factory.markers import sanitise
+from aft_factory.markers import known_markers
 from aft_factory.prompts import chat_template, load_template, with_aggregator
 from aft_factory.records import record_from_row
 from aft_factory.sampling import Request, Sampling
@@ -319,7 +319,9 @@ def test_prompts_are_the_training_tokens_of_the_same_record(ask, engine):
     records = [record_from_row(row) for row in demo_rows()[:30]]
     template = load_template("paper")
     prompts = [
-        with_aggregator(r.messages, [sanitise(text) for text in r.proposals], template)
+        with_aggregator(
+            r.messages, [known_markers().sanitise(text) for text in r.proposals], template
+        )
         for r in records
     ]
     replies = ask(*(Request(prompt, 1, SHORT, 0) for prompt in prompts))
@@ -353,7 +355,7 @@ def test_release_prompts_are_those_of_the_published_code(ask, engine):
     for row, answers in zip(rows, responses, strict=True):
         [user] = row["query"]
         drafts = [answer["response"][:120] for answer in answers["responses"][-5:]]
-        assert drafts == [sanitise(draft) for draft in drafts]
+        assert drafts == [known_markers().sanitise(draft) for draft in drafts]
         joined = head + "\n" + "\n".join(f"{i + 1}. {draft}" for i, draft in enumerate(drafts))
         requests.append([{"role": "system", "content": "\n"}, user])
         requests.append(with_aggregator([user], drafts, load_template("release")))

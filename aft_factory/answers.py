@@ -23,7 +23,9 @@ from decimal import Decimal, Inexact, localcontext
 from fractions import Fraction
 from functools import cache
 
-from aft_factory.markers import marker_pattern
+from aft_factory.markers import MARKERS
+
+_CONTROL = re.compile("|".join(map(re.escape, MARKERS)))
 
 # A minus after a word or a bracket subtracts, or joins a range: "10-3", "pages 5-8".
 _NUMBER = re.compile(
@@ -104,7 +106,7 @@ def extract_number(text: str, *, whole: bool = True) -> str | None:
     first = _NUMBER.search(text)
     if first is None:
         return None
-    response = _until(text, first.end(), _NEXT_TURN, marker_pattern())
+    response = _until(text, first.end(), _NEXT_TURN, _CONTROL)
     marked = list(_marked(response))
     found = [*marked, *_boxed(response), *_stated(response)]
     start = min((start for start, _ in found), default=first.end())

@@ -25,6 +25,7 @@ from aft_factory.markers import Markers
 from aft_factory.messages import Message
 
 _PACKAGED = Path(__file__).parent / "templates"
+MANY = 100  # proposals, more than any row has: what fails with so many fails always
 TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "templates"
 
 
@@ -73,9 +74,14 @@ def load_template(name: str) -> AggregatorTemplate:
     """Load an aggregator prompt by name (`paper`, `moa`, `release`) or from a path.
 
     Raises:
-        UsageError: If there is no such template, or its variables are not the ones documented.
+        UsageError: If there is no such template, its variables are not the ones documented, or it
+            fails whatever the proposals.
     """
     source, compiled = load_jinja("aggregate", name, "proposals")
+    try:
+        compiled.render(proposals=[f"draft {i}" for i in range(MANY)])
+    except Exception as error:  # a template is a program, and can fail in any way
+        raise UsageError(f"{name!r} fails: {error}") from error
     return AggregatorTemplate(name=name, source=source, compiled=compiled)
 
 

@@ -155,8 +155,9 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
         row: The query as `messages` has it; `proposals` (or `responses`) is a list of texts or of
             objects `{"response" or "text", "model", "score"}`, in which what is missing is blank.
             The reference is `reference`, else Alpaca's `output`, else the answer that the
-            conversation ends with. Other columns go to `meta`, and so do `reference`, `source`,
-            `scores`, `proposal_models` and `meta` of other types than ours.
+            conversation ends with (otherwise that is "answer" in `meta`). Other columns go to
+            `meta`, and so do `reference`, `source`, `scores`, `proposal_models` and `meta` of
+            other types than ours.
         columns: Names of the columns, where they are not the usual ones.
 
     Raises:
@@ -206,6 +207,10 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
             used.add("output")
             reference = output
 
+    if reference is None:
+        reference = asked.answer
+    elif asked.answer not in (None, reference):
+        row = {**row, "answer": asked.answer}
     meta = _parse_meta(row["meta"]) if "meta" in row else {}
     if meta is not None:
         used.add("meta")
@@ -214,7 +219,7 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
         messages=asked.messages,
         proposals=proposals,
         aggregation=aggregation,
-        reference=asked.answer if reference is None else reference,
+        reference=reference,
         source=texts["source"] or "",
         scores=None if scores is None else [None if s is None else float(s) for s in scores],
         proposal_models=models,

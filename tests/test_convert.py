@@ -15,6 +15,7 @@ from conftest import demo_rows
 from shared_data import shared_path, shared_rows
 
 from aft_factory.convert.__main__ import main
+from aft_factory.markers import known_markers
 from aft_factory.prompts import load_template
 from aft_factory.records import record_from_row
 
@@ -84,7 +85,7 @@ def test_target_sharegpt_writes_the_rendered_conversation(convert):
             "id": "a",
             "conversations": [
                 {"from": "system", "value": system},
-                {"from": "human", "value": "q <s>"},
+                {"from": "human", "value": "q <\u200bs>"},
                 {"from": "gpt", "value": "Six."},
             ],
         }
@@ -651,9 +652,13 @@ def test_ultrafeedback_from_end_to_end(convert):
         out.splitlines()[-1],
     ]
     assert out.splitlines()[-1].startswith("warning: 0.1% of rows (1) are longer than 2048 tokens")
+    safe = known_markers().sanitise
     pairs = [row for row in shared_rows("ultrafeedback_binarized_pairs.jsonl.gz") if row["chosen"]]
     assert [row["conversations"] for row in read("sft.jsonl")] == [
-        [{"from": "human", "value": row["prompt"]}, {"from": "gpt", "value": row["chosen"]}]
+        [
+            {"from": "human", "value": safe(row["prompt"])},
+            {"from": "gpt", "value": safe(row["chosen"])},
+        ]
         for row in pairs
     ]
 
@@ -821,8 +826,62 @@ def test_a_template_that_fails_is_one_error(convert, template):
     Path("t.jinja").write_text(template)
     flags = ["--target", "sharegpt", "--output", "out.jsonl", "--template", "t.jinja"]
     err = convert("proposals", write("in.jsonl", ROWS), *flags, expect=2)
-    assert err.startswith("error: template 't.jinja' fails: ")
+    assert err.startswith("error: template: 't.jinja' fails: ")
     assert files() == ["in.jsonl", "t.jinja"]
+
+
+def test_a_template_that_fails_for_one_rows_drafts_costs_that_row(convert):
+    Path("t.jinja").write_text("{{ proposals[1] }} or {{ proposals[0] }}")
+    rows = [ROWS[0], ROWS[1] | {"proposals": ["5", " "]}]
+    flags = ["--target", "sharegpt", "--output", "out.jsonl", "--template", "t.jinja"]
+    out = convert("proposals", write("in.jsonl", rows), *flags)
+    assert out.startswith("read 2 rows: 1 written to out.jsonl, 1 rejected (out.rejects.jsonl)\n")
+    assert "  1 x template: 't.jinja' fails for 1 proposals: " in out
+    [row] = read("out.jsonl")
+    assert row["conversations"][0]["value"] == "6 or 5"
+
+
+@pytest.mark.parametrize("target", ["sharegpt", "sft"])
+def test_targets_and_queries_hold_no_control_token_of_the_tokenizer_and_html_stays(
+    convert, llama3_tokenizer_dir, target
+):
+    text = "<s>bold</s> <|eot_id|>"
+    row = {"query": f"q {text}", "proposals": [f"p {text}"], "aggregation": f"a {text}"}
+    row |= {"reference": f"a {text}"}
+    flags = ["--target", target, "--output", "out.jsonl"]
+    convert("proposals", write("in.jsonl", [row]), *flags, "--tokenizer", llama3_tokenizer_dir)
+    [turns] = [row["conversations"] for row in read("out.jsonl")]
+    assert [turn["value"] for turn in turns[-2:]] == [
+        "q <s>bold</s> <\u200b|eot_id|>",
+        "a <s>bold</s> <\u200b|eot_id|>",
+    ]
+    assert target == "sft" or turns[0]["value"].endswith("1. p <s>bold</s> <\u200b|eot_id|>")
+
+
+def test_a_fitted_record_holds_texts_as_they_were(convert, llama3_tokenizer_dir):
+    row = ROWS[0] | {
+        "query": "q <|eot_id|>",
+        "proposals": ["<|eot_id|> " * 600, "<|eot_id|> short"],
+    }
+    flags = ["--tokenizer", llama3_tokenizer_dir, "--cutoff-len", 700, "--output", "out.jsonl"]
+    convert("proposals", write("in.jsonl", [row]), *flags)
+    [record] = read("out.jsonl")
+    assert record["messages"][-1]["content"] == "q <|eot_id|>"
+    cut, whole = record["proposals"]
+    assert whole == "<|eot_id|> short"
+    assert 0 < len(cut) < len(row["proposals"][0])
+    # Nothing is left of the breaks but where the cut goes through a marker.
+    assert row["proposals"][0].startswith(cut.replace("\u200b", ""))
+    assert cut.count("\u200b") <= 1
+
+
+@pytest.mark.parametrize("target", ["sharegpt", "sft"])
+def test_earlier_answers_are_told_of_where_stock_llamafactory_would_learn_them(convert, target):
+    turns = [{"role": r, "content": r} for r in ("user", "assistant", "user")]
+    rows = [ROWS[0] | {"query": turns}, ROWS[0] | {"query": turns[-1:]}]
+    out = convert("proposals", write("in.jsonl", rows), "--target", target, "--output", "o.jsonl")
+    assert "warning: 1 rows hold earlier answers. Set mask_history: true in" in out
+    assert "mask_history" not in convert("proposals", "in.jsonl", "--output", "records.jsonl")
 
 
 def test_a_file_that_may_not_be_read(convert):

@@ -14,8 +14,18 @@ COMMANDS = ("convert", "sample", "rank", "aggregate", "run", "pipeline", "stats"
 
 # Lower layers first: a module imports from its own layer or one below.
 LAYERS = (
-    ("__init__", "errors", "fields", "exact_json", "markers", "settings", "console"),
-    ("leftovers", "messages", "records", "files", "answers", "shortening", "limiter", "together"),
+    ("__init__", "errors", "fields", "exact_json", "settings", "console"),
+    (
+        "leftovers",
+        "messages",
+        "markers",
+        "records",
+        "files",
+        "answers",
+        "shortening",
+        "limiter",
+        "together",
+    ),
     ("sampling", "tables", "parquet", "prompts", "tokenizer", "urial", "gates"),
     ("selection", "fitting", "journal", "accounting", "engines", "tasks", "counts", "public"),
     ("asking", "strategies", "plugin"),

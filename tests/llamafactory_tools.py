@@ -41,7 +41,8 @@ def tokenize(
     )
     module = load_tokenizer(model_args)
     chat = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
-    data = get_dataset(chat, model_args, data_args, training_args, stage="sft", **module)
+    stage = options.get("stage", "sft")
+    data = get_dataset(chat, model_args, data_args, training_args, stage=stage, **module)
     return module["tokenizer"], list(data["train_dataset"])
 
 

@@ -113,7 +113,10 @@ def vllm_server(tiny_llama, tmp_path_factory):
     # vLLM's CPU build dies of a seeded request whose prompt it reads in chunks.
     command += ["--no-enable-chunked-prefill", "--max-model-len", "4096"]
     command += ["--max-num-batched-tokens", "4096", "--max-num-seqs", "64"]
-    command += ["--enable-prompt-tokens-details"]
+    command += ["--enable-prompt-tokens-details", "--generation-config", str(folder)]
+    # What many models bring, and no request of ours is to be decoded by.
+    config = {"top_k": 1, "min_p": 0.5, "repetition_penalty": 1.3}
+    (folder / "generation_config.json").write_text(json.dumps(config))
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     environment |= {"TORCHDYNAMO_DISABLE": "1"}  # nothing is compiled, and it starts sooner
     log = folder / "log"

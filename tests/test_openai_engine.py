@@ -25,6 +25,7 @@ from aft_factory.asking import Asker
 from aft_factory.engines import EngineError, openai_engine, openai_server
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.openai_replies import error_words, retry_after
+from aft_factory.engines.openai_server import NEUTRAL, fields_of
 from aft_factory.errors import UsageError
 from aft_factory.journal import Place
 from aft_factory.sampling import Completion, Reply, Request, Sampling, Usage
@@ -124,6 +125,71 @@ def test_what_is_not_set_is_not_sent():
     _, server = ask(request())
     keys = {"model", "messages", "n", "temperature", "top_p", "max_tokens", "seed"}
     assert set(server.requests[0][1]) == keys
+
+
+@pytest.mark.parametrize("prompt", [MESSAGES, "Once upon a time"])
+def test_a_server_that_reads_as_vllm_is_told_what_it_would_take_from_the_model(prompt):
+    _, server = ask(request(prompt=prompt), server={"max_model_len": 4096})
+    body = server.requests[0][1]
+    assert {name: body[name] for name in NEUTRAL} == {
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
+    own = Sampling(top_k=20, max_tokens=8, extra={"min_p": 0.1})
+    _, server = ask(request(prompt=prompt, sampling=own), server={"max_model_len": 4096})
+    body = server.requests[0][1]
+    assert {name: body[name] for name in NEUTRAL} == {
+        "top_k": 20,
+        "min_p": 0.1,
+        "repetition_penalty": 1.0,
+    }
+
+
+def test_a_servers_description_tells_which_fields_it_takes():
+    def schema(*names):
+        return {
+            "properties": dict.fromkeys(
+                ("model", "temperature", "max_tokens", "n", "seed", *names), {}
+            )
+        }
+
+    schemas = {
+        "Chat": schema("messages", "top_k", "min_p"),
+        "Text": schema("prompt", "top_k"),
+        "Other": {"properties": {"messages": {}, "top_k": {}}},  # no request for samples
+        "Odd": None,
+    }
+    found = fields_of({"components": {"schemas": schemas}})
+    assert {kind: names & set(NEUTRAL) for kind, names in found.items()} == {
+        "messages": {"top_k", "min_p"},
+        "prompt": {"top_k"},
+    }
+    for nothing in (None, [], {}, {"components": 1}, {"components": {"schemas": []}}):
+        assert fields_of(nothing) == {}
+
+
+@pytest.mark.slow
+def test_vllms_server_decodes_as_asked_whatever_the_models_generation_config(vllm_server):
+    """Its generation_config.json says top_k 1, of which all seeds would write the same."""
+    sampling = Sampling(1.0, 1.0, None, 8)
+
+    async def texts(neutral):
+        engine = await OpenAIEngine.connect([vllm_server])
+        try:
+            [server] = engine._servers
+            assert server.neutral == {"messages": NEUTRAL, "prompt": NEUTRAL}
+            if not neutral:
+                server.neutral = {}
+            replies = [
+                await engine.sample(Request(MESSAGES, 1, sampling, seed)) for seed in range(6)
+            ]
+            return {reply.completions[0].text for reply in replies}
+        finally:
+            await engine.close()
+
+    assert len(asyncio.run(texts(neutral=True))) > 3
+    assert len(asyncio.run(texts(neutral=False))) == 1  # so the file is heeded
 
 
 def test_a_text_goes_to_text_completion():

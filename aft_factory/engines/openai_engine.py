@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 LONGEST_CONNECT = 30.0  # seconds; a burst of a thousand connections may need some
+LONGEST_DESCRIPTION = 5.0  # seconds to wait for what a server says of its requests
 MOST_IDLE = 32  # connections kept; the client looks through them all at every request
 KEEP_IDLE = 3.0  # seconds; servers drop idle connections after 5, and a request may meet that
 OPEN_FILES = 65536  # a connection is an open file, and systems often allow 1024, or 256
@@ -105,7 +106,7 @@ class OpenAIEngine:
             client = openai.AsyncOpenAI(
                 base_url=url, api_key=key, timeout=waits, max_retries=0, http_client=http
             )
-            servers.append(Server(url, client))
+            servers.append(Server(url, client, http))
         try:
             servers, name, context = await _choose(servers, model, connect)
         except BaseException:
@@ -155,10 +156,11 @@ class OpenAIEngine:
         body |= {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         if sampling.stop:
             body["stop"] = list(sampling.stop)
-        extra = dict(self._extra_body)
+        server = self._pick()
+        extra = server.neutral.get("prompt" if "prompt" in body else "messages", {})
+        extra = extra | self._extra_body
         if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
-        server = self._pick()
         try:
             reply = read_reply(await server.ask(body, extra | dict(sampling.extra)), n)
         except EngineError as error:
@@ -239,6 +241,8 @@ async def _choose(
         own = [e for e in offer if e["id"] == model and e.get("max_model_len")]  # adapters: none
         contexts += [length for e in own or offer if (length := whole(e.get("max_model_len")))]
     kept = [server for server in servers if server not in without]
+    patience = min(wait, LONGEST_DESCRIPTION)
+    await asyncio.gather(*(s.learn_fields(offers.get(s, []), patience) for s in kept))
     for server in kept:
         server.alone = len(kept) == 1
     return kept, model, min(contexts, default=None)

@@ -10,6 +10,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from aft_factory.engines import EngineError
 from aft_factory.engines.openai_replies import error_words, kind_of, parse_body, retry_after
 
@@ -21,19 +23,28 @@ LONGEST_PAUSE = 60.0  # seconds a failing server is left alone at most, unless i
 _log = logging.getLogger(__name__)
 
 
+# What a request leaves out, vLLM's server takes from the model's generation_config.json, and others
+# from defaults of their own; these values stand for nothing at all.
+NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
 class Server:
     """One URL.
 
     Attributes:
+        neutral: By what a request has (`messages` or `prompt`), the fields to fill in so that the
+            server does not; only such as it is known to take.
         alone: Whether there is no other server.
         in_flight: Requests under way.
         back_at: Until then it is left alone, on the clock `time.monotonic`.
         denies: Whether it last answered that no request will do: wrong key, no such model.
     """
 
-    def __init__(self, url: str, client: AsyncOpenAI) -> None:
+    def __init__(self, url: str, client: AsyncOpenAI, http: Any = None) -> None:
         self.url = url
         self.client = client
+        self.neutral: dict[str, dict[str, Any]] = {}
+        self._http = http
         self.alone = False
         self.in_flight = 0
         self.back_at = 0.0
@@ -73,6 +84,34 @@ class Server:
             raise
         entries = entries if isinstance(entries, list) else []
         return [e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
+
+    async def learn_fields(self, offer: list[dict[str, Any]], wait: float) -> None:
+        """Find out which fields of `NEUTRAL` it takes: from its own description, if it has one.
+
+        Without one, a server that lists models as vLLM does (`max_model_len`) is taken to read
+        requests as vLLM does. Of all others nothing is known, and nothing is filled in.
+
+        Args:
+            offer: What `models` returned.
+            wait: Seconds to wait for the description.
+        """
+        found = fields_of(await self._description(wait))
+        if not found and any(entry.get("max_model_len") for entry in offer):
+            found = {kind: set(NEUTRAL) for kind in ("messages", "prompt")}
+        self.neutral = {
+            kind: {name: value for name, value in NEUTRAL.items() if name in names}
+            for kind, names in found.items()
+        }
+
+    async def _description(self, wait: float) -> Any:
+        if self._http is None:
+            return None
+        address = self.url.removesuffix("/v1") + "/openapi.json"
+        try:
+            response = await self._http.get(address, timeout=wait)
+            return orjson.loads(response.content) if response.status_code == 200 else None
+        except Exception:  # no description, or none that can be read
+            return None
 
     def cached(self, told: int | None, samples: int) -> int | None:
         """Return how many tokens of a prompt were computed before, from what an answer tells.
@@ -138,3 +177,21 @@ class Server:
         words = failure.problem.removeprefix(self.url).lstrip(": ")
         level = logging.WARNING if in_doubt else logging.INFO
         _log.log(level, "%s is left alone for %g s: %s", self.url, pause, words)
+
+
+def fields_of(description: Any) -> dict[str, set[str]]:
+    """Return the fields that requests have by a server's OpenAPI description.
+
+    Returns:
+        By `messages` and `prompt`, whichever a request has: the names of all its fields.
+    """
+    found: dict[str, set[str]] = {}
+    components = description.get("components") if isinstance(description, dict) else None
+    schemas = components.get("schemas") if isinstance(components, dict) else None
+    for schema in schemas.values() if isinstance(schemas, dict) else ():
+        properties = schema.get("properties") if isinstance(schema, dict) else None
+        names = set(properties) if isinstance(properties, dict) else set()
+        for kind in ("messages", "prompt"):
+            if {kind, "model", "temperature", "max_tokens", "n", "seed"} <= names:
+                found[kind] = found[kind] & names if kind in found else names
+    return found

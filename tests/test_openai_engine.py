@@ -148,11 +148,8 @@ def test_a_server_that_reads_as_vllm_is_told_what_it_would_take_from_the_model(p
 
 def test_a_servers_description_tells_which_fields_it_takes():
     def schema(*names):
-        return {
-            "properties": dict.fromkeys(
-                ("model", "temperature", "max_tokens", "n", "seed", *names), {}
-            )
-        }
+        always = ("model", "temperature", "max_tokens", "n", "seed")
+        return {"properties": {name: {} for name in (*always, *names)}}
 
     schemas = {
         "Chat": schema("messages", "top_k", "min_p"),

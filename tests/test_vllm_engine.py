@@ -15,10 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import demo_rows
-from shared_data import shared_rows
+from shared_data import shared_path, shared_rows
 
 from aft_factory.engines import EngineError
 from aft_factory.engines.vllm_engine import VllmEngine, fingerprint, stop_token_ids
+from aft_factory.engines.vllm_loading import adapter_rank
 from aft_factory.errors import UsageError
 from aft_factory.markers import known_markers
 from aft_factory.prompts import chat_template, load_template, with_aggregator
@@ -120,6 +121,55 @@ def test_an_adapter_that_vllm_cannot_serve_is_refused_before_loading(run, tiny_l
     refused(tmp_path / "whole", "ranks up to 512, this is 1024; merge it")
     config.write_text("[]")
     refused(tmp_path / "whole", "not an adapter's")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("alpha_pattern", {"q_proj": 64}),
+        ("rank_pattern", {"q_proj": 4}),
+        ("lora_bias", True),
+        ("layer_replication", [[0, 2]]),
+        ("target_parameters", ["w"]),
+        ("trainable_token_indices", [1, 2]),
+        ("use_qalora", True),
+        ("megatron_config", {"a": 1}),
+        ("alora_invocation_tokens", [7]),
+        ("a_field_of_tomorrow", "on"),
+    ],
+)
+def test_a_field_of_an_adapter_that_vllm_does_not_read_is_refused_by_name(
+    field, value, tiny_llama, tmp_path
+):
+    save_adapter(tiny_llama, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(UsageError, match=f"vLLM cannot serve {field}=.*; merge it into the model"):
+        adapter_rank(tmp_path)
+
+
+def test_adapters_as_they_are_usually_trained_are_served(tiny_llama, tmp_path):
+    usual = {
+        "plain": {},
+        "rslora": {"use_rslora": True},
+        "some layers": {"layers_to_transform": [0], "layers_pattern": "layers"},
+        "dropout": {"lora_dropout": 0.1, "init_lora_weights": "gaussian"},
+    }
+    for name, options in usual.items():
+        save_adapter(tiny_llama, tmp_path / name, **options)
+        assert adapter_rank(tmp_path / name) == 16  # room for 12
+
+
+def test_the_rank_of_an_adapter_is_the_largest_of_its_weights(tiny_llama, tmp_path):
+    save_adapter(tiny_llama, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 4}))
+    assert adapter_rank(tmp_path) == 16
+
+
+def test_a_real_adapter_with_an_alpha_pattern_is_refused():
+    with pytest.raises(UsageError, match="alpha_pattern=.*merge it"):
+        adapter_rank(shared_path("../cases/adapter_alpha_pattern"))
 
 
 def test_a_model_or_template_that_is_not_there_is_refused_before_loading(run, tiny_llama, tmp_path):

@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
+# Fields of an adapter that vLLM honours, and such as change nothing of a trained one: how it began,
+# how it was trained, what it was made from. Taken from vLLM's PEFTHelper and peft's LoraConfig.
+HARMLESS = frozenset(
+    """
+    r lora_alpha target_modules use_rslora
+    task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode
+    exclude_modules layers_to_transform layers_pattern lora_dropout init_lora_weights loftq_config
+    eva_config corda_config lora_ga_config megatron_core runtime_config qalora_group_size
+    """.split()  # noqa: SIM905 - a list would take a page
+)
 MERGE = "merge it into the model first, with: llamafactory-cli export"
 DECIDING_FILES = re.compile(
     r".*\.(safetensors|bin|pt|gguf)|(adapter_|generation_)?config\.json|tokenizer.*"
@@ -163,18 +173,22 @@ def adapter_rank(folder: Path) -> int:
         raise UsageError(f"{folder}: no LoRA adapter, as it has no adapter_config.json") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder / 'adapter_config.json'}: not an adapter's: {error!r}") from None
-    for field, plain in (("modules_to_save", None), ("use_dora", False), ("bias", "none")):
-        if config.get(field) not in (plain, None, []):
-            raise UsageError(f"{folder}: vLLM cannot serve {field}={config[field]!r}; {MERGE}")
+    # Of other fields than these vLLM reads nothing: what they say would be left out.
+    for field, value in config.items():
+        if field not in HARMLESS and value not in (None, False, "none", [], {}):
+            raise UsageError(f"{folder}: vLLM cannot serve {field}={value!r}; {MERGE}")
     weights = folder / "adapter_model.safetensors"
     if weights.is_file():
         from safetensors import safe_open
 
         with safe_open(weights, framework="np") as file:
+            names = list(file.keys())
             # Whole layers that were trained too, such as embed_tokens: vLLM would leave them out.
-            whole = [name for name in file.keys() if ".lora_" not in name]  # noqa: SIM118
-        if whole:
-            raise UsageError(f"{folder}: vLLM cannot serve the trained {whole[0]}; {MERGE}")
+            whole = [name for name in names if ".lora_" not in name]
+            if whole:
+                raise UsageError(f"{folder}: vLLM cannot serve the trained {whole[0]}; {MERGE}")
+            rows = [file.get_slice(name).get_shape()[0] for name in names if ".lora_A" in name]
+        rank = max([rank, *rows])  # vLLM goes by the configuration, and fails on what is larger
     for room in LORA_RANKS:
         if rank <= room:
             return room

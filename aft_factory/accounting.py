@@ -5,6 +5,7 @@ Appendix C (2501.11877): a token costs 2 x (parameters + 2 x layers x hidden x c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ class LayerUsage:
     """What the requests of a layer took; None is unknown.
 
     Attributes:
-        requests: Requests answered.
+        requests: Requests answered, as they were sent.
         samples: Completions of them.
         prompt: Tokens of the prompts, each counted as often as it was read: once for n samples.
         cached: Those that the engine had computed before.
@@ -37,7 +38,9 @@ class LayerUsage:
     def of(cls, reply: Reply) -> LayerUsage:
         """Count one reply."""
         usage, n = reply.usage, len(reply.completions)
-        return cls(1, n, usage.prompt, usage.cached, usage.completion, _attended(reply))
+        return cls(
+            reply.readings, n, usage.prompt, usage.cached, usage.completion, _attended(reply)
+        )
 
     def __add__(self, other: LayerUsage) -> LayerUsage:
         pairs = zip(astuple(self), astuple(other), strict=True)
@@ -55,6 +58,32 @@ class LayerUsage:
         if self.prompt is None or self.completion is None:
             return None
         return self.prompt - (self.cached or 0) + self.completion
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a reward model read; None is unknown.
+
+    Attributes:
+        pairs: Of a conversation and a response.
+        tokens: Of them all, as if nothing were cached.
+        attended: Sum of the positions of these.
+    """
+
+    pairs: int = 0
+    tokens: int | None = 0
+    attended: int | None = 0
+
+    @classmethod
+    def of(cls, lengths: Iterable[int | None]) -> Scored:
+        """Count pairs of these lengths; one that is None could not be read."""
+        read = [length for length in lengths if length is not None]
+        return cls(len(read), sum(read), round(sum(_positions(0, length) for length in read)))
+
+    def __add__(self, other: Scored) -> Scored:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        sums: list[Any] = [None if a is None or b is None else a + b for a, b in pairs]
+        return Scored(*sums)
 
 
 def _attended(reply: Reply) -> int | None:
@@ -87,8 +116,12 @@ class ModelShape:
     hidden: int
 
     @classmethod
-    def load(cls, name: str) -> ModelShape:
+    def load(cls, name: str, *, classifier: bool = False) -> ModelShape:
         """Read the shape of a model in a folder or on the hub; loads no weights.
+
+        Args:
+            name: Folder or name.
+            classifier: Whether it is a reward model, which has a score for a vocabulary.
 
         Raises:
             MissingPackage: If transformers is not installed.
@@ -96,13 +129,18 @@ class ModelShape:
         """
         try:
             import torch
-            from transformers import AutoConfig, AutoModelForCausalLM
+            from transformers import (
+                AutoConfig,
+                AutoModelForCausalLM,
+                AutoModelForSequenceClassification,
+            )
         except ImportError:
             raise MissingPackage("counting FLOPs", "transformers torch") from None
         try:
             config = AutoConfig.from_pretrained(name)
+            kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
+                model = kind.from_config(config)
         except Exception as error:  # its readers raise anything
             raise UsageError(f"cannot read the shape of the model {name!r}: {error}") from error
         text = config.get_text_config()

@@ -19,9 +19,9 @@ from aft_factory import gates
 from aft_factory.command import add_job_arguments, flags_of, read_settings, run_command
 from aft_factory.drafting import Settings
 from aft_factory.errors import RecordError, UsageError, suggest
+from aft_factory.outcome import Outcome
 from aft_factory.prompts import load_template
 from aft_factory.records import Row, record_from_row
-from aft_factory.runner import Outcome
 from aft_factory.sampling import Completion
 from aft_factory.settings import read_yaml, setting
 from aft_factory.stage import Stage, Tally
@@ -138,7 +138,8 @@ class Gated(Tally):
 
     def on_problem(self, outcome: Outcome) -> None:
         """Count an aggregation that was empty or cut off, and so never came to the gates."""
-        told = [event["event"] for event in outcome.events if event["event"] in gates.GATES]
+        names = ("truncated" if e["event"] == "filtered" else e["event"] for e in outcome.events)
+        told = [name for name in names if name in gates.GATES]
         if outcome.about == "drafts":
             self.rejected.update(told[-1:])
 
@@ -163,7 +164,7 @@ def build_stage(settings: AggregateSettings) -> Stage:
         read_row=read_record if settings.pseudo else with_proposals,
         strategy=pseudo_aggregation if settings.pseudo else aggregate_proposals,
         options={},
-        drafting=Settings(
+        drafting=lambda: Settings(
             load_template(settings.template),
             settings.proposal(),
             settings.final(),
@@ -200,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default = {} if given.get("base_url") or given.get("scripted") else {"model": DEFAULT_MODEL}
         return read_settings(args, AggregateSettings, [("defaults", default)])
 
-    return run_command(args, settings, build_stage)
+    return run_command(args, AggregateSettings, settings, build_stage)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ class Counts:
     """What an asker did so far.
 
     Attributes:
-        asked: Requests answered by the model.
-        replayed: Requests answered from the journal.
+        asked: Requests answered by the model, as they were sent.
+        replayed: Those answered from the journal, likewise.
         retried: Attempts that failed and were followed by another.
         usage: Tokens of the requests asked.
     """
@@ -144,7 +144,7 @@ class Asker:
         async with self._same.setdefault(key, asyncio.Lock()):
             kept = self._journal.find(key) if self._journal is not None else None
             if kept is not None:
-                self.counts.replayed += 1
+                self.counts.replayed += kept.readings
                 return kept
             return await self._attempts(engine, key, request, place)
 
@@ -184,7 +184,7 @@ class Asker:
             self.limiter.leave(request.n)
             del self._flying[key]
         self._answered, self._given_up = time.monotonic(), 0
-        self.counts.asked += 1
+        self.counts.asked += reply.readings
         self.counts.usage += reply.usage
         return reply
 

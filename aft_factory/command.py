@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from aft_factory.errors import UsageError
 from aft_factory.settings import add_flags, build, read_yaml
 from aft_factory.stage import Files, Stage
 from aft_factory.stage.job import Job, survey
+from aft_factory.stage.kept import kept_settings
 from aft_factory.stage.settings import JobSettings
 
 S = TypeVar("S", bound=JobSettings)
@@ -28,9 +29,11 @@ def add_job_arguments(
     add("--output", type=Path, help="file to write (.jsonl, .json, .gz, .zst, .parquet)")
     add("--config", type=Path, metavar="YAML", help="file of settings; flags override it")
     add("--dry-run", action="store_true", help="only tell requests, tokens and FLOPs to expect")
-    add("--export", action="store_true", help="ask nothing; write what the last run has done")
+    export = "ask nothing; write what the journal's last run has done, by that run's own settings"
+    add("--export", action="store_true", help=f"{export}: needs only INPUT and --output")
     add("--overwrite", action="store_true", help="replace an existing output")
-    add("--strict", action="store_true", help="exit with 1 if any row was rejected")
+    strict = "exit with 1 if any row was rejected (a benchmark's file that lacks answers always is)"
+    add("--strict", action="store_true", help=strict)
     add("--quiet", action="store_true", help="no progress bar")
     add_flags(parser.add_argument_group("settings (also keys of --config)"), settings)
 
@@ -51,14 +54,28 @@ def read_settings(
         UsageError: With everything that is wrong with them.
     """
     config = {} if args.config is None else read_yaml(args.config)
-    layers = [*below, (str(args.config), config), ("flags", flags_of(args, kind))]
-    settings = build(kind, layers)
+    flags = flags_of(args, kind)
+    layers = [*below, (str(args.config), config), ("flags", flags)]
+    settings = replace(build(kind, layers), by_flag=tuple(sorted(flags)))
     settings.check()
     return settings
 
 
+def settings_to_export(args: argparse.Namespace, kind: type[S]) -> S:
+    """Return the settings of the run whose journal is to be written out.
+
+    Raises:
+        UsageError: If there are none.
+    """
+    today = ({} if args.config is None else read_yaml(args.config)) | flags_of(args, kind)
+    if args.output is None:
+        raise UsageError("--output is missing")
+    return kept_settings(Path(today.get("journal") or f"{args.output}.journal"), kind, today)
+
+
 def run_command(
     args: argparse.Namespace,
+    kind: type[S],
     settings: Callable[[], S],
     stage: Callable[[S], Stage],
     *,
@@ -69,17 +86,20 @@ def run_command(
 
     Args:
         args: Of `add_job_arguments`.
+        kind: Class of the settings.
         settings: Reads the settings.
         stage: Builds the stage; called after `first_row`.
         task_output: A benchmark's own file.
         first_row: Told of the first row of the input.
 
     Returns:
-        The exit code: 0, 1 (nothing written, or rejected rows and --strict), 2 (usage), 130.
+        The exit code: 0, 1 (nothing written, a benchmark's file without some answers, or rejected
+        rows and --strict), 2 (usage), 130.
     """
 
     def run() -> int:
-        chosen = settings()
+        export = args.export and not args.dry_run
+        chosen = settings_to_export(args, kind) if export else settings()
         if args.input is None:
             raise UsageError("name the INPUT (see --help)")
         total, first = survey(args.input, chosen)
@@ -89,10 +109,11 @@ def run_command(
         if args.dry_run:
             job.dry_run()
             return 0
-        totals = job.run(export=args.export)
+        totals = job.run(export=export)
         if totals is None:
             return 130
         nothing = totals.read > 0 and not totals.written
-        return 1 if nothing or (args.strict and totals.rejected) else 0
+        lacking = files.task_output is not None and (totals.rejected or totals.unfinished)
+        return 1 if nothing or lacking or (args.strict and totals.rejected) else 0
 
     return guarded(run, lines=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 from aft_factory.errors import RecordError
 from aft_factory.fields import LIST, OBJECT
-from aft_factory.gates import CUT_OFF
 from aft_factory.prompts import AggregatorTemplate, load_template
 from aft_factory.records import USUAL_COLUMNS, Columns, Record, record_from_row
+from aft_factory.sampling import is_cut_off, is_filtered
 from aft_factory.tables import Line, Rejects
 
 BYTES_PER_TOKEN = 4  # of English prose under a vocabulary of 32k to 128k
@@ -258,7 +258,8 @@ def _cut_off(meta: dict[str, Any]) -> bool | None:
         if isinstance(about, OBJECT):
             flags += [flag is True for flag in _listed(about.get("truncated"))]
             for key in ("finish_reason", "finish_reasons"):
-                flags += [str(reason).lower() in CUT_OFF for reason in _listed(about.get(key))]
+                reasons = _listed(about.get(key))
+                flags += [is_cut_off(reason) or is_filtered(reason) for reason in reasons]
             if "gates" in about:
                 flags.append("truncated" in _listed(about["gates"]))
     return any(flags) if flags else None

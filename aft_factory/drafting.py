@@ -1,7 +1,7 @@
 """Drafting: `sample` of the strategies, bound to one turn of one query.
 
 Builds the prompt, shortens drafts to the model's context, derives the seed from the place, asks,
-and applies the policies for drafts that are empty or cut off. Records all of it.
+and applies the policies for drafts that are empty, cut off or filtered. Records all of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from aft_factory.accounting import LayerUsage
 from aft_factory.asking import Asker
@@ -19,29 +19,10 @@ from aft_factory.fitting import Fitter
 from aft_factory.journal import Place
 from aft_factory.markers import Markers, known_markers
 from aft_factory.messages import Message
+from aft_factory.policy import WORDS, Policy, verdict
 from aft_factory.prompts import AggregatorTemplate, with_aggregator
 from aft_factory.sampling import Completion, Prompt, Request, Sampling, identity_seed
 from aft_factory.shortening import DoesNotFit
-
-EmptyPolicy = Literal["resample", "drop", "reject"]
-TruncatedPolicy = Literal["keep", "resample", "drop", "reject"]
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What becomes of a draft that is empty, or that `max_tokens` cut off.
-
-    Attributes:
-        empty: `resample` under another seed, then drop; `drop`; or `reject` the whole query.
-        truncated: The same, or `keep`. After resampling in vain, a cut-off draft is kept.
-        resamples: How often to resample one draft.
-        min_drafts: With fewer usable drafts in a layer the query is rejected.
-    """
-
-    empty: EmptyPolicy = "resample"
-    truncated: TruncatedPolicy = "keep"
-    resamples: int = 2
-    min_drafts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +59,7 @@ class Settings:
     final: Sampling
     proposer_system: str | None = None
     seed: int = 42
-    policy: Policy = Policy()
+    policy: Policy = Policy()  # noqa: RUF009 - frozen
     completion: CompletionPrompts | None = None
 
 
@@ -87,12 +68,14 @@ class Trace:
     """What happened to one query: how each layer's drafts came about.
 
     Attributes:
-        usage: By (turn, layer).
+        usage: By (turn, layer), of all models.
+        by_model: The same of all layers, by the name of the model; "" is the run's own.
         drafts: By (turn, layer): (slot, completion) of every draft that was used.
         events: Every use of a policy: {turn, layer, slot, event}.
     """
 
     usage: dict[tuple[int, int], LayerUsage] = field(default_factory=dict)
+    by_model: dict[str, LayerUsage] = field(default_factory=dict)
     drafts: dict[tuple[int, int], list[tuple[int, Completion]]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -110,6 +93,7 @@ class Drafting:
         trace: Where to record.
         markers: What is broken in all texts that a model reads, by model; of others, the markers of
             all known families.
+        identity: What seeds follow from, where it is more than the id.
     """
 
     def __init__(
@@ -121,8 +105,10 @@ class Drafting:
         fitters: Mapping[tuple[str, int], Fitter],
         trace: Trace,
         markers: Mapping[str, Markers] | None = None,
+        identity: str | None = None,
     ) -> None:
         self._query = query
+        self._identity = query if identity is None else identity
         self._turn = turn
         self._settings = settings
         self._asker = asker
@@ -159,45 +145,48 @@ class Drafting:
             prompt = await self._messages(query, texts, sampling, layer, slot, model, markers)
 
         async def draw(at: int, count: int, attempt: int) -> list[Completion]:
-            seed = identity_seed(settings.seed, self._query, self._turn, layer, at, attempt)
+            seed = identity_seed(settings.seed, self._identity, self._turn, layer, at, attempt)
             request = Request(prompt, count, sampling, seed, model)
             place = Place(self._query, self._turn, layer, at, attempt)
             reply = await self._asker.ask(request, place)
-            key = (self._turn, layer)
-            usage = self._trace.usage.get(key, LayerUsage())
-            self._trace.usage[key] = usage + LayerUsage.of(reply)
+            self._count(layer, model, LayerUsage.of(reply))
             read = settings.completion.read if settings.completion else _unchanged
             restored = (replace(c, text=markers.restore(c.text)) for c in reply.completions)
             return [read(completion) for completion in restored]
 
         async def usable(at: int, completion: Completion) -> Completion | None:
-            for attempt in range(1, settings.policy.resamples + 2):
-                problem, wish = self._judge(completion)
-                if problem is None:
+            most = settings.policy.resamples
+            for attempt in range(most + 1):
+                problem, fate = verdict(completion, settings.policy, most - attempt)
+                if problem is not None:
+                    self.note(layer, at, problem)
+                if fate == "keep":
                     return completion
-                self.note(layer, at, problem)
-                if wish == "reject":
+                if fate == "reject":
                     raise NoAnswer(f"layer {layer}, draft {at}: {problem}")
-                if wish == "resample" and attempt <= settings.policy.resamples:
-                    self.note(layer, at, "resampled")
-                    [completion] = await draw(at, 1, attempt)
-                    continue
-                if wish == "keep" or (wish == "resample" and problem == "truncated"):
-                    return completion
-                break
+                if fate == "drop":
+                    break
+                self.note(layer, at, "resampled")
+                [completion] = await draw(at, 1, attempt + 1)
             self.note(layer, at, "dropped")
+            lost.append(WORDS[str(problem)])
             return None
 
-        first = await draw(slot, n, 0)
+        lost: list[str] = []
+        # Greedy drafts are all alike. Servers refuse to write n of them, or take chance for it.
+        alike = n > 1 and sampling.temperature == 0
+        if alike:
+            self.note(layer, slot, f"{n} greedy drafts are alike: asked for once")
+        first = await draw(slot, 1 if alike else n, 0)
         async with asyncio.TaskGroup() as group:
             checks = [group.create_task(usable(slot + i, c)) for i, c in enumerate(first)]
-        results = [check.result() for check in checks]
+        results = [check.result() for check in checks] * (n if alike else 1)
         kept = [completion for completion in results if completion is not None]
         recorded = self._trace.drafts.setdefault((self._turn, layer), [])
         recorded += [(slot + i, r) for i, r in enumerate(results) if r is not None]
-        if final and len(kept) < n:
-            raise NoAnswer(f"layer {layer}: the final answer is empty or cut off")
-        if whole and not final:
+        if final and whole and n == 1 and not kept:
+            raise NoAnswer(f"layer {layer}: the final answer is {lost[-1]}")
+        if whole:
             self.require(kept, n, layer=layer)
         return kept
 
@@ -209,12 +198,15 @@ class Drafting:
         """
         wanted = min(n, self._settings.policy.min_drafts)
         if len(drafts) < wanted:
-            lost = f"{n - len(drafts)} of {n} drafts empty or cut off"
+            place = (self._turn, layer, "filtered")
+            filtered = any((e["turn"], e["layer"], e["event"]) == place for e in self._trace.events)
+            words = "empty, cut off or filtered" if filtered else "empty or cut off"
+            lost = f"{n - len(drafts)} of {n} drafts {words}"
             raise NoAnswer(f"layer {layer}: {lost}, {wanted} wanted")
 
     def random(self, layer: int, slot: int) -> random.Random:
         """Return the source of chance of a place."""
-        place = (self._query, self._turn, layer, slot, "chance")
+        place = (self._identity, self._turn, layer, slot, "chance")
         return random.Random(identity_seed(self._settings.seed, *place))
 
     def note(self, layer: int, slot: int, event: str) -> None:
@@ -223,13 +215,10 @@ class Drafting:
             {"turn": self._turn, "layer": layer, "slot": slot, "event": event}
         )
 
-    def _judge(self, completion: Completion) -> tuple[str | None, str]:
-        policy = self._settings.policy
-        if not completion.text.strip():
-            return "empty", policy.empty
-        if completion.finish_reason == "length":
-            return "truncated", policy.truncated
-        return None, ""
+    def _count(self, layer: int, model: str | None, usage: LayerUsage) -> None:
+        trace, key = self._trace, (self._turn, layer)
+        trace.usage[key] = trace.usage.get(key, LayerUsage()) + usage
+        trace.by_model[model or ""] = trace.by_model.get(model or "", LayerUsage()) + usage
 
     async def _messages(
         self,

@@ -5,7 +5,7 @@ Pure. A row whose aggregation fails a gate is not trained on; the caller says so
 | gate | fails where |
 | --- | --- |
 | `empty` | there is no text |
-| `truncated` | it was cut off: by the limit of tokens, or by a filter |
+| `truncated` | it was cut off, by the limit of tokens or by a filter of contents |
 | `refusal` | it opens with a refusal, and fewer than half of the proposals do |
 | `copy` | `copy_threshold` or more of its 5-grams of words stand in one and the same proposal |
 | `mentions_responses` | it speaks of the responses it was given; its reader has none |
@@ -21,10 +21,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-GATES = ("empty", "truncated", "refusal", "copy", "mentions_responses")
+from aft_factory.sampling import is_cut_off, is_filtered
 
-# As servers call it; all of the other words are for an end of the model's own.
-CUT_OFF = ("length", "max_tokens", "max_output_tokens", "model_length", "content_filter")
+GATES = ("empty", "truncated", "refusal", "copy", "mentions_responses")
 GRAM = 5
 FEWEST_WORDS = 50
 
@@ -117,7 +116,7 @@ def check(
     """
     failed = {
         "empty": not aggregation.strip(),
-        "truncated": (finish_reason or "").lower() in CUT_OFF,
+        "truncated": is_cut_off(finish_reason) or is_filtered(finish_reason),
         "refusal": _refuses(aggregation)
         and not (proposals and 2 * sum(map(_refuses, proposals)) >= len(proposals)),
         "copy": overlap(aggregation, proposals) >= copy_threshold,

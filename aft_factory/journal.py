@@ -8,8 +8,6 @@ session. Knows no engine, strategy or prompt.
 
 from __future__ import annotations
 
-import os
-import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,28 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import zstandard
 
-from aft_factory.errors import UsageError
-from aft_factory.files import locked
+from aft_factory.journal_file import JournalFile
 from aft_factory.messages import Message
 from aft_factory.sampling import Completion, Reply, Request, Usage
-
-APPLICATION = 0x41465431  # tells our files from other SQLite files
-TABLES = {
-    "replies": """(
-        key BLOB PRIMARY KEY, query TEXT, turn INTEGER, layer INTEGER, slot INTEGER,
-        attempt INTEGER, model TEXT, n INTEGER, seed INTEGER, sampling TEXT, reply BLOB)
-        WITHOUT ROWID""",
-    "queries": "(id TEXT PRIMARY KEY, turns BLOB) WITHOUT ROWID",
-    "outcomes": "(key BLOB PRIMARY KEY, done INTEGER, content BLOB) WITHOUT ROWID",
-    "runs": "(number INTEGER PRIMARY KEY, fingerprint TEXT)",
-    # What belongs to which run; the replies to a request may serve several.
-    "used": "(key BLOB, run INTEGER, PRIMARY KEY (key, run)) WITHOUT ROWID",
-    "endings": "(query TEXT, run INTEGER, key BLOB, PRIMARY KEY (query, run, key)) WITHOUT ROWID",
-    "sessions": "(number INTEGER PRIMARY KEY, began REAL, last REAL, asked INTEGER)",
-}
-INDEX = "replies_of_query ON replies (query, turn, layer, slot, attempt)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,78 +40,12 @@ class Place:
     attempt: int = 0
 
 
-class Journal:
-    """An open journal. One process writes it at a time; others may read it meanwhile.
-
-    Args:
-        path: The file; made if need be.
-        read_only: Only look.
-
-    Raises:
-        UsageError: If the file is no journal, or another run is writing it.
-    """
+class Journal(JournalFile):
+    """An open journal. One process writes it at a time; others may read it meanwhile."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path = path
-        self._lock: int | None = None
+        super().__init__(path, read_only=read_only)
         self._session = self._run = 0
-        if read_only and not path.is_file():
-            raise UsageError(f"{path}: no such journal")
-        try:
-            if not read_only:
-                self._lock = _alone(path)
-            mode = "ro" if read_only else "rwc"
-            # As a URI, so that a path cannot be taken for options.
-            self._db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None
-            )
-            self._prepare(read_only)
-        except sqlite3.DatabaseError as error:
-            self._unlock()
-            raise UsageError(f"{path}: not a journal that can be read: {error}") from None
-        except BaseException:
-            self._unlock()
-            raise
-        self._squeeze = zstandard.ZstdCompressor(level=3).compress
-        self._expand = zstandard.ZstdDecompressor().decompress
-
-    def _prepare(self, read_only: bool) -> None:
-        [application] = self._db.execute("PRAGMA application_id").fetchone()
-        [tables] = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application != APPLICATION and (tables or read_only):
-            raise UsageError(f"{self.path}: a database, but no journal of aft-factory")
-        if not read_only:
-            # Safe against kill -9 at any moment; a power cut may cost the last replies, no more.
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute(f"PRAGMA application_id = {APPLICATION}")
-        present = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
-        for name, columns in TABLES.items():
-            if name not in present:  # new, or begun by an older version
-                self._db.execute(f"CREATE {'TEMP' * read_only} TABLE {name} {columns}")
-        if not read_only:
-            self._db.execute(f"CREATE INDEX IF NOT EXISTS {INDEX}")
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.close()
-        if isinstance(error, (sqlite3.Error, zstandard.ZstdError)):  # damaged, or the disk is full
-            raise UsageError(
-                f"{self.path}: this journal cannot be used: {error}; if it is damaged, put back a "
-                "copy of it, or name another --journal"
-            ) from error
-
-    def close(self) -> None:
-        """Close it; everything kept is on disk already."""
-        self._db.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def find(self, key: bytes) -> Reply | None:
         """Return the reply to a request, if it was answered."""
@@ -153,7 +67,7 @@ class Journal:
             marks = ", ".join("?" * len(row))
             self._db.execute(f"INSERT OR IGNORE INTO replies VALUES ({marks})", row)
             self._db.execute("INSERT OR IGNORE INTO used VALUES (?, ?)", (key, self._run))
-            self.note_time(asked=1)
+            self.note_time(asked=reply.readings)
 
     def keep_query(self, query: str, turns: list[list[Message]]) -> None:
         """Note what a query says, so that its drafts can be read beside it."""
@@ -186,8 +100,10 @@ class Journal:
         """Forget which queries failed, so that they are tried again; their replies stay."""
         self._db.execute("DELETE FROM outcomes WHERE NOT done")
 
-    def begin_run(self, fingerprint: str, began: float | None = None) -> None:
-        """Note that a session of a run of these settings began, now or at that time."""
+    def begin_run(
+        self, fingerprint: str, began: float | None = None, settings: str | None = None
+    ) -> None:
+        """Note that a session of a run of these settings (as JSON) began, now or at that time."""
         with self._db:
             self._db.execute("BEGIN")
             self._db.execute("INSERT INTO runs (fingerprint) VALUES (?)", (fingerprint,))
@@ -195,6 +111,8 @@ class Journal:
             self._session, self._run = self._db.execute(query, (fingerprint,)).fetchone()
             times = (began or time.time(), time.time())
             self._db.execute("INSERT INTO sessions VALUES (?, ?, ?, 0)", (self._session, *times))
+            values = (self._session, settings)
+            self._db.execute("INSERT INTO settings VALUES (?, ?)", values)
 
     def note_time(self, asked: int = 0) -> None:
         """Note that the session lasts until now at least, and asked so many requests more."""
@@ -206,6 +124,12 @@ class Journal:
         query = "SELECT fingerprint FROM runs ORDER BY number DESC LIMIT 1"
         found = self._db.execute(query).fetchone()
         return None if found is None else str(found[0])
+
+    def settings(self) -> str | None:
+        """Return the settings that the last session was begun with; None if it kept none."""
+        query = "SELECT content FROM settings WHERE number = (SELECT max(number) FROM runs)"
+        found = self._db.execute(query).fetchone()
+        return None if found is None else found[0]
 
     def sessions(self) -> list[dict[str, Any]]:
         """Return what each session of the last run took, as far as it lived."""
@@ -266,19 +190,6 @@ class Journal:
             request = {"key": key, "model": model, "n": n, "seed": seed}
             request["sampling"] = orjson.loads(sampling)
             yield Place(*place), request, _reply(self._expand(reply))
-
-
-def _alone(path: Path) -> int:
-    """Take the file for this process; SQLite's own locks are of another kind and do not clash."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return locked(path)
-    except BlockingIOError:
-        raise UsageError(
-            f"{path}: another run is using this journal; wait for it, or name another --journal"
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _dump_reply(reply: Reply) -> bytes:

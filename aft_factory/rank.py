@@ -19,9 +19,9 @@ from aft_factory.drafting import Settings
 from aft_factory.engines import EngineError
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.errors import NoAnswer
+from aft_factory.outcome import Outcome
 from aft_factory.prompts import load_template
 from aft_factory.records import Record, Row, record_from_row
-from aft_factory.runner import Outcome
 from aft_factory.sampling import Completion, Sampling
 from aft_factory.scoring import Longest, Scores
 from aft_factory.selection import usable
@@ -145,7 +145,7 @@ def build_stage(settings: RankSettings) -> Stage:
         read_row=with_proposals,
         strategy=rank_proposals,
         options={},
-        drafting=Settings(load_template("paper"), Sampling(), Sampling()),
+        drafting=lambda: Settings(load_template("paper"), Sampling(), Sampling()),
         write_row=lambda query, outcome: ranked_row(query, outcome, settings),
         open=lambda: opened_reward(settings),
         dry=only(Longest()),
@@ -168,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     args = build_parser().parse_args(argv)
-    return run_command(args, lambda: read_settings(args, RankSettings), build_stage)
+    return run_command(args, RankSettings, lambda: read_settings(args, RankSettings), build_stage)
 
 
 if __name__ == "__main__":

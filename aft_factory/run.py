@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from aft_factory.command import add_job_arguments, flags_of, read_settings, run_command
 from aft_factory.console import guarded
+from aft_factory.decoding import decoded, decoding_told, used
 from aft_factory.errors import UsageError, suggest
 from aft_factory.inspection import describe_query
 from aft_factory.journal import Journal
+from aft_factory.outcome import Outcome
 from aft_factory.records import Row
-from aft_factory.run_settings import FINAL, PRESETS, RunSettings, preset_names
-from aft_factory.runner import Outcome
+from aft_factory.run_settings import PRESETS, RunSettings, preset_names
 from aft_factory.scoring import Longest, Scores
 from aft_factory.settings import read_yaml
 from aft_factory.stage import Stage
 from aft_factory.stage.engines import Opened, dry, dry_note, opened
 from aft_factory.stage.reward import opened_scorer
 from aft_factory.strategies import STRATEGIES, WITHOUT_FINAL
-from aft_factory.tasks import TASKS, Query, Task, detect_task
+from aft_factory.tasks import TASKS, Query, detect_task
 
+_log = logging.getLogger(__name__)
 EXAMPLES = """\
 examples:
   # AlpacaEval 2 as in the paper, by a trained model in this process
@@ -71,17 +73,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 1 (rejected rows and --strict), 2 (usage), 130."""
+    """Run the command; return its exit code; see `run_command`."""
     args = build_parser().parse_args(argv)
     if args.inspect is not None:
         return guarded(lambda: inspect_query(*args.inspect))
-    found: list[Task] = []
+    found: list[str] = []
     return run_command(
         args,
+        RunSettings,
         lambda: run_settings(args),
-        lambda settings: build_stage(settings, TASKS[settings.task] if settings.task else found[0]),
+        lambda settings: build_stage(settings, settings.task or found[0]),
         task_output=lambda settings: settings.task_output,
-        first_row=lambda row: found.append(TASKS[detect_task(row)]),
+        first_row=lambda row: found.append(detect_task(row)),
     )
 
 
@@ -108,31 +111,47 @@ def run_settings(args: argparse.Namespace) -> RunSettings:
         config = {} if args.config is None else read_yaml(args.config)
         strategy = (config | flags_of(args, RunSettings)).get("strategy")
         if strategy in STRATEGIES and strategy != preset["strategy"]:
-            left_out = ("width", "layers", *(FINAL if strategy in WITHOUT_FINAL else ()))
-            preset = {key: preset[key] for key in preset if key not in left_out}
+            preset = {key: preset[key] for key in preset if key not in ("width", "layers")}
+        if strategy in WITHOUT_FINAL:  # its one layer is the final one
+            preset = {key: preset[key] for key in preset if f"final_{key}" not in preset}
+            preset = {key.removeprefix("final_"): value for key, value in preset.items()}
     return read_settings(args, RunSettings, [(f"preset {args.preset}", preset)])
 
 
-def build_stage(settings: RunSettings, task: Task) -> Stage:
+def build_stage(settings: RunSettings, name: str) -> Stage:
     """Return what a run does with a row of a task."""
-    proposers = {
-        name: [str(settings.proposer_urls[name])] if name in settings.proposer_urls else []
-        for name in settings.proposers
-    }
+    task = TASKS[name]
+    if problems := settings.output_problems(name):
+        raise UsageError("\n".join(problems))
+    for told in decoding_told(settings, name):
+        _log.warning("%s", told)
+    longest = Longest() if settings.strategy == "best_of_n" else None
+    pretended = dry(settings, proposers_of(settings), longest and longest.score)
+    if longest is not None:
+        pretended = replace(pretended, count=longest.count, reward_shape=settings.reward_shape)
     generator = settings.generator or settings.model or "aft"
     write = task.write_row
     return Stage(
-        read_row=_with_asked_temperature(task.read_row, settings),
+        read_row=lambda row: decoded(task.read_row(row), settings, task),
         strategy=STRATEGIES[settings.strategy],
         options=settings.options(),
-        drafting=settings.drafting(),
+        drafting=settings.drafting,
         write_row=lambda query, outcome: output_row(query, outcome, settings),
         keep_drafts=settings.keep_drafts,
-        open=lambda: opened_run(settings, proposers),
-        dry=dry(settings, proposers, Longest().score if settings.strategy == "best_of_n" else None),
+        open=lambda: opened_run(settings, proposers_of(settings)),
+        dry=pretended,
         dry_note=dry_note(settings),
         task_row=write and (lambda query, answers: write(query, answers, generator)),
+        unread=task.unread,
+        is_right=task.is_right,
+        used=used(settings, name),
     )
+
+
+def proposers_of(settings: RunSettings) -> dict[str, list[str]]:
+    """Return the models that draft beside the run's own, and their own servers."""
+    urls = settings.proposer_urls
+    return {name: [str(urls[name])] if name in urls else [] for name in settings.proposers}
 
 
 @contextlib.asynccontextmanager
@@ -149,23 +168,15 @@ async def opened_run(
                     settings, timeout=settings.timeout, retries=settings.retries
                 )
                 scores = await stack.enter_async_context(opening)
-            engines = replace(engines, score=scores.score, scorer=scores.identity, stop=scores.stop)
+            engines = replace(
+                engines,
+                score=scores.score,
+                count=scores.count,
+                scorer=scores.identity,
+                stop=scores.stop,
+                reward_shape=settings.reward_shape,
+            )
         yield engines
-
-
-def _with_asked_temperature(
-    read_row: Callable[[Any], Query], settings: RunSettings
-) -> Callable[[Any], Query]:
-    """A final temperature that was asked for goes before the one that the task would set."""
-    if settings.final_temperature is None:
-        return read_row
-
-    def read(row: Any) -> Query:
-        query = read_row(row)
-        final = {key: value for key, value in query.final.items() if key != "temperature"}
-        return replace(query, final=final)
-
-    return read
 
 
 def output_row(query: Query, outcome: Outcome, settings: RunSettings) -> Row:

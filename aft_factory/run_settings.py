@@ -57,7 +57,7 @@ class RunSettings(RewardSettings, AskSettings):
                 check()
             except UsageError as error:
                 problems.append(str(error))
-        return problems + self._strategy_problems() + self._output_problems()
+        return problems + self._strategy_problems() + self.output_problems(self.task)
 
     def _strategy_problems(self) -> list[str]:
         if self.strategy not in STRATEGIES:
@@ -91,26 +91,32 @@ class RunSettings(RewardSettings, AskSettings):
                 problems.append(f"proposer_urls: {name!r} is not among the proposers")
         return problems
 
-    def _output_problems(self) -> list[str]:
+    def output_problems(self, name: str | None) -> list[str]:
+        """Return what is wrong with the benchmark's file, if the task is of this name."""
         problems = []
         if self.task_output is not None:
             try:
                 suffix = table_format(self.task_output)
             except UsageError as error:
                 return [f"task_output: {error}"]
-            task = TASKS.get(self.task or "")
+            task = TASKS.get(name or "")
             if task is None or task.write_row is None:
                 own = [name for name, task in TASKS.items() if task.write_row is not None]
                 problems.append(f"task_output: needs --task, one of {', '.join(own)}")
             elif suffix not in task.suffixes:
                 expected = " or ".join(task.suffixes)
-                problems.append(f"task_output: {self.task} wants a file that ends in {expected}")
+                problems.append(f"task_output: {name} wants a file that ends in {expected}")
         return problems
 
     def _takes(self) -> list[str]:
         signature = inspect.signature(STRATEGIES[self.strategy])
         options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
         return ["proposers" if name == "models" else name for name in options if name != "score"]
+
+    @property
+    def reward_shape(self) -> str | None:
+        """Folder or name of the reward model, where its size is to be read."""
+        return self.reward_model if self.reward_url is None else self.reward_tokenizer
 
     def options(self) -> dict[str, Any]:
         """Return the options of the strategy: its own defaults where nothing was said."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import orjson
 
 from aft_factory import __version__
-from aft_factory.accounting import LayerUsage
+from aft_factory.accounting import Scored
 from aft_factory.asking import Asker
 from aft_factory.drafting import Drafting, Settings, Trace
 from aft_factory.engines import EngineError
@@ -26,46 +26,10 @@ from aft_factory.fitting import Fitter
 from aft_factory.limiter import Stopped
 from aft_factory.markers import Markers
 from aft_factory.messages import Message
+from aft_factory.outcome import Outcome
 from aft_factory.sampling import Completion
 from aft_factory.strategies import Strategy
 from aft_factory.tasks import Query
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a query ended.
-
-    Attributes:
-        answers: The answer of each turn; fewer than there are turns where a problem came between.
-        finish_reasons: Why each of them ended.
-        details: What the strategy says about its choice, by turn.
-        usage: Of each (turn, layer), what its requests took; of rejected queries too.
-        events: Every use of a policy: {turn, layer, slot, event}.
-        layers: All drafts, if they are kept: {turn, layer, drafts: [{slot, text, finish_reason}]}.
-        problem: Why there is no answer.
-        about: What the problem is about: `drafts`; `refused`, if the model will not have it; or
-            `engine`, which failed for a reason that may have passed when it is asked again.
-        model: What was asked, by the name it has for people.
-    """
-
-    answers: list[str] = field(default_factory=list)
-    finish_reasons: list[str] = field(default_factory=list)
-    details: list[dict[str, Any]] = field(default_factory=list)
-    usage: list[dict[str, Any]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    problem: str | None = None
-    about: str | None = None
-    model: str | None = None
-
-    @property
-    def layer_usage(self) -> dict[tuple[int, int], LayerUsage]:
-        """The usage, by (turn, layer)."""
-        known = LayerUsage.__dataclass_fields__
-        return {
-            (row["turn"], row["layer"]): LayerUsage(**{name: row[name] for name in known})
-            for row in self.usage
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +44,7 @@ class Runner:
         model: What answers, for the fingerprint.
         fitters: Shorten drafts, by (model, max_tokens).
         score: A reward model, for strategies that want one.
+        count: Tells how many tokens it reads of a query's drafts, where that is known.
         scorer: What scores, for the fingerprint.
         keep_drafts: Whether outcomes hold all drafts.
         markers: What is broken in all texts that a model reads, by model; of others, the markers of
@@ -93,6 +58,7 @@ class Runner:
     model: str
     fitters: Mapping[tuple[str, int], Fitter]
     score: Any = None
+    count: Callable[..., Awaitable[Sequence[int | None]]] | None = None
     scorer: str = ""
     keep_drafts: bool = False
     markers: Mapping[str, Markers] = field(default_factory=dict)
@@ -130,8 +96,9 @@ class Runner:
         if query.final:
             settings = replace(settings, final=replace(settings.final, **query.final))
         options = dict(self.options)
+        scored: list[Scored] = []
         if self.score is not None:
-            options["score"] = self.score
+            options["score"] = self.score if self.count is None else self._counted(scored)
         if "proposals" in inspect.signature(self.strategy).parameters:
             options["proposals"] = [Completion(text) for text in query.proposals]
         done: list[Completion] = []
@@ -142,7 +109,8 @@ class Runner:
             for turn, said in enumerate(query.turns):
                 messages = [*messages, *said]
                 sample = Drafting(
-                    query.id, turn, settings, self.asker, self.fitters, trace, self.markers
+                    *(query.id, turn, settings, self.asker, self.fitters, trace, self.markers),
+                    query.identity,
                 )
                 answer = await self.strategy(messages, sample, **options)
                 done.append(answer.completion)
@@ -167,7 +135,25 @@ class Runner:
             layers=_layers(trace) if self.keep_drafts else [],
             problem=problem,
             about=about,
+            by_model=_by_model(trace),
+            scored=asdict(sum(scored, Scored())) if scored else None,
         )
+
+    def _counted(self, scored: list[Scored]) -> Callable[..., Awaitable[Any]]:
+        """Return the reward model as strategies ask it, noting what it reads."""
+        assert self.count is not None
+        count = self.count
+
+        async def score(query: Sequence[Message], drafts: Sequence[Completion]) -> Any:
+            try:
+                scores = await self.score(query, drafts)
+            except EngineError:  # nobody knows what it read before
+                scored.append(Scored(len(drafts), None, None))
+                raise
+            scored.append(Scored.of(await count(query, drafts)))
+            return scores
+
+        return score
 
     async def answer_all(
         self,
@@ -225,6 +211,13 @@ def window(in_flight: int) -> int:
     would go from layer to layer together, and the first answers come late.
     """
     return in_flight + in_flight // 4 + 1
+
+
+def _by_model(trace: Trace) -> list[dict[str, Any]]:
+    """Return the usage of each model, if another than the run's own was asked."""
+    if not any(trace.by_model):
+        return []
+    return [{"model": name or None, **asdict(u)} for name, u in sorted(trace.by_model.items())]
 
 
 def _layers(trace: Trace) -> list[dict[str, Any]]:

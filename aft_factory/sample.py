@@ -21,9 +21,9 @@ from aft_factory import urial
 from aft_factory.command import add_job_arguments, read_settings, run_command
 from aft_factory.drafting import CompletionPrompts, Settings
 from aft_factory.errors import UsageError
+from aft_factory.outcome import Outcome
 from aft_factory.prompts import TEMPLATES, load_template
 from aft_factory.records import Row, record_from_row
-from aft_factory.runner import Outcome
 from aft_factory.sampling import Completion, Sampling
 from aft_factory.settings import setting
 from aft_factory.stage import Stage, Tally
@@ -82,7 +82,8 @@ async def draw_proposals(query: Conversation, sample: Sample, *, samples: int) -
 
 
 def _problem(draft: Completion) -> str | None:
-    return draft.problem or ("cut off" if draft.finish_reason == "length" else None)
+    ended = "cut off" if draft.cut_off else "filtered" if draft.filtered else None
+    return draft.problem or ended
 
 
 @dataclass(slots=True)
@@ -129,6 +130,24 @@ class Drawn(Tally):
 
 def build_stage(settings: SampleSettings) -> Stage:
     """Return what happens to a row."""
+    drawn = Drawn(settings)
+    return Stage(
+        read_row=read_record,
+        strategy=draw_proposals,
+        options={"samples": settings.samples},
+        drafting=lambda: drafting(settings),
+        write_row=drawn.write_row,
+        open=lambda: opened(settings, "paper"),
+        dry=dry(settings, ending="" if settings.chat else ENDING),
+        dry_note=dry_note(settings),
+        keep_drafts=True,
+        of_drafts=True,
+        tally=drawn,
+    )
+
+
+def drafting(settings: SampleSettings) -> Settings:
+    """Return what all queries have in common."""
     completion = None
     if not settings.chat:
         text = urial.render(settings.prompt, [{"role": "user", "content": ""}])
@@ -137,27 +156,13 @@ def build_stage(settings: SampleSettings) -> Stage:
             lambda messages: urial.render(settings.prompt, messages),
             read_completion,
         )
-    drafting = Settings(
+    return Settings(
         load_template("paper"),
         settings.proposal(),
         settings.proposal(),
         seed=settings.seed,
         policy=settings.policy(),
         completion=completion,
-    )
-    drawn = Drawn(settings)
-    return Stage(
-        read_row=read_record,
-        strategy=draw_proposals,
-        options={"samples": settings.samples},
-        drafting=drafting,
-        write_row=drawn.write_row,
-        open=lambda: opened(settings, "paper"),
-        dry=dry(settings, ending="" if settings.chat else ENDING),
-        dry_note=dry_note(settings),
-        keep_drafts=True,
-        of_drafts=True,
-        tally=drawn,
     )
 
 
@@ -169,7 +174,7 @@ def read_completion(completion: Completion) -> Completion:
     """
     parsed = urial.parse(completion.text, completion.finish_reason)
     reason = completion.finish_reason
-    if reason == "length" and parsed.problem != "cut off":
+    if completion.cut_off and parsed.problem != "cut off":
         reason = "stop"
     return replace(completion, text=parsed.answer, finish_reason=reason, problem=parsed.problem)
 
@@ -189,7 +194,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     args = build_parser().parse_args(argv)
-    return run_command(args, lambda: read_settings(args, SampleSettings), build_stage)
+    settings = lambda: read_settings(args, SampleSettings)  # noqa: E731
+    return run_command(args, SampleSettings, settings, build_stage)
 
 
 if __name__ == "__main__":

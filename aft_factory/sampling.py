@@ -18,6 +18,35 @@ from aft_factory.messages import Message
 
 Prompt = Sequence[Message] | str  # a conversation to answer, or a text to complete as it stands
 
+# As servers call it, in any case; all other words are for an end of the model's own.
+CUT_OFF = frozenset(
+    {
+        *("length", "max_length", "model_length", "max_tokens", "max_new_tokens"),
+        *("max_output_tokens", "model_context_window_exceeded"),
+    }
+)
+FILTERED = frozenset(
+    {
+        *("content_filter", "content_filtered", "safety", "recitation", "blocklist", "spii"),
+        *("prohibited_content", "guardrail_intervened", "error_toxic"),
+    }
+)
+
+
+def is_cut_off(reason: object) -> bool:
+    """Tell whether a finish reason, by whatever word, says that a limit of tokens cut it off."""
+    return _word(reason) in CUT_OFF
+
+
+def is_filtered(reason: object) -> bool:
+    """Tell whether a finish reason, by whatever word, says that a filter of contents ended it."""
+    return _word(reason) in FILTERED
+
+
+def _word(reason: object) -> str:
+    """`MAX_TOKENS`, `max-tokens` and an enum's `FinishReason.MAX_TOKENS` are one word."""
+    return str(reason).strip().lower().replace("-", "_").rpartition(".")[2]
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -129,7 +158,7 @@ class Completion:
     Attributes:
         text: What the model wrote, without control tokens.
         finish_reason: `stop` where it ended by itself, `length` where `max_tokens` cut it off, or
-            another word of the server's.
+            another word of the server's: see `cut_off` and `filtered`.
         tokens: How many tokens it wrote, where known.
         token_ids: The tokens themselves, where known.
         problem: What is wrong with the text, where it was taken out of what the model wrote.
@@ -141,6 +170,21 @@ class Completion:
     token_ids: tuple[int, ...] | None = None
     problem: str | None = None
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether a limit of tokens cut it off."""
+        return is_cut_off(self.finish_reason)
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a filter of contents ended it."""
+        return is_filtered(self.finish_reason)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it came to an end of its own."""
+        return not (self.cut_off or self.filtered)
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -150,7 +194,7 @@ class Reply:
         completions: n samples, in order.
         usage: What they took.
         prompt_ids: The prompt as the model saw it, where known.
-        readings: How often the prompt was read, and is counted in `usage`.
+        readings: How often the prompt was read, and is counted in `usage`: the requests sent.
     """
 
     completions: tuple[Completion, ...]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from aft_factory.asking import Retries
 from aft_factory.engines import EngineError
+from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN
 from aft_factory.limiter import Stopped
 from aft_factory.sampling import Completion
 from aft_factory.strategies import Conversation
@@ -45,6 +46,10 @@ class Scores(Protocol):
             EngineError: If one of them has no score.
             Stopped: If the run was asked to stop before.
         """
+        ...
+
+    async def count(self, query: Conversation, drafts: Sequence[Completion]) -> list[int | None]:
+        """Return how many tokens are read to score each draft, None of one that cannot be."""
         ...
 
     async def score_each(
@@ -114,6 +119,11 @@ class Scorer:
             if isinstance(score, EngineError):
                 raise score
         return [score for score in scores if not isinstance(score, EngineError)]
+
+    async def count(self, query: Conversation, drafts: Sequence[Completion]) -> list[int | None]:
+        """Count tokens; see `Scores`."""
+        pairs = [(query, draft.text) for draft in drafts]
+        return await asyncio.to_thread(self._reward.lengths, pairs)
 
     async def score_each(
         self, query: Conversation, texts: Sequence[str]
@@ -236,6 +246,11 @@ class Longest:
     async def score(self, query: Conversation, drafts: Sequence[Completion]) -> list[float]:
         """Return the lengths."""
         return [float(len(draft.text)) for draft in drafts]
+
+    async def count(self, query: Conversation, drafts: Sequence[Completion]) -> list[int | None]:
+        """Reckon with four characters a token."""
+        said = sum(len(message["content"]) for message in query)
+        return [-(-(said + len(draft.text)) // CHARACTERS_PER_TOKEN) for draft in drafts]
 
     async def score_each(
         self, query: Conversation, texts: Sequence[str]

@@ -20,7 +20,6 @@ from itertools import chain
 from typing import Any, Protocol
 
 from aft_factory.answers import extract_number, majority
-from aft_factory.gates import CUT_OFF
 from aft_factory.messages import Message
 from aft_factory.sampling import Completion
 
@@ -51,12 +50,12 @@ class Sample(Protocol):
             layer: Round, from 0.
             slot: Place of the first draft in its layer.
             n: How many.
-            final: Decode under the settings of the final layer; gives exactly n.
+            final: Decode under the settings of the final layer: the answer is among these.
             model: Which of several models.
             whole: These are a whole layer; else `require` is to be told of it when it is.
 
         Returns:
-            The usable drafts: at most n, as empty ones may be left out.
+            The usable drafts: at most n, as empty ones may be left out; of one final draft, that.
         """
         ...
 
@@ -112,7 +111,7 @@ async def parallel_sampling(query: Conversation, sample: Sample, *, width: int =
 
 async def best_of_n(query: Conversation, sample: Sample, *, width: int = 5, score: Score) -> Answer:
     """Best-of-N: of K drafts the one that a reward model scores highest (2501.11877, table 5)."""
-    drafts = await sample(query, layer=0, n=width)
+    drafts = await sample(query, layer=0, n=width, final=True)
     scores = await score(query, drafts)
     best = max(range(len(drafts)), key=lambda i: scores[i])
     return Answer(drafts[best], {"scores": scores})
@@ -120,7 +119,7 @@ async def best_of_n(query: Conversation, sample: Sample, *, width: int = 5, scor
 
 async def majority_vote(query: Conversation, sample: Sample, *, width: int = 5) -> Answer:
     """Self-consistency (2203.11171): of K drafts the first with the commonest final number."""
-    return _voted(await sample(query, layer=0, n=width))
+    return _voted(await sample(query, layer=0, n=width, final=True))
 
 
 async def self_moa_seq(
@@ -147,16 +146,17 @@ async def rsa(
     """Recursive self-aggregation (2509.26626): each member of P(t) aggregates K of the N of P(t-1).
 
     A member is asked as soon as its own parents are done. The answer is the first member of the
-    last population with the commonest final number.
+    last population, which is the final layer, with the commonest final number.
     """
     populations: list[list[asyncio.Task[list[Completion]]]] = []
 
     async def member(t: int, i: int) -> list[Completion]:
+        ask = partial(sample, query, layer=t, slot=i, whole=False, final=t == layers)
         if t == 0:
-            return await sample(query, layer=0, slot=i, whole=False)
+            return await ask()
         parents = sample.random(t, i).sample(populations[t - 1], min(subset, width))
         drafts = list(chain.from_iterable([await parent for parent in parents]))
-        return await sample(query, drafts, layer=t, slot=i, whole=False) if drafts else []
+        return await ask(drafts=drafts) if drafts else []
 
     async with asyncio.TaskGroup() as group:
         for t in range(layers + 1):
@@ -193,10 +193,7 @@ async def moa(
 
 
 def _voted(drafts: Sequence[Completion]) -> Answer:
-    votes = [
-        extract_number(draft.text, whole=draft.finish_reason.lower() not in CUT_OFF)
-        for draft in drafts
-    ]
+    votes = [extract_number(draft.text, whole=draft.whole) for draft in drafts]
     winner = majority(votes)
     return Answer(drafts[winner or 0], {"votes": votes})
 
@@ -214,5 +211,5 @@ STRATEGIES: dict[str, Strategy] = {
     "moa": moa,
 }
 
-# Their answer is one of their drafts: they ask nothing as `final`.
-WITHOUT_FINAL = frozenset({"best_of_n", "majority_vote", "rsa"})
+# Their one layer is the final one: what is set for drafts holds for the answer.
+WITHOUT_FINAL = frozenset({"best_of_n", "majority_vote"})

@@ -46,6 +46,7 @@ MT_BENCH_TEMPERATURES = {
     "arena-hard-200": 0.0,
 }
 MT_BENCH_DEFAULT_TEMPERATURE = 0.7
+GREEDY = {"temperature": 0.0, "top_p": 1.0}  # OpenCompass, of GSM8K and IFEval
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ class Query:
     final: Mapping[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def identity(self) -> str:
+        """What its seeds follow from: rows of equal id and text with other proposals are two."""
+        return f"{self.id}+{content_id([], self.proposals)}" if self.proposals else self.id
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -79,11 +85,18 @@ class Task:
         write_row: (query, the answer of each turn, name of the model) to a row of the benchmark's
             output file; None where it has none of its own.
         suffixes: What its output file may end in.
+        decoding: How the benchmark decodes final answers; a query's own `final` goes before.
+        unread: From a row that `read_row` refuses to a query that `write_row` can name: None where
+            that by which the scorer knows the row is missing.
+        is_right: Whether the answers to a query are right, where that can be told here.
     """
 
     read_row: Callable[[Any], Query]
     write_row: Callable[[Query, list[str], str], Row] | None
     suffixes: tuple[str, ...]
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    unread: Callable[[Any], Query | None] = lambda _: None
+    is_right: Callable[[Query, list[str]], bool] | None = None
 
 
 def detect_task(row: Any) -> str:
@@ -186,14 +199,18 @@ def read_gsm8k(row: Any) -> Query:
 
 def write_gsm8k(query: Query, answers: list[str], model: str) -> Row:
     """Make a row with the response and its verdict."""
-    question, answer = query.row["question"], query.row["answer"]
     return {
-        "question": question,
-        "answer": answer,
+        "question": query.row["question"],
+        "answer": query.row.get("answer"),
         "response": answers[0],
         "extracted": extract_number(answers[0]),
-        "correct": is_correct(answers[0], answer),
+        "correct": is_right_gsm8k(query, answers),
     }
+
+
+def is_right_gsm8k(query: Query, answers: list[str]) -> bool:
+    """Tell whether a problem of GSM8K is solved; without an answer it is not."""
+    return bool(answers and answers[0]) and is_correct(answers[0], query.row["answer"])
 
 
 def read_ifeval(row: Any) -> Query:
@@ -204,6 +221,31 @@ def read_ifeval(row: Any) -> Query:
 def write_ifeval(query: Query, answers: list[str], model: str) -> Row:
     """Make a row of google-research's `input_response_data`; it finds answers by the prompt."""
     return {"prompt": query.row["prompt"], "response": answers[0]}
+
+
+def unread(key: str) -> Callable[[Any], Query | None]:
+    """Return `Task.unread` of a benchmark whose scorer knows a row by the text of this key."""
+
+    def stand_in(row: Any) -> Query | None:
+        text = row.get(key) if isinstance(row, OBJECT) else None
+        return (
+            Query("", [[Message(role="user", content=text)]], row)
+            if isinstance(text, str)
+            else None
+        )
+
+    return stand_in
+
+
+def unread_mt_bench(row: Any) -> Query | None:
+    """Return `Task.unread` of MT-Bench: by its id, with as many turns as it has."""
+    try:
+        name = _name(row, "question_id")
+    except RecordError:
+        return None
+    turns = row.get("turns")
+    count = len(turns) if isinstance(turns, LIST) and not isinstance(turns, str) else 1
+    return Query(name, [[] for _ in range(max(count, 1))], row)
 
 
 def _object(row: Any) -> Mapping[str, Any]:
@@ -232,8 +274,17 @@ def _user_message(value: Any, field: str) -> list[Message]:
 
 TASKS = {
     "records": Task(read_record, None, FORMATS),
-    "alpaca_eval": Task(read_alpaca_eval, write_alpaca_eval, (".json",)),
-    "mt_bench": Task(read_mt_bench, write_mt_bench, (".jsonl",)),
-    "gsm8k": Task(read_gsm8k, write_gsm8k, FORMATS),
-    "ifeval": Task(read_ifeval, write_ifeval, (".jsonl",)),
+    "alpaca_eval": Task(
+        read_alpaca_eval, write_alpaca_eval, (".json",), unread=unread("instruction")
+    ),
+    # Beside the temperature of the category: FastChat cuts no tail off.
+    "mt_bench": Task(
+        read_mt_bench, write_mt_bench, (".jsonl",), {"top_p": 1.0}, unread=unread_mt_bench
+    ),
+    "gsm8k": Task(
+        *(read_gsm8k, write_gsm8k, FORMATS, GREEDY),
+        unread=unread("question"),
+        is_right=is_right_gsm8k,
+    ),
+    "ifeval": Task(read_ifeval, write_ifeval, (".jsonl",), GREEDY, unread=unread("prompt")),
 }

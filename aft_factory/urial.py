@@ -47,6 +47,7 @@ import jinja2
 from aft_factory.errors import UsageError
 from aft_factory.messages import Message
 from aft_factory.prompts import load_jinja
+from aft_factory.sampling import is_cut_off
 
 DEFAULT = "inst_1k_v4"
 
@@ -113,7 +114,7 @@ def parse(text: str, finish_reason: str | None) -> Parsed:
 
     Args:
         text: As the engine returned it, whether or not it stopped at `STOP`.
-        finish_reason: The engine's; "length" where the completion reached its token limit.
+        finish_reason: The engine's; `sampling.is_cut_off` knows the words for a limit of tokens.
 
     Example:
         >>> parse("Six:\n```\n5 + 1\n```\n```\n\n", "stop").answer
@@ -124,7 +125,7 @@ def parse(text: str, finish_reason: str | None) -> Parsed:
         if found:
             finish_reason = "stop"
     lines = text.split("\n")  # not splitlines: an answer may hold other separators
-    end, problem = _end(lines, cut_off=finish_reason == "length")
+    end, problem = _end(lines, cut_off=is_cut_off(finish_reason))
     answer = "\n".join(lines[:end]).strip()
     return Parsed(answer, problem is not None, problem or (None if answer else "empty"))
 

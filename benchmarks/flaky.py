@@ -28,8 +28,9 @@ from aft_factory.asking import Asker
 from aft_factory.drafting import Settings
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.journal import Journal
+from aft_factory.outcome import Outcome
 from aft_factory.prompts import load_template
-from aft_factory.runner import Outcome, Runner, window
+from aft_factory.runner import Runner, window
 from aft_factory.sampling import Sampling
 from aft_factory.strategies import propose_and_aggregate
 from aft_factory.tasks import Query

@@ -14,8 +14,9 @@ from aft_factory.drafting import Settings
 from aft_factory.engines.vllm_engine import VllmEngine
 from aft_factory.fitting import Fitter
 from aft_factory.journal import Journal
+from aft_factory.outcome import Outcome
 from aft_factory.prompts import with_aggregator
-from aft_factory.runner import Outcome, Runner, window
+from aft_factory.runner import Runner, window
 from aft_factory.sampling import Reply, Request, identity_seed
 from aft_factory.strategies import propose_and_aggregate
 from aft_factory.tasks import Query

@@ -1,14 +1,18 @@
 """Ways to run strategies on a scripted engine, for several test files."""
 
 import asyncio
+import json
 from dataclasses import replace
 
 from aft_factory.asking import Asker, Retries
 from aft_factory.drafting import Drafting, Settings, Trace
-from aft_factory.engines.scripted import ScriptedEngine
+from aft_factory.engines import EngineError
+from aft_factory.engines.scripted import ScriptedEngine, babble
 from aft_factory.prompts import load_template
+from aft_factory.run import main
 from aft_factory.runner import Runner
 from aft_factory.sampling import Sampling
+from aft_factory.stage import engines
 from aft_factory.strategies import STRATEGIES
 from aft_factory.tasks import Query
 
@@ -60,3 +64,38 @@ def answer(engine, queries, **options):
 
     asyncio.run(run())
     return outcomes
+
+
+def fails(words):
+    """Return a script that refuses prompts with these words in their last message."""
+
+    def script(request):
+        said = request.prompt[-1]["content"]
+        return EngineError(f"no {words}", "refused") if words in said else babble(request)
+
+    return script
+
+
+def command(monkeypatch, capsys, script, source, output, *flags):
+    """Run `python -m aft_factory.run` on engines with a script; return (code, stdout, stderr)."""
+
+    def engine(own=script or babble, **more):
+        return ScriptedEngine(own, **more)
+
+    monkeypatch.setattr(engines, "ScriptedEngine", engine)
+    capsys.readouterr()
+    code = main([str(source), "--output", str(output), "--quiet", "--scripted", *flags])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def write_lines(path, rows):
+    """Write rows, or lines as they stand, to a file of JSON Lines."""
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def read_lines(path):
+    """Read a file of JSON Lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -27,12 +27,13 @@ LAYERS = (
         "together",
     ),
     ("sampling", "tables", "parquet", "prompts", "tokenizer", "urial", "gates"),
+    ("policy", "journal_file"),
     ("selection", "fitting", "journal", "accounting", "engines", "tasks", "counts", "public"),
-    ("asking", "strategies", "plugin"),
+    ("asking", "strategies", "plugin", "outcome"),
     ("drafting", "inspection", "progress", "convert", "scoring", "stats_plot", "card"),
     ("runner", "stats", "hub"),
     ("stage", "command", "run_settings", "push"),
-    ("run", "sample", "rank", "aggregate"),
+    ("decoding", "run", "sample", "rank", "aggregate"),
     ("pipeline", "cli"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

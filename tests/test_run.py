@@ -100,6 +100,12 @@ def test_drafts_of_all_layers_are_written_on_request(run):
     assert row["layers"][2]["drafts"][0]["text"] == row["response"]
 
 
+def test_rows_tell_the_seed_of_their_run(run):
+    for flags, seed in (((), 42), (("--seed", "7"), 7), (("--preset", "release"), 2025)):
+        _, rows, _, _ = run(ROWS, *flags, "--overwrite")
+        assert {row["seed"] for row in rows} == {seed}
+
+
 def test_rows_have_stable_types_for_datasets(run, tmp_path):
     import datasets
 

@@ -8,12 +8,16 @@ import pytest
 from asking_tools import answer, numbered, query, runner
 
 from aft_factory.accounting import LayerUsage, ModelShape
+from aft_factory.drafting import CompletionPrompts, Policy
 from aft_factory.engines import EngineError
 from aft_factory.engines.scripted import ScriptedEngine
+from aft_factory.fitting import Fitter
 from aft_factory.journal import Journal
+from aft_factory.prompts import load_template
 from aft_factory.runner import window
-from aft_factory.sampling import Completion, Reply, Usage
+from aft_factory.sampling import Completion, Reply, Sampling, Usage
 from aft_factory.tasks import read_mt_bench
+from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
 
 
 def queries(count):
@@ -214,7 +218,16 @@ def test_drafts_of_all_layers_are_kept_on_request():
     ]
 
 
-def test_the_fingerprint_names_all_that_decides_an_outcome(tmp_path):
+def test_the_fingerprint_names_all_that_decides_an_outcome(llama3_tokenizer_dir):
+    policies = [
+        *(Policy(empty="drop"), Policy(truncated="drop"), Policy(filtered="drop")),
+        *(Policy(resamples=1), Policy(min_drafts=2)),
+    ]
+    tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
+    chat = resolve_chat_template("llama3", tokenizer)
+    some = Fitter(tokenizer, chat, 700, load_template("paper"))
+    fitters = [{("", 4096): some}, {("", 77): some}, {("", 4096): replace(some, limit=701)}]
+
     async def run():
         engine = ScriptedEngine()
         runners = [
@@ -226,6 +239,12 @@ def test_the_fingerprint_names_all_that_decides_an_outcome(tmp_path):
             runner(ScriptedEngine(model="other")),
             replace(runner(engine), scorer="another reward model"),
             replace(runner(engine), keep_drafts=True),
+            *(runner(engine, policy=policy) for policy in policies),
+            runner(engine, template=load_template("moa")),
+            runner(engine, proposal=Sampling(temperature=0.5)),
+            runner(engine, final=Sampling(temperature=0.5)),
+            runner(engine, completion=CompletionPrompts("urial", str, str)),
+            *(replace(runner(engine), fitters=fitting) for fitting in fitters),
         ]
         assert runner(engine).fingerprint == runners[0].fingerprint
         return [one.fingerprint for one in runners]

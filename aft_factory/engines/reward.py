@@ -55,6 +55,10 @@ class RewardModel(Protocol):
         """
         ...
 
+    def lengths(self, pairs: Sequence[Pair]) -> list[int | None]:
+        """Return how many tokens it reads of each pair, None of one that it cannot read."""
+        ...
+
     async def reachable(self) -> bool:
         """Tell whether anybody is there to score, without a pair."""
         ...
@@ -100,6 +104,10 @@ class PairEncoder:
             text if isinstance(text, EngineError) else self._checked(next(encoded))
             for text in texts
         ]
+
+    def lengths(self, pairs: Sequence[Pair]) -> list[int | None]:
+        """Return how many tokens each pair has; None where it has none."""
+        return [None if isinstance(ids, EngineError) else len(ids) for ids in self.encode(pairs)]
 
     def _render(self, pair: Pair) -> str | EngineError:
         messages, response = pair

@@ -117,6 +117,10 @@ class ServerReward:
         """Score responses; see `RewardModel`."""
         return await score_each(self._encoder, pairs, self._score)
 
+    def lengths(self, pairs: Sequence[Pair]) -> list[int | None]:
+        """Return the tokens of each pair; see `RewardModel`."""
+        return self._encoder.lengths(pairs)
+
     async def reachable(self) -> bool:
         """Tell whether the server answers at all, if only to say no."""
         try:

@@ -137,6 +137,10 @@ class TransformersReward:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, self._score, list(pairs))
 
+    def lengths(self, pairs: Sequence[Pair]) -> list[int | None]:
+        """Return the tokens of each pair; see `RewardModel`."""
+        return self._encoder.lengths(pairs)
+
     async def reachable(self) -> bool:
         """Tell whether anybody is there."""
         return True

@@ -95,6 +95,10 @@ class VllmReward:
         """Score responses; see `RewardModel`."""
         return await score_each(self._encoder, pairs, self._score)
 
+    def lengths(self, pairs: Sequence[Pair]) -> list[int | None]:
+        """Return the tokens of each pair; see `RewardModel`."""
+        return self._encoder.lengths(pairs)
+
     async def reachable(self) -> bool:
         """Tell whether vLLM is there: if it dies, `score` says so itself."""
         return True

@@ -16,7 +16,7 @@ from aft_factory.files import write_whole
 from aft_factory.pipeline import training
 from aft_factory.pipeline.steps import ASKING, WRITES, Step
 from aft_factory.prompts import TEMPLATES
-from aft_factory.stage.job import summary_path
+from aft_factory.stage.output import summary_path
 
 MOST_READ = 1 << 30  # bytes: some seconds; of a larger file, size and time stand for its content
 PROMPTS = ("template", "prompt", "chat_template")  # a path, or the name of one of ours

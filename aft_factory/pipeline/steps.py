@@ -19,7 +19,7 @@ from aft_factory.convert.pipeline import default_rejects
 from aft_factory.errors import UsageError, suggest
 from aft_factory.pipeline.flags import to_flags
 from aft_factory.settings import read_yaml
-from aft_factory.stage.job import summary_path
+from aft_factory.stage.output import summary_path
 from aft_factory.tables import read_rows
 
 WRITES = ("output", "rejects", "journal", "task_output", "json", "plot")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.drafting import Settings
+from aft_factory.outcome import Outcome
 from aft_factory.records import Row
-from aft_factory.runner import Outcome
 from aft_factory.strategies import Strategy
 from aft_factory.tasks import Query
 
@@ -45,7 +45,7 @@ class Stage:
         read_row: Row to query; raises RecordError for a row it cannot use.
         strategy: From a query to its answer.
         options: Of the strategy.
-        drafting: Prompts, sampling, seed and policies.
+        drafting: Gives prompts, sampling, seed and policies; not called where nothing is asked.
         write_row: From a query and its outcome to the output row; may raise RecordError.
         keep_drafts: Whether outcomes hold all drafts.
         of_drafts: Whether drafts are what it makes, and not a final answer.
@@ -54,12 +54,15 @@ class Stage:
         dry: What it asks in a dry run.
         dry_note: What a dry run reckons with, in words.
         task_row: From a query and its answers to the row of a benchmark's own file.
+        unread: From a row that `read_row` refuses to a query that `task_row` can name.
+        is_right: Whether the answers to a query are right, where that can be told.
+        used: Settings that were used where none were given, for the summary.
     """
 
     read_row: Callable[[Any], Query]
     strategy: Strategy
     options: Mapping[str, Any]
-    drafting: Settings
+    drafting: Callable[[], Settings]
     write_row: Callable[[Query, Outcome], Row]
     open: Callable[[], AbstractAsyncContextManager[Opened]]
     dry: Opened
@@ -68,6 +71,9 @@ class Stage:
     of_drafts: bool = False
     tally: Tally = field(default_factory=Tally)
     task_row: Callable[[Query, list[str]], Row] | None = None
+    unread: Callable[[Any], Query | None] = lambda _: None
+    is_right: Callable[[Query, list[str]], bool] | None = None
+    used: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

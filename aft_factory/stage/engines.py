@@ -29,9 +29,11 @@ class Opened:
         engines: By name, the run's own under "".
         fitters: Shorten drafts to a model's context, by (model, max_tokens).
         score: Asks the reward model, if there is one, as the strategy wants it.
+        count: Tells what the reward model reads, in tokens.
         scorer: What scores.
         in_flight: Most samples in flight.
         shape_name: Folder or name whose shape FLOPs are counted with.
+        reward_shape: The same of the reward model.
         stop: Called when the run is asked to stop: gives up what waits to be scored.
         name: The run's own engine as people know it: as it is served, or as it was given.
     """
@@ -41,9 +43,11 @@ class Opened:
     in_flight: int
     shape_name: str | None
     score: Any = None
+    count: Any = None
     scorer: str = ""
     stop: Callable[[], object] = field(default=lambda: None)
     name: str | None = None
+    reward_shape: str | None = None
 
     @property
     def markers(self) -> dict[str, Markers]:
@@ -132,8 +136,10 @@ def dry(
     engine = ScriptedEngine(
         lambda request: [text] * request.n, model="dry-run", tokens=tokens, record=False
     )
+    engine.most_samples = 1 if settings.split_samples else None
     engines: dict[str, Engine] = dict.fromkeys(("", *others), engine)
-    shape_name = None if settings.scripted else settings.tokenizer or settings.model
+    served = settings.base_url or settings.scripted
+    shape_name = settings.tokenizer if served else settings.model
     return Opened(engines, {}, DEFAULT_IN_FLIGHT, shape_name, score)
 
 

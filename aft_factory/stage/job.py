@@ -12,28 +12,30 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from aft_factory.accounting import ModelShape
 from aft_factory.asking import Asker, Retries
 from aft_factory.convert.pipeline import default_rejects
 from aft_factory.engines import EngineError
-from aft_factory.errors import AftError, RecordError, UsageError
+from aft_factory.errors import RecordError, UsageError
 from aft_factory.fields import OBJECT
 from aft_factory.files import check_writable
 from aft_factory.journal import Journal
+from aft_factory.outcome import Outcome
 from aft_factory.progress import Progress
 from aft_factory.records import Row
-from aft_factory.runner import Outcome, Runner, window
+from aft_factory.runner import Runner, window
 from aft_factory.stage import Files, Stage
 from aft_factory.stage.engines import Opened
-from aft_factory.stage.output import Outputs, Totals, describe, summary, write_summary
+from aft_factory.stage.kept import keepable
+from aft_factory.stage.output import summary_path
 from aft_factory.stage.settings import JobSettings, check_paths
 from aft_factory.stage.signals import graceful
-from aft_factory.tables import Line, Rejects, TableWriter, read_rows
+from aft_factory.stage.totals import Totals, describe
+from aft_factory.stage.writing import flops_of, write_outputs
+from aft_factory.tables import Line, TableWriter, read_rows
 from aft_factory.tasks import Query
 
 
@@ -46,7 +48,7 @@ class Job:
         self.stage = stage
         self.total = total
         self.session: Row = {}
-        self.shape_name = stage.dry.shape_name
+        self.shapes = (stage.dry.shape_name, stage.dry.reward_shape)
 
     @property
     def output(self) -> Path:
@@ -85,7 +87,7 @@ class Job:
                     f"{error}\nnothing answered is lost: it is in {kept}", error.kind
                 ) from error
             if ended:
-                return self._write(journal)
+                return write_outputs(self, journal)
         print(
             f"stopped; everything answered is in {self.journal_path}. The same command goes on "
             "from there; with --export it writes what is done so far.",
@@ -114,10 +116,16 @@ class Job:
         if self.settings.rejects is not None:
             check_writable(self.settings.rejects, overwrite=overwrite)
 
-    def _lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[Line]:
+        """Go through the rows of the input."""
         return islice(read_rows(self.files.source, split=self.settings.split), self.settings.limit)
 
-    def _query(self, line: Line) -> Query:
+    def query(self, line: Line) -> Query:
+        """Read a row.
+
+        Raises:
+            RecordError: If it cannot be used.
+        """
         if line.problem is not None:
             raise RecordError("row", line.problem)
         return self.stage.read_row(line.value)
@@ -126,12 +134,13 @@ class Job:
         return Runner(
             strategy=self.stage.strategy,
             options=self.stage.options,
-            settings=self.stage.drafting,
+            settings=self.stage.drafting(),
             asker=asker,
             model=opened.engines[""].model,
             fitters=opened.fitters,
             markers=opened.markers,
             score=opened.score,
+            count=opened.count,
             scorer=opened.scorer,
             keep_drafts=self.stage.keep_drafts,
         )
@@ -141,7 +150,7 @@ class Job:
         started = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             engines = await stack.enter_async_context(self.stage.open())
-            self.shape_name = engines.shape_name
+            self.shapes = (engines.shape_name, engines.reward_shape)
             retries = Retries(self.settings.retries)
             asker = Asker(engines.engines, journal, engines.in_flight, retries)
             stack.enter_context(graceful(asker.stop, engines.stop))  # outlasts what was sent
@@ -149,13 +158,14 @@ class Job:
             runner = self._runner(asker, engines)
             fingerprint = runner.fingerprint
             journal.forget_problems()
-            journal.begin_run(fingerprint, time.time() - (time.monotonic() - started))
+            began = time.time() - (time.monotonic() - started)
+            journal.begin_run(fingerprint, began, keepable(self.settings))
             progress = stack.enter_context(Progress(self.total, asker, quiet=self.files.quiet))
 
             def pending() -> Iterator[Query | None]:
-                for line in self._lines():
+                for line in self.lines():
                     try:
-                        query = self._query(line)
+                        query = self.query(line)
                     except RecordError:
                         query = None  # it is counted when the outputs are written
                     if query is None or journal.has_outcome(runner.outcome_key(query, fingerprint)):
@@ -185,57 +195,6 @@ class Job:
         }
         return ended
 
-    def _write(self, journal: Journal) -> Totals:
-        """Write the outputs from the journal, and print the account."""
-        fingerprint = journal.last_run()
-        if fingerprint is None:
-            raise UsageError(f"{self.journal_path}: no run has begun in it")
-
-        def outcome_of(key: bytes) -> Outcome | None:
-            content = journal.outcome(key)
-            return None if content is None else Outcome(**content)
-
-        with contextlib.ExitStack() as stack:
-            overwrite = self.files.overwrite
-            table = stack.enter_context(TableWriter(self.output, overwrite=overwrite))
-            rejects = stack.enter_context(Rejects(self.rejects_path, overwrite=True))
-            task_table = None
-            if self.files.task_output is not None:
-                task_table = TableWriter(self.files.task_output, overwrite=overwrite)
-                stack.enter_context(task_table)
-            outputs = Outputs(
-                table,
-                rejects,
-                self.stage.write_row,
-                task_table,
-                self.stage.task_row,
-                on_problem=self.stage.tally.on_problem,
-                of_drafts=self.stage.of_drafts,
-            )
-            key_of = partial(Runner.outcome_key, fingerprint=fingerprint)
-            totals = outputs.write(self._lines(), self._query, key_of, outcome_of)
-        flops = self._flops(totals)
-        sessions = journal.sessions()
-        more = {
-            "seconds": round(sum(session["seconds"] for session in sessions), 3),
-            "sessions": sessions,
-            "session": self.session,
-            "settings": asdict(self.settings),
-            "input": self.files.source,
-            **self.stage.tally.summary(),
-        }
-        write_summary(summary_path(self.output), summary(totals, flops, more))
-        counts = f"{totals.written} written to {self.output}, {totals.rejected} rejected"
-        if totals.rejected:
-            counts += f" ({self.rejects_path})"
-        if totals.unfinished:
-            counts += f", {totals.unfinished} not done yet"
-        print(f"read {totals.read} rows: {counts}")
-        for name, (count, first) in totals.rejects.items():
-            print(f"  {count} x {name}: {first}")
-        print("\n".join([*describe(totals, flops), *self.stage.tally.describe()]))
-        return totals
-
     async def _dry_run(self) -> None:
         dry = self.stage.dry
         asker = Asker(dry.engines, None, dry.in_flight)
@@ -244,10 +203,10 @@ class Job:
 
         def queries() -> Iterator[Query]:
             nonlocal unusable
-            for line in self._lines():
+            for line in self.lines():
                 totals.read += 1
                 try:
-                    yield self._query(line)
+                    yield self.query(line)
                 except RecordError:
                     unusable += 1
 
@@ -262,16 +221,7 @@ class Job:
                 await self._runner(asker, dry).answer_all(queries(), dry.in_flight, count)
         totals.finish_reasons.clear()
         print(f"{totals.read} rows, {unusable} of them unusable. To expect, {self.stage.dry_note}:")
-        print("\n".join(describe(totals, self._flops(totals), measured=False)))
-
-    def _flops(self, totals: Totals) -> dict[str, float | None] | None:
-        if self.shape_name is None:
-            return None
-        try:
-            shape = ModelShape.load(self.shape_name)
-        except AftError:  # a served name that is no folder and no hub name here
-            return None
-        return totals.flops(shape, self.stage.strategy.__name__, self.stage.options)
+        print("\n".join(describe(totals, flops_of(self, totals), measured=False)))
 
 
 def survey(source: str, settings: JobSettings) -> tuple[int, Any]:
@@ -282,9 +232,3 @@ def survey(source: str, settings: JobSettings) -> tuple[int, Any]:
             first = line.value
         count += 1
     return count, first
-
-
-def summary_path(output: Path) -> Path:
-    """`data/out.v1.jsonl.gz` -> `data/out.v1.summary.json`."""
-    rejects = default_rejects(output)
-    return rejects.with_name(rejects.name.replace(".rejects.jsonl", ".summary.json"))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aft_factory.drafting import EmptyPolicy, Policy, TruncatedPolicy
 from aft_factory.errors import UsageError
+from aft_factory.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
 from aft_factory.sampling import Sampling
 from aft_factory.settings import setting
 
@@ -29,6 +29,7 @@ class JobSettings:
     )
     timeout: float = setting(600.0, "seconds until a server's answer is given up")
     retries: int = setting(10, "attempts after a failed one")
+    by_flag: tuple[str, ...] = ()  # which of these were given as flags, not in a file or a preset
 
     def check(self) -> None:
         """Refuse what cannot be meant, all at once.
@@ -74,6 +75,10 @@ class AskSettings(JobSettings):
     seed: int = setting(42, "of the run; the seed of each request follows from it and its place")
     on_empty: EmptyPolicy = setting("resample", "what becomes of an empty draft")
     on_truncated: TruncatedPolicy = setting("keep", "what becomes of a draft cut by max_tokens")
+    on_filtered: FilteredPolicy = setting(
+        "resample",
+        "what becomes of a draft that a filter of contents ended; resampled in vain, it is dropped",
+    )
     resamples: int = setting(2, "most resamplings of one draft")
     min_drafts: int = setting(1, "reject a query with fewer usable drafts in a layer")
     in_flight: int | None = setting(
@@ -117,7 +122,9 @@ class AskSettings(JobSettings):
 
     def policy(self) -> Policy:
         """Return the policies for unusable drafts."""
-        return Policy(self.on_empty, self.on_truncated, self.resamples, self.min_drafts)
+        return Policy(
+            self.on_empty, self.on_truncated, self.resamples, self.min_drafts, self.on_filtered
+        )
 
 
 def at_least(settings: object, *limits: tuple[str, int]) -> list[str]:

@@ -1,0 +1,64 @@
+"""The settings of a run, kept in its journal: `--export` writes by these, not by today's flags."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from aft_factory.errors import UsageError
+from aft_factory.journal import Journal
+from aft_factory.settings import build
+from aft_factory.stage.settings import JobSettings
+
+S = TypeVar("S", bound=JobSettings)
+PLACES = ("journal", "rejects", "task_output")  # of files: each command names its own
+
+_log = logging.getLogger(__name__)
+
+
+def keepable(settings: JobSettings) -> str:
+    """Return settings as the JSON that a journal keeps."""
+    content = {"command": type(settings).__name__, "settings": asdict(settings)}
+    return orjson.dumps(content, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def kept_settings(path: Path, kind: type[S], today: Mapping[str, Any]) -> S:
+    """Return the settings of the last run of a journal, but where its files are as today.
+
+    Args:
+        path: The journal.
+        kind: The command's class of settings.
+        today: What is set now. Where it says otherwise, the user is told that it does not count.
+
+    Raises:
+        UsageError: If the journal keeps no settings, or another command's.
+    """
+    with Journal(path, read_only=True) as journal:
+        if journal.last_run() is None:
+            raise UsageError(f"{path}: no run has begun in it")
+        kept = journal.settings()
+    if kept is None:
+        raise UsageError(
+            f"{path}: keeps no settings, as an older version wrote it; give the command of its run "
+            "once more without --export: it asks nothing that is answered, and keeps them"
+        )
+    content = orjson.loads(kept)
+    if content["command"] != kind.__name__:
+        raise UsageError(f"{path}: expected the journal of this command, got {content['command']}")
+    by_flag = tuple(content["settings"].pop("by_flag"))
+    known = {field.name for field in fields(kind)}
+    then = {key: value for key, value in content["settings"].items() if key in known}
+    settings = build(kind, [(str(path), then)])
+    now = build(kind, [("flags", today)])
+    for name in today:
+        old, new = getattr(settings, name), getattr(now, name)
+        if name not in PLACES and old != new:
+            shown = f"--export writes by the run's own settings: {name} is {old!r}"
+            _log.warning("%s, not %r", shown, new)
+    places = {name: getattr(now, name) for name in PLACES if hasattr(now, name)}
+    return replace(settings, by_flag=by_flag, **places)

@@ -306,6 +306,26 @@ def test_all_wrong_settings_are_reported_at_once_with_suggestions(run, tmp_path)
         (["--strategy", "moa"], "proposers: moa needs"),
         (["--strategy", "rsa", "--reward-model", "x"], "reward_model: rsa asks no"),
         (["--reward-dtype", "float32"], "reward_dtype: propose_and_aggregate asks no"),
+        (["--sampling-args", "seed=1"], "sampling_args: seed is set by --seed"),
+        (
+            ["--sampling-args", "temperature=0"],
+            "temperature is set by --temperature and --final-temperature",
+        ),
+        (
+            ["--sampling-args", "max_completion_tokens=9"],
+            "max_completion_tokens is set by --max-tokens and --final-max-tokens",
+        ),
+        (
+            ["--sampling-args", "min_p=0.1", "--sampling-args", "top_k=3"],
+            "top_k is set by --top-k and --final-top-k",
+        ),
+        *(
+            (
+                ["--sampling-args", f"{name}=1"],
+                f"sampling_args: {name} is the run's own to set; leave it out",
+            )
+            for name in ("n", "stop", "messages", "stream", "best_of")
+        ),
         (["--template", "papr"], "did you mean 'paper'"),
         (["--preset", "alpaca"], "did you mean 'alpaca_eval'"),
         (["--rejects", "{input}"], "--rejects and the input are one file"),

@@ -18,7 +18,7 @@ from conftest import demo_rows
 from shared_data import shared_path, shared_rows
 
 from aft_factory.engines import EngineError
-from aft_factory.engines.vllm_engine import VllmEngine, fingerprint, stop_token_ids
+from aft_factory.engines.vllm_engine import VllmEngine, check_sampling, fingerprint, stop_token_ids
 from aft_factory.engines.vllm_loading import adapter_rank
 from aft_factory.errors import UsageError
 from aft_factory.markers import known_markers
@@ -168,8 +168,14 @@ def test_the_rank_of_an_adapter_is_the_largest_of_its_weights(tiny_llama, tmp_pa
 
 
 def test_a_real_adapter_with_an_alpha_pattern_is_refused():
-    with pytest.raises(UsageError, match="alpha_pattern=.*merge it"):
+    with pytest.raises(UsageError, match=r"alpha_pattern=.*merge it"):
         adapter_rank(shared_path("../cases/adapter_alpha_pattern"))
+
+
+def test_a_sampling_setting_that_vllm_has_not_is_refused_before_loading():
+    with pytest.raises(UsageError, match="vLLM has no 'min_pp'; did you mean 'min_p'"):
+        check_sampling({"min_pp": 0.1})
+    check_sampling({"min_p": 0.1, "ignore_eos": True})
 
 
 def test_a_model_or_template_that_is_not_there_is_refused_before_loading(run, tiny_llama, tmp_path):
@@ -462,11 +468,6 @@ def test_a_request_that_cannot_be_answered_is_refused(ask, run):
     assert "longer than the maximum model length of 2048" in words
     kind, words = problem("word", extra={"min_p": 3})
     assert (kind, words) == ("refused", "vLLM: min_p must be in [0, 1], got 3.")
-    kind, words = problem("word", extra={"min_pp": 0.1})
-    assert (kind, words) == (
-        "fatal",
-        "no sampling setting 'min_pp' for vLLM; did you mean 'min_p'?",
-    )
     [reply] = ask(
         Request("word " * 900, 1, Sampling(max_tokens=5000, extra={"ignore_eos": True}), 0)
     )

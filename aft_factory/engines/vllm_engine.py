@@ -25,7 +25,7 @@ from aft_factory.engines.vllm_loading import (
     own_template,
     started,
 )
-from aft_factory.errors import UsageError, suggest
+from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.sampling import Completion, Prompt, Reply, Request, Sampling, Usage
 from aft_factory.together import together
 from aft_factory.tokenizer import load_tokenizer
@@ -217,15 +217,27 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerFast, chat_template: str | None
     return list(dict.fromkeys(stops + ends[:1]))
 
 
+def check_sampling(extra: Mapping[str, Any]) -> None:
+    """Check further sampling settings, before a model is loaded.
+
+    Raises:
+        MissingPackage: If vLLM is not installed.
+        UsageError: If vLLM has none of that name.
+    """
+    try:
+        from vllm import SamplingParams
+    except ImportError:
+        raise MissingPackage("running a model in this process", "'aft-factory[vllm]'") from None
+    known = [field for field in SamplingParams.__struct_fields__ if field[0] != "_"]
+    for name in extra:
+        if name not in known:
+            raise UsageError(f"sampling_args: vLLM has no {name!r}; {suggest(name, known)}")
+
+
 def _sampling_params(sampling: Sampling, seed: int, stop_ids: Sequence[int]) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    unknown = set(sampling.extra) - set(SamplingParams.__struct_fields__)
-    for name in sorted(unknown | (set(sampling.extra) & {"n", "seed", "output_kind"})):
-        known = [field for field in SamplingParams.__struct_fields__ if field[0] != "_"]
-        help_ = suggest(name, known) if name in unknown else "it is set by the run itself"
-        raise EngineError(f"no sampling setting {name!r} for vLLM; {help_}", "fatal")
     settings: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,

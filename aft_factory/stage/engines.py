@@ -94,9 +94,11 @@ async def opened(
             for name, own in (others or {}).items():
                 engines[name] = await add(await _server(settings, own or settings.base_url, name))
         else:
-            from aft_factory.engines.vllm_engine import VllmEngine
+            from aft_factory.engines.vllm_engine import VllmEngine, check_sampling
 
             assert settings.model is not None
+            if settings.sampling_args:
+                check_sampling(settings.sampling_args)
             engine = await VllmEngine.start(
                 settings.model,
                 adapter=None if settings.adapter is None else str(settings.adapter),

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import UsageError
 from aft_factory.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
-from aft_factory.sampling import Sampling
+from aft_factory.sampling import Request, Sampling
 from aft_factory.settings import setting
 
+SYNONYMS = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
+# What a run sets itself, by what it asks and by how engines ask it; `sampling_args` adds to these.
+OWNED = frozenset(
+    {field.name for kind in (Sampling, Request) for field in fields(kind)} - {"extra", "sampling"}
+    | {"messages", "best_of", "echo", "stream", "stream_options", "output_kind", *SYNONYMS}
+)
 DEFAULT_IN_FLIGHT = 256  # samples a server; vLLM's works on 256 to 1024 at once, by the GPU
 
 
@@ -94,6 +100,7 @@ class AskSettings(JobSettings):
         problems += at_least(
             self, ("resamples", 0), ("min_drafts", 1), ("in_flight", 1), ("draft_tokens", 1)
         )
+        problems += [self._owner(name) for name in self.sampling_args if name in OWNED]
         try:
             self.proposal()
         except UsageError as error:
@@ -109,6 +116,15 @@ class AskSettings(JobSettings):
             if getattr(self, name) and not self.base_url:
                 problems.append(f"{name}: for servers, needs --base-url")
         return problems
+
+    def _owner(self, name: str) -> str:
+        """Say what sets what `sampling_args` would set behind its back."""
+        setting = SYNONYMS.get(name, name)
+        if not hasattr(self, setting):
+            return f"sampling_args: {name} is the run's own to set; leave it out"
+        settings = [setting, f"final_{setting}"] if hasattr(self, f"final_{setting}") else [setting]
+        flags = " and ".join(f"--{own.replace('_', '-')}" for own in settings)
+        return f"sampling_args: {name} is set by {flags}"
 
     def proposal(self) -> Sampling:
         """Return the sampling of proposals and middle layers."""

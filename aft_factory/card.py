@@ -18,6 +18,7 @@ import yaml
 from aft_factory import __version__
 from aft_factory.counts import LIMITS, PARTS
 from aft_factory.fields import names_of
+from aft_factory.files import read_text
 from aft_factory.prompts import TEMPLATES
 from aft_factory.public import public, public_counts
 
@@ -83,9 +84,7 @@ class Card:
         environment = jinja2.Environment(
             undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        template = environment.from_string(
-            (TEMPLATES / "card.md.jinja").read_text(encoding="utf-8")
-        )
+        template = environment.from_string(read_text(TEMPLATES / "card.md.jinja"))
         entry = {"hf_hub_url": self.repository, "formatting": "aggregation"}
         text = template.render(
             front_matter=yaml.safe_dump(

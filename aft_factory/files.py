@@ -1,10 +1,11 @@
-"""Files as bytes: read through compression, split into JSON values, replaced whole or not at all.
+"""Files: texts read, bytes read through compression, JSON split into values; replaced whole or not.
 
 Knows nothing of rows or records; `tables` builds on it.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import hashlib
@@ -20,6 +21,13 @@ from aft_factory.errors import UsageError
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 CHUNK = 1 << 20
+MARK = "\ufeff"  # the byte order mark, which editors put before a text
+OTHERS = {  # how a text in another encoding begins; the longer ones first
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 # A JSON string; the first form is exact unless the closing quote follows a backslash, and runs five
 # times as fast. Possessive quantifiers (`*+`) keep the time linear.
@@ -34,6 +42,34 @@ def _up_to(brackets: bytes) -> re.Pattern[bytes]:
 
 _TO_BRACKET = _up_to(rb"\[\]{}")
 _TO_COMMA = _up_to(rb"\[\]{,")  # between the elements of an array
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, without byte order mark and carriage returns.
+
+    All texts of ours and the user's are read here: a mark would stand in every prompt of a
+    template, in a chat template even before BOS.
+
+    Raises:
+        UsageError: If it is in another encoding.
+    """
+    data = path.read_bytes()
+    other = next((name for start, name in OTHERS.items() if data.startswith(start)), None)
+    if other is None and b"\0" in data:
+        other = "zero bytes, as in UTF-16"
+    try:
+        text = data.decode() if other is None else ""
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        other = f"the byte 0x{data[error.start]:02x} in line {line}, which is none of it"
+    if other is not None:
+        raise UsageError(f"{path}: expected a text in UTF-8, got {other}; save it as UTF-8")
+    return unmarked(text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def unmarked(text: str) -> str:
+    """Return a text that others have read from a file, without its byte order mark."""
+    return text.lstrip(MARK)
 
 
 @contextlib.contextmanager

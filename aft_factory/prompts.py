@@ -21,6 +21,7 @@ import jinja2.sandbox
 from jinja2 import nodes
 
 from aft_factory.errors import RecordError, UsageError, suggest
+from aft_factory.files import read_text
 from aft_factory.markers import Markers
 from aft_factory.messages import Message
 
@@ -101,10 +102,7 @@ def load_jinja(folder: str, name: str, variable: str) -> tuple[str, jinja2.Templ
             f"no {kind} template {name!r}; {suggest(name, known)}, "
             "or give the path of a .jinja file"
         )
-    try:
-        source = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not a text in UTF-8: {error}") from None
+    source = read_text(path)
     # The environment that transformers and vLLM give chat templates, but strict about names.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -140,7 +138,7 @@ def chat_template(chat: str, aggregate: str = "paper", markers: Markers | None =
     if not path.is_file():
         known = [p.stem for p in sorted((TEMPLATES / "chat").glob("*.jinja"))]
         raise UsageError(f"no chat template {chat!r}; {suggest(chat, known)}")
-    shipped = path.read_text(encoding="utf-8")
+    shipped = read_text(path)
     body = load_template(aggregate).source.removesuffix("\n")
     before, head, rest = shipped.partition("{%- macro aggregator(proposals) %}\n")
     _, *middle, after = re.split(

@@ -29,7 +29,7 @@ from aft_factory.console import guarded
 from aft_factory.convert.arguments import column_names
 from aft_factory.counts import Counts
 from aft_factory.errors import UsageError, suggest
-from aft_factory.files import named
+from aft_factory.files import named, read_text
 from aft_factory.hub import hub_api, upload
 from aft_factory.public import Publication
 from aft_factory.records import Columns, Row
@@ -183,9 +183,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".json":
         return read_yaml(path)
+    text = read_text(path)
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--settings {path}: cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"--settings {path}: expected a JSON object")

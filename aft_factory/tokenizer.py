@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.files import read_text, unmarked
 from aft_factory.markers import MARKERS, Markers, markers_of
 from aft_factory.prompts import TEMPLATES, chat_template
 
@@ -57,9 +58,9 @@ def resolve_chat_template(
             raise UsageError(
                 f"this tokenizer has no chat template; pass {flag} llama3, mistral or a path"
             )
-        return own
+        return unmarked(own)
     if not (TEMPLATES / "chat" / f"{name}.jinja").is_file() and Path(name).is_file():
-        return Path(name).read_text(encoding="utf-8")
+        return read_text(Path(name))
     plain = chat_template(name, markers=Markers(()))
     return chat_template(name, markers=tokenizer_markers(tokenizer, plain))
 

@@ -14,13 +14,12 @@ COMMANDS = ("convert", "sample", "rank", "aggregate", "run", "pipeline", "stats"
 
 # Lower layers first: a module imports from its own layer or one below.
 LAYERS = (
-    ("__init__", "errors", "fields", "exact_json", "settings", "console"),
+    ("__init__", "errors", "fields", "exact_json", "files", "settings", "console"),
     (
         "leftovers",
         "messages",
         "markers",
         "records",
-        "files",
         "answers",
         "shortening",
         "limiter",

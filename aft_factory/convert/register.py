@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import UsageError
-from aft_factory.files import write_whole
+from aft_factory.files import read_text, write_whole
 from aft_factory.selection import PAPER, Aggregation
 
 TRAINABLE = (".jsonl", ".json", ".parquet")  # LLaMA-Factory looks at the last suffix only
@@ -50,8 +50,9 @@ def check_registration(folder: Path, name: str, output: Path, overwrite: bool) -
     info = folder / "dataset_info.json"
     if not folder.is_dir():
         raise UsageError(f"--register {folder}: no such folder")
+    text = read_text(info) if info.exists() else "{}"
     try:
-        entries = json.loads(info.read_text(encoding="utf-8")) if info.exists() else {}
+        entries = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{info}: not JSON ({error}); mend it first") from None
     if not isinstance(entries, dict):

@@ -24,6 +24,7 @@ import orjson
 
 from aft_factory.engines import EngineError
 from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.files import read_text, unmarked
 from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def failures() -> Iterator[None]:
 def adapter_rank(folder: Path) -> int:
     """Check that vLLM can serve an adapter and return the rank to make room for."""
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / "adapter_config.json"))
         rank = int(config["r"])
     except FileNotFoundError:
         raise UsageError(f"{folder}: no LoRA adapter, as it has no adapter_config.json") from None
@@ -201,7 +202,7 @@ def own_template(name: str, tokenizer: PreTrainedTokenizerFast, model: str) -> s
         return resolve_chat_template(name, tokenizer)
     bearer = tokenizer if tokenizer.chat_template else load_tokenizer(model)
     if bearer.chat_template:
-        return str(bearer.get_chat_template())
+        return unmarked(str(bearer.get_chat_template()))
     try:
         return resolve_chat_template(name, tokenizer)
     except UsageError:

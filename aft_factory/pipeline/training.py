@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import UsageError
-from aft_factory.files import write_whole
+from aft_factory.files import read_text, write_whole
 
 Training = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ def datasets(training: Training) -> dict[str, Any]:
     """Return the entries of `dataset_info.json` that a training names."""
     info = Path(str(training.get("dataset_dir", "data"))) / "dataset_info.json"
     try:
-        entries = json.loads(info.read_text(encoding="utf-8"))
+        entries = json.loads(read_text(info))
     except (OSError, ValueError):  # LLaMA-Factory will say so
         return {}
     names = ",".join(str(training.get(key)) for key in ("dataset", "eval_dataset")).split(",")
@@ -64,7 +64,7 @@ def prepare(training: Training, state: str) -> list[str]:
     """
     folder = Path(training["output_dir"])
     begun = Path(f"{folder}.begun")
-    own = begun.exists() and begun.read_text() == state
+    own = begun.exists() and read_text(begun) == state
     if own:
         for checkpoint in folder.glob("checkpoint-*"):
             if not _is_whole(checkpoint):
@@ -88,7 +88,7 @@ def prepare(training: Training, state: str) -> list[str]:
 def _is_whole(checkpoint: Path) -> bool:
     """Tell whether a checkpoint has the file that transformers writes last."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_bytes())
+        json.loads(read_text(checkpoint / "trainer_state.json"))
     except (OSError, ValueError):
         return False
     return True

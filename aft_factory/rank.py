@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +15,7 @@ from typing import Any
 
 from aft_factory.command import add_job_arguments, read_settings, run_command
 from aft_factory.drafting import Settings
-from aft_factory.engines import EngineError
 from aft_factory.engines.scripted import ScriptedEngine
-from aft_factory.errors import NoAnswer
 from aft_factory.outcome import Outcome
 from aft_factory.prompts import load_template
 from aft_factory.records import Record, Row, record_from_row
@@ -30,7 +27,7 @@ from aft_factory.stage import Stage
 from aft_factory.stage.engines import Opened
 from aft_factory.stage.reward import RewardSettings, opened_scorer
 from aft_factory.stage.settings import JobSettings, at_least
-from aft_factory.strategies import Answer, Conversation, Sample
+from aft_factory.strategies import Answer, Conversation, Sample, scored
 from aft_factory.tasks import Query, with_proposals
 
 ADMITTED = 1024  # queries whose proposals are sorted and scored together
@@ -64,16 +61,8 @@ async def rank_proposals(
     query: Conversation, sample: Sample, *, proposals: Sequence[Completion], score: Scores
 ) -> Answer:
     """Score the proposals that a record brings along; the answer is the best one."""
-    scores = await score.score_each(query, [proposal.text for proposal in proposals])
-    numbers = [None if isinstance(score, EngineError) else score for score in scores]
-    problems = [str(score) for score in scores if isinstance(score, EngineError)]
-    for slot, number in enumerate(numbers):
-        if number is None:
-            sample.note(0, slot, "proposal that cannot be scored left out")
-    if len(problems) == len(scores):
-        raise NoAnswer(f"no proposal could be scored; the first: {problems[0]}")
-    best = max(range(len(scores)), key=lambda i: -math.inf if (n := numbers[i]) is None else n)
-    about = {"model": score.model, "scores": numbers, "problems": problems}
+    best, scores, problems = await scored(query, sample, proposals, score.score_each)
+    about = {"model": score.model, "scores": scores, "problems": problems}
     return Answer(proposals[best], about)
 
 

@@ -126,7 +126,7 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
     for told in decoding_told(settings, name):
         _log.warning("%s", told)
     longest = Longest() if settings.strategy == "best_of_n" else None
-    pretended = dry(settings, proposers_of(settings), longest and longest.score)
+    pretended = dry(settings, proposers_of(settings), longest and longest.score_each)
     if longest is not None:
         pretended = replace(pretended, count=longest.count, reward_shape=settings.reward_shape)
     generator = settings.generator or settings.model or "aft"
@@ -170,7 +170,7 @@ async def opened_run(
                 scores = await stack.enter_async_context(opening)
             engines = replace(
                 engines,
-                score=scores.score,
+                score=scores.score_each,
                 count=scores.count,
                 scorer=scores.identity,
                 stop=scores.stop,

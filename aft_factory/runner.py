@@ -144,13 +144,13 @@ class Runner:
         assert self.count is not None
         count = self.count
 
-        async def score(query: Sequence[Message], drafts: Sequence[Completion]) -> Any:
+        async def score(query: Sequence[Message], texts: Sequence[str]) -> Any:
             try:
-                scores = await self.score(query, drafts)
+                scores = await self.score(query, texts)
             except EngineError:  # nobody knows what it read before
-                scored.append(Scored(len(drafts), None, None))
+                scored.append(Scored(len(texts), None, None))
                 raise
-            scored.append(Scored.of(await count(query, drafts)))
+            scored.append(Scored.of(await count(query, texts)))
             return scores
 
         return score

@@ -17,7 +17,6 @@ from aft_factory.asking import Retries
 from aft_factory.engines import EngineError
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN
 from aft_factory.limiter import Stopped
-from aft_factory.sampling import Completion
 from aft_factory.strategies import Conversation
 
 if TYPE_CHECKING:
@@ -39,23 +38,14 @@ class Scores(Protocol):
     model: str
     identity: str
 
-    async def score(self, query: Conversation, drafts: Sequence[Completion]) -> list[float]:
-        """Score drafts of an answer; implements `strategies.Score`.
-
-        Raises:
-            EngineError: If one of them has no score.
-            Stopped: If the run was asked to stop before.
-        """
-        ...
-
-    async def count(self, query: Conversation, drafts: Sequence[Completion]) -> list[int | None]:
-        """Return how many tokens are read to score each draft, None of one that cannot be."""
+    async def count(self, query: Conversation, texts: Sequence[str]) -> list[int | None]:
+        """Return how many tokens are read to score each text, None of one that cannot be."""
         ...
 
     async def score_each(
         self, query: Conversation, texts: Sequence[str]
     ) -> list[float | EngineError]:
-        """Score texts: of each the raw logit, or why it can have none.
+        """Score texts: of each the raw logit, or why it has none; implements `strategies.Score`.
 
         Raises:
             EngineError: If the reward model fails at every attempt.
@@ -112,17 +102,9 @@ class Scorer:
         self._answered = time.monotonic()  # when the last score came
         self._given_up = 0  # queries since then
 
-    async def score(self, query: Conversation, drafts: Sequence[Completion]) -> list[float]:
-        """Score drafts of an answer; see `Scores`."""
-        scores = await self.score_each(query, [draft.text for draft in drafts])
-        for score in scores:
-            if isinstance(score, EngineError):
-                raise score
-        return [score for score in scores if not isinstance(score, EngineError)]
-
-    async def count(self, query: Conversation, drafts: Sequence[Completion]) -> list[int | None]:
+    async def count(self, query: Conversation, texts: Sequence[str]) -> list[int | None]:
         """Count tokens; see `Scores`."""
-        pairs = [(query, draft.text) for draft in drafts]
+        pairs = [(query, text) for text in texts]
         return await asyncio.to_thread(self._reward.lengths, pairs)
 
     async def score_each(
@@ -243,14 +225,10 @@ class Longest:
 
     model = identity = "longest"
 
-    async def score(self, query: Conversation, drafts: Sequence[Completion]) -> list[float]:
-        """Return the lengths."""
-        return [float(len(draft.text)) for draft in drafts]
-
-    async def count(self, query: Conversation, drafts: Sequence[Completion]) -> list[int | None]:
+    async def count(self, query: Conversation, texts: Sequence[str]) -> list[int | None]:
         """Reckon with four characters a token."""
         said = sum(len(message["content"]) for message in query)
-        return [-(-(said + len(draft.text)) // CHARACTERS_PER_TOKEN) for draft in drafts]
+        return [-(-(said + len(text)) // CHARACTERS_PER_TOKEN) for text in texts]
 
     async def score_each(
         self, query: Conversation, texts: Sequence[str]

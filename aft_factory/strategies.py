@@ -12,6 +12,7 @@ slot), which is all that its seed depends on. To add a strategy: one coroutine, 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,14 @@ from itertools import chain
 from typing import Any, Protocol
 
 from aft_factory.answers import extract_number, majority
+from aft_factory.engines import EngineError
+from aft_factory.errors import NoAnswer
 from aft_factory.messages import Message
 from aft_factory.sampling import Completion
 
 Conversation = Sequence[Message]
-Score = Callable[[Conversation, Sequence[Completion]], Awaitable[list[float]]]
+# From a conversation and texts that answer it: the score of each, or why it has none.
+Score = Callable[[Conversation, Sequence[str]], Awaitable[Sequence[float | EngineError]]]
 
 
 class Sample(Protocol):
@@ -112,9 +116,9 @@ async def parallel_sampling(query: Conversation, sample: Sample, *, width: int =
 async def best_of_n(query: Conversation, sample: Sample, *, width: int = 5, score: Score) -> Answer:
     """Best-of-N: of K drafts the one that a reward model scores highest (2501.11877, table 5)."""
     drafts = await sample(query, layer=0, n=width, final=True)
-    scores = await score(query, drafts)
-    best = max(range(len(drafts)), key=lambda i: scores[i])
-    return Answer(drafts[best], {"scores": scores})
+    best, scores, problems = await scored(query, sample, drafts, score)
+    # One text, as files of rows want one type for a column: an empty list has none.
+    return Answer(drafts[best], {"scores": scores, "problem": problems[0] if problems else ""})
 
 
 async def majority_vote(query: Conversation, sample: Sample, *, width: int = 5) -> Answer:
@@ -190,6 +194,33 @@ async def moa(
         sample.require(drafts, len(models) * width, layer=layer)
     [final] = await sample(query, drafts, layer=layers, final=True)
     return Answer(final)
+
+
+async def scored(
+    query: Conversation, sample: Sample, drafts: Sequence[Completion], score: Score
+) -> tuple[int, list[float | None], list[str]]:
+    """Score drafts; one without a finite score, which nothing can be compared with, never wins.
+
+    Returns:
+        Which is best, the first of equals; the score of each, None where it has none; why it has
+        none.
+
+    Raises:
+        NoAnswer: If none of them has one.
+    """
+    found = await score(query, [draft.text for draft in drafts])
+    known: dict[int, float] = {}
+    problems: list[str] = []
+    for slot, one in enumerate(found):
+        if not isinstance(one, EngineError) and math.isfinite(one):
+            known[slot] = one
+        else:
+            problems.append(str(one))
+            sample.note(0, slot, "proposal that cannot be scored left out")
+    if not known:
+        raise NoAnswer(f"no proposal could be scored; the first: {problems[0]}")
+    best = max(known, key=known.__getitem__)
+    return best, [known.get(slot) for slot in range(len(found))], problems
 
 
 def _voted(drafts: Sequence[Completion]) -> Answer:

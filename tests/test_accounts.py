@@ -179,7 +179,7 @@ def test_what_a_reward_model_read_of_a_query_that_failed_is_unknown():
         "engine",
         {"pairs": 3, "tokens": None, "attended": None},
     )
-    sound = asyncio.run(ask(Longest().score))
+    sound = asyncio.run(ask(Longest().score_each))
     assert sound.scored == {"pairs": 3, "tokens": 3, "attended": 3}
 
 

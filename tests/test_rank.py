@@ -64,6 +64,7 @@ class Served:
     Attributes:
         asked: The proposals that were asked about, each time.
         scored: The proposals that were scored.
+        score: From a proposal to its score.
         fails: From a proposal to the status to fail with; None scores it.
         held: Once set, nothing is answered before `released` is.
     """
@@ -71,6 +72,7 @@ class Served:
     def __init__(self, folder):
         self.asked, self.scored = [], []
         self.fails = lambda text: None
+        self.score = lambda text: float(len(text))
         self.held, self.released = threading.Event(), threading.Event()
         self.hold_after = None
         self._tokenizer, self._turn = load_tokenizer(str(folder)), threading.Lock()
@@ -90,7 +92,7 @@ class Served:
         if (status := self.fails(text)) is not None:
             return status, {}, "not now"
         self.scored.append(text)
-        return 200, {}, logits(float(len(text)))
+        return 200, {}, logits(self.score(text))
 
 
 @pytest.fixture
@@ -147,6 +149,39 @@ class TestRows:
         assert "no proposal could be scored" in json.dumps(rejects(output))
         assert summary(output)["events"] == {"proposal that cannot be scored left out": 2}
         assert "2 x proposal that cannot be scored left out" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+    def test_a_score_that_is_no_number_is_none_here_and_in_best_of_n(
+        self, tmp_path, served, monkeypatch, number
+    ):
+        from aft_factory.engines.scripted import ScriptedEngine
+        from aft_factory.run import main as run
+
+        served.score = lambda text: float(number if text.endswith("bbb") else len(text))
+        source, output = write_rows(tmp_path / "in.jsonl", made_up_rows(2)), tmp_path / "out.jsonl"
+        flags = ["--quiet", "--reward-url", served.url]
+        assert rank([source, "--output", str(output), *flags]) == 0
+        assert [r.proposals for r in records(output)] == [
+            ["row0 cc", "row0 a"],
+            ["row1 cc", "row1 a"],
+        ]
+        assert [r.meta["ranking"]["scores"] for r in records(output)] == [[6.0, None, 7.0]] * 2
+        assert summary(output)["events"] == {"proposal that cannot be scored left out": 2}
+
+        monkeypatch.setattr(
+            "aft_factory.stage.engines.ScriptedEngine",
+            lambda *_, model, **__: ScriptedEngine(
+                lambda r: made_up_rows(1)[0]["proposals"][: r.n], model=model
+            ),
+        )
+        output = tmp_path / "best.jsonl"
+        flags += ["--strategy", "best_of_n", "--width", "3", "--scripted"]
+        assert run([source, "--output", str(output), *flags]) == 0
+        for row in map(json.loads, output.open()):
+            [details] = row["details"]
+            assert (row["response"], details["scores"]) == ("row0 cc", [6.0, None, 7.0])
+            assert f"returned {number}" in details["problem"]
+        assert summary(output)["events"] == {"proposal that cannot be scored left out": 2}
 
     def test_blank_proposals_are_never_scored_and_counted(self, tmp_path):
         rows = [
@@ -273,7 +308,7 @@ class TestSettings:
         assert run([source, "--output", str(output), *flags, "--reward-url", served.url]) == 0
         [row] = [json.loads(line) for line in output.open()]
         assert row["response"] == "row1 ccc"
-        assert row["details"] == [{"scores": [6.0, 8.0, 7.0]}]
+        assert row["details"] == [{"scores": [6.0, 8.0, 7.0], "problem": ""}]
         assert sorted(served.asked) == sorted(drafts)
 
 

@@ -449,7 +449,13 @@ class TestServerAnswers:
             (200, {}, "<html>", "retry", None),
             (200, {}, "{}", "refused", None),
             (200, {}, logits(), "fatal", None),
-            (200, {}, '{"data": [{"probs": [NaN]}]}', "refused", None),
+            *(
+                (200, {}, f'{{"data": [{{"probs": [{value}]}}]}}', "refused", None)
+                for value in (
+                    *("NaN", "Infinity", "-Infinity", "1e999", "9" * 400),
+                    *('"NaN"', '"inf"', '"good"', "null", "true", "[1.0]"),
+                )
+            ),
             (401, {}, "wrong key", "fatal", None),
             (404, {}, "no such path", "fatal", None),
             (200, {}, logits(0.1, 0.2), "fatal", None),

@@ -245,6 +245,16 @@ def test_every_row_is_usable_or_has_a_reason(row):
     assert json.dumps(counts.to_dict(), allow_nan=False)
 
 
+def test_scores_that_are_not_finite_are_missing():
+    counts = Counts()
+    counts._add_scores([math.nan, 1.0, math.inf, 3.0, -math.inf, None])
+    row = {"query": "q", "proposals": ["a", "b"], "scores": [math.nan, 2.0]}
+    assert counts.read_line(Line("file", 1, row)) is not None
+    scores = counts.to_dict()["scores"]
+    assert (scores["count"], scores["min"], scores["max"]) == (3, 1.0, 3.0)
+    assert (scores["missing"], scores["rows"], scores["best_is_first"]) == (5, 1, 0)
+
+
 def test_a_source_per_row_does_not_fill_the_memory():
     counts = Counts()
     for i in range(MOST_NAMES + 50):

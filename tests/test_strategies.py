@@ -8,6 +8,7 @@ import pytest
 from asking_tools import SETTINGS, numbered, solve
 
 from aft_factory.drafting import Policy
+from aft_factory.engines import EngineError
 from aft_factory.errors import NoAnswer
 from aft_factory.prompts import load_template
 from aft_factory.sampling import Completion
@@ -65,14 +66,49 @@ def test_parallel_sampling_has_one_layer():
 
 
 def test_best_of_n_takes_the_draft_of_the_highest_score():
-    async def score(query, drafts):
+    async def score(query, texts):
         assert query == [QUESTION]
-        return [float(draft.text == "draft 2") for draft in drafts]
+        return [float(text == "draft 2") for text in texts]
 
     answer, engine, _ = solve("best_of_n", width=4, score=score)
     assert answer.completion.text == "draft 2"
-    assert answer.details == {"scores": [0.0, 0.0, 1.0, 0.0]}
+    assert answer.details == {"scores": [0.0, 0.0, 1.0, 0.0], "problem": ""}
     assert shape(engine) == [(4, [])]
+
+
+NAN, INFINITY = float("nan"), float("inf")
+NONE = EngineError("too long", "refused")
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "known"),
+    [
+        ([NAN, 1.0, 2.0], 2, [None, 1.0, 2.0]),
+        ([1.0, NAN, 0.0], 0, [1.0, None, 0.0]),
+        ([INFINITY, -1.0, -2.0], 1, [None, -1.0, -2.0]),
+        ([-INFINITY, -3.0, -3.0], 1, [None, -3.0, -3.0]),
+        ([NONE, NAN, -9.0], 2, [None, None, -9.0]),
+    ],
+)
+def test_a_draft_without_a_finite_score_never_wins_and_is_counted(scores, best, known):
+    async def score(query, texts):
+        return scores
+
+    answer, _, trace = solve("best_of_n", width=3, score=score)
+    assert answer.completion.text == f"draft {best}"
+    problem = next(str(s) for s, number in zip(scores, known, strict=True) if number is None)
+    assert answer.details == {"scores": known, "problem": problem}
+    assert [(event["slot"], event["event"]) for event in trace.events] == [
+        (i, "proposal that cannot be scored left out") for i, s in enumerate(known) if s is None
+    ]
+
+
+def test_a_query_of_which_no_draft_has_a_score_has_no_answer():
+    async def score(query, texts):
+        return [NAN, NONE]
+
+    with pytest.raises(NoAnswer, match="no proposal could be scored; the first: nan"):
+        solve("best_of_n", width=2, score=score)
 
 
 def test_majority_vote_takes_the_first_draft_with_the_commonest_number():

@@ -210,11 +210,17 @@ def _mean_rating(annotations: Any) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """Read a number or the text of one ("7.5", "8/10"); everything else, such as "N/A", is None."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if value == value else None
-    if isinstance(value, str) and (
-        match := re.match(r"\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?$", value)
-    ):
-        return float(match[1])
-    return None
+    """Read a number or the text of one ("7.5", "8/10"); everything else, such as "N/A", is None.
+
+    So are NaN, infinity, and what is too large for a number.
+    """
+    if isinstance(value, str):
+        match = re.match(r"\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?$", value)
+        value = match and match[1]
+    if value is None or isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -151,8 +151,8 @@ class ServerReward:
     def _read(self, answer: Any) -> float:
         try:
             [entry] = answer["data"]
-            logits = [float(logit) for logit in entry["probs" if "probs" in entry else "data"]]
-        except (TypeError, ValueError, LookupError):
+            logits = [_number(logit) for logit in entry["probs" if "probs" in entry else "data"]]
+        except (TypeError, ValueError, LookupError, OverflowError):
             raise EngineError(f"expected logits, got {str(answer)[:200]}", "refused") from None
         try:
             return logits[choose_label(self.model, len(logits), self._label)]
@@ -162,6 +162,12 @@ class ServerReward:
 
 class _NoSuchPathError(EngineError):
     """The server has no such endpoint, or does not serve a reward model."""
+
+
+def _number(logit: Any) -> float:
+    if isinstance(logit, bool):
+        raise TypeError
+    return float(logit)
 
 
 def _load_tokenizer(name: str) -> Any:

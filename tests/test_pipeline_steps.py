@@ -51,7 +51,7 @@ def flags(read):
 
 def test_all_that_is_wrong_with_a_file_is_told_at_once(refused):
     assert refused({"smaple": {}}, {"rank": {}}, {"train": {}}, "x", extra=1) == [
-        "unknown key 'extra'; known: folder, stages",
+        "unknown key 'extra'; known: allow_failed, folder, stages",
         "stages[1]: unknown stage 'smaple'; did you mean 'sample'?",
         "stages[2].rank: input is missing",
         "stages[2].rank: output is missing",
@@ -175,6 +175,13 @@ def test_a_bare_file_name_is_a_file_in_the_folder_and_a_path_or_folder_is_as_it_
 def test_the_folder_is_a_path(refused):
     stage = {"rank": {"input": "x.jsonl", "output": "y.jsonl"}}
     assert refused(stage, folder=5) == ["folder: expected a path, got 5"]
+
+
+@pytest.mark.parametrize("share", [True, -0.1, 1.1, "some", None, float("nan")], ids=repr)
+def test_what_may_fail_is_a_share(refused, share):
+    stage = {"rank": {"input": "x.jsonl", "output": "y.jsonl"}}
+    [line] = refused(stage, allow_failed=share)
+    assert line == f"allow_failed: expected a share from 0 to 1, got {share!r}"
 
 
 def test_two_stages_cannot_write_one_file(refused):

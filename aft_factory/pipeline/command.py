@@ -10,7 +10,7 @@ from pathlib import Path
 from aft_factory.console import guarded
 from aft_factory.pipeline import training
 from aft_factory.pipeline.attendant import Attendant
-from aft_factory.pipeline.done import fingerprint, is_done, keep
+from aft_factory.pipeline.done import fingerprint, forget, is_done, keep
 from aft_factory.pipeline.rehearsal import rehearse
 from aft_factory.pipeline.steps import Step, check_ready, read_pipeline
 
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: that of the stage that failed, 130 or 0."""
+    """Run the command; return its exit code: that of the stage that failed, 1, 130 or 0."""
     args = build_parser().parse_args(argv)
 
     def run() -> int:
@@ -52,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_steps(steps: list[Step], path: Path) -> int:
-    """Do what is not done yet; stop at the first stage that fails, with its exit code."""
+    """Do what is not done yet; stop at the first stage that fails, with its exit code.
+
+    One whose engine failed for more rows than is allowed fails with 1: what comes next, such as a
+    training, would be made from what is left.
+    """
     check_ready(steps)
     with Attendant() as attendant:
         for step in steps:
@@ -65,6 +69,7 @@ def run_steps(steps: list[Step], path: Path) -> int:
                 return 130
             print(f"{title}: {step}", flush=True)
             state = fingerprint(step)
+            forget(step, path)
             # The journal keeps what was paid for; only the files written from it are replaced.
             trains = step.stage == "train"
             more = training.prepare(step.read, state) if trains else ["--overwrite"]
@@ -75,8 +80,13 @@ def run_steps(steps: list[Step], path: Path) -> int:
                 print(f"{place}; {AGAIN}", file=sys.stderr)
                 return 130 if attendant.asked else code if code > 0 else 128 - code
             failed = keep(step, path, state)
+            if failed and failed.count > step.allow_failed * failed.read:
+                share = f"allow_failed (a share of the rows, now {step.allow_failed:g}) in {path}"
+                print(f"stopped after stage {step.number}, {step.stage}: {failed}", file=sys.stderr)
+                print(f"To go on with the other rows, raise {share}", file=sys.stderr)
+                return 1
             if failed:
-                print(f"{title}: {failed} rows without an answer; the same command asks again")
+                print(f"{title}: {failed}", flush=True)
     return 0
 
 

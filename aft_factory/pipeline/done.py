@@ -6,13 +6,13 @@ import argparse
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from aft_factory.files import write_whole
+from aft_factory.files import read_text, write_whole
 from aft_factory.pipeline import training
 from aft_factory.pipeline.steps import ASKING, WRITES, Step
 from aft_factory.prompts import TEMPLATES
@@ -98,20 +98,43 @@ def is_done(step: Step, path: Path) -> bool:
     there = all(output.exists() for output in step.outputs)
     if step.stage == "train":
         there = training.is_trained(step.read)
-    return there and kept.exists() and kept.read_text() == fingerprint(step)
+    return there and kept.exists() and read_text(kept) == fingerprint(step)
 
 
-def keep(step: Step, path: Path, state: str) -> int:
-    """Note that a step has ended well, unless its engine failed for some rows; return how many.
+def forget(step: Step, path: Path) -> None:
+    """Before a step is done anew: what it then leaves may be less than what it left before."""
+    marker(step, path).unlink(missing_ok=True)
 
-    Such rows are asked for again at the next start, which takes all others from the journal.
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Rows that have no answer as the engine failed, and may have one when they are asked again.
+
+    Attributes:
+        count: How many.
+        read: Of how many.
+        reason: Why the first has none.
     """
-    failed = 0
+
+    count: int
+    read: int
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} of {self.read} rows have no answer, as the engine failed "
+            f"(the first: {' '.join(self.reason.split())}); the same command asks again"
+        )
+
+
+def keep(step: Step, path: Path, state: str) -> Unanswered | None:
+    """Note that a step has ended well, unless its engine failed for some rows; return these.
+
+    They are asked for again at the next start, which takes all others from the journal.
+    """
     if step.stage in ASKING:
-        rejects = orjson.loads(summary_path(step.outputs[0]).read_bytes())["rejects"]
-        failed = rejects.get("engine", {}).get("count", 0)
-    if failed:
-        marker(step, path).unlink(missing_ok=True)  # of an earlier time, when it did not fail
-    else:
-        write_whole(marker(step, path), state.encode())
-    return failed
+        summary = orjson.loads(read_text(summary_path(step.outputs[0])))
+        if failed := summary["rejects"].get("engine"):
+            return Unanswered(failed["count"], summary["read"], failed["first"])
+    write_whole(marker(step, path), state.encode())
+    return None

@@ -23,6 +23,7 @@ from aft_factory.stage.output import summary_path
 from aft_factory.tables import read_rows
 
 WRITES = ("output", "rejects", "journal", "task_output", "json", "plot")
+KEYS = ("folder", "allow_failed", "stages")
 CLI = "llamafactory-cli"
 
 
@@ -80,6 +81,8 @@ class Step:
         flags: That say the settings to its command.
         read: What the command reads from them: its settings or arguments, defaults included; of
             `train`, the content of LLaMA-Factory's file.
+        allow_failed: The pipeline's: which share of the rows may be without an answer as the engine
+            failed, and the next stage still begins.
     """
 
     number: int
@@ -87,6 +90,7 @@ class Step:
     settings: Mapping[str, Any]
     flags: tuple[str, ...] = ()
     read: Any = field(default=None, compare=False)
+    allow_failed: float = 0.0
 
     @property
     def input(self) -> str:
@@ -139,15 +143,14 @@ def read_pipeline(path: Path) -> list[Step]:
         UsageError: With everything that is wrong with it.
     """
     content = read_yaml(path)
-    problems = [
-        f"unknown key {key!r}; {suggest(key, ('folder', 'stages'))}"
-        for key in content
-        if key not in ("folder", "stages")
-    ]
+    problems = [f"unknown key {key!r}; {suggest(key, KEYS)}" for key in content if key not in KEYS]
     folder = content.get("folder", ".")
     if not isinstance(folder, str):
         problems.append(f"folder: expected a path, got {folder!r}")
         folder = "."
+    allowed = content.get("allow_failed", 0.0)
+    if type(allowed) not in (int, float) or not 0 <= allowed <= 1:
+        problems.append(f"allow_failed: expected a share from 0 to 1, got {allowed!r}")
     stages = content.get("stages")
     if not isinstance(stages, list) or not stages:
         problems.append("stages: expected a list such as `- sample: {input: prompts.jsonl, ...}`")
@@ -170,7 +173,7 @@ def read_pipeline(path: Path) -> list[Step]:
             key: _inside(folder, value) if key in ("input", *WRITES) else value
             for key, value in settings.items()
         }
-        step, found = _checked(Step(number, stage, settings))
+        step, found = _checked(Step(number, stage, settings, allow_failed=allowed))
         problems += [f"{place}.{stage}: {problem}" for problem in found]
         steps.append(step)
         if stage != "train":

@@ -7,12 +7,14 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from aft_factory.errors import UsageError
+from aft_factory.errors import RecordError, UsageError
 from aft_factory.fields import known
 from aft_factory.markers import Markers, known_markers
 from aft_factory.messages import Message
 from aft_factory.prompts import load_template, with_aggregator
 from aft_factory.records import Record
+
+PLAIN = "#plain"  # ends the id of a row that `mix_plain` added
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,20 @@ def is_plain(record: Record, options: Aggregation) -> bool:
 def plain(record: Record) -> Record:
     """Return a record without its proposals, to train on query -> aggregation."""
     return replace(record, proposals=[], scores=None, proposal_models=None)
+
+
+def refuse_copy(record: Record) -> None:
+    """Refuse a row that `mix_plain` added, where no row has proposals: it would be there twice.
+
+    Raises:
+        RecordError: If it is one.
+    """
+    if record.id.endswith(PLAIN):
+        raise RecordError(
+            "id",
+            f"{record.id!r} is a row that mix_plain added once more: without proposals it would be "
+            "trained on twice; take the file from before mix_plain",
+        )
 
 
 def conversation(record: Record, options: Aggregation = PAPER) -> list[Message]:

@@ -221,6 +221,16 @@ def test_rows_mixed_plain_earlier_are_rows_like_others(convert):
     assert [row["id"] for row in read("one.jsonl")] == ["b#plain"]
 
 
+@pytest.mark.parametrize("flags", [["--target", "sft"], ["--without-proposals"]])
+def test_a_row_that_was_mixed_in_plain_is_not_trained_on_twice_without_proposals(convert, flags):
+    rows = [row | {"reference": "Six."} for row in (ROWS[0], ROWS[0] | {"id": "a#plain"})]
+    source = write("in.jsonl", rows)
+    out = convert("proposals", source, "--output", "out.jsonl", *flags)
+    assert out.startswith("read 2 rows: 1 written to out.jsonl, 1 rejected")
+    assert "1 x id: 'a#plain' is a row that mix_plain added once more" in out
+    assert [row["id"] for row in read("out.jsonl")] == ["a"]
+
+
 def test_a_row_too_long_is_rejected_whatever_its_id(convert, llama3_tokenizer_dir):
     rows = [ROWS[0], {"id": "b#plain", "query": "long " * 2000, "aggregation": "Six."}]
     flags = ["--tokenizer", llama3_tokenizer_dir, "--cutoff-len", 700]
@@ -618,9 +628,7 @@ def test_register_replaces_an_entry_only_when_asked(convert):
     assert json.loads(Path("dataset_info.json").read_text())["x"]["file_name"] == "2.jsonl"
 
 
-@pytest.mark.parametrize(
-    "content", ["[]", "{", "", '"x"', "\ufeff{}", "[" * 100_000, '{"\\ud800": 1}']
-)
+@pytest.mark.parametrize("content", ["[]", "{", "", '"x"', "\0{}", "[" * 100_000, '{"\\ud800": 1}'])
 def test_a_damaged_dataset_info_stops_the_run_before_it_starts(convert, content):
     Path("dataset_info.json").write_text(content, encoding="utf-8")
     err = convert(

@@ -12,6 +12,7 @@ import subprocess
 import pytest
 import yaml
 from conftest import ROOT
+from llamafactory_tools import tokenize, trained_ids, write_dataset
 
 EXAMPLES = ROOT / "examples"
 TRAININGS = sorted([*EXAMPLES.glob("aft_*.yaml"), *EXAMPLES.glob("sft_*.yaml")])
@@ -80,7 +81,8 @@ def test_training_has_the_hyper_parameters_of_the_paper(path, tmp_path):
 
 
 def test_all_trainings_differ_in_model_and_data_only():
-    own = ("model_name_or_path", "dataset", "template", "output_dir")
+    # The plugin sees to the loss on the last answer alone in AFT's own rows.
+    own = ("model_name_or_path", "dataset", "mask_history", "template", "output_dir")
     shared = [{k: v for k, v in read(path).items() if k not in own} for path in TRAININGS]
     assert shared == [shared[0]] * 4
 
@@ -106,17 +108,87 @@ def test_dataset_info_has_every_training_set_of_the_paper():
         "aft_off_policy",
         "aft_without_proposals",
         "aft_pseudo",
-        "sft_best_response",
         "ultrafeedback_sft",
     ]
-    on, mistral, off, without, pseudo, best, sft = datasets(names)
-    assert [d.formatting for d in (on, mistral, off, without, pseudo, best)] == ["aggregation"] * 6
+    on, mistral, off, without, pseudo, sft = datasets(names)
+    assert [d.formatting for d in (on, mistral, off, without, pseudo)] == ["aggregation"] * 5
     assert sft.formatting == "sharegpt"
     assert without.dataset_name == on.dataset_name
-    assert best.dataset_name == off.dataset_name
-    assert len({d.dataset_name for d in (on, mistral, off, pseudo)}) == 4
-    ablations = [d.aft_options.aggregation.ablation for d in (on, off, without, pseudo, best)]
-    assert ablations == ["none", "none", "without_proposals", "none", "sft"]
+    assert len({d.dataset_name for d in (on, mistral, off, pseudo, sft)}) == 5
+    ablations = [d.aft_options.aggregation.ablation for d in (on, off, without, pseudo)]
+    assert ablations == ["none", "none", "without_proposals", "none"]
+
+
+@pytest.mark.parametrize("model", ["llama", "mistral"])
+def test_the_baseline_learns_the_last_answer_of_a_conversation_only(model, tmp_path, request):
+    """As AFT does. LLaMA-Factory's default is to learn every answer."""
+    settings = read(EXAMPLES / f"sft_{model}.yaml")
+    turns = [("human", "How many?"), ("gpt", "Seven."), ("human", "Sure?"), ("gpt", "Six.")]
+    row = {"conversations": [{"from": role, "value": text} for role, text in turns]}
+    write_dataset(tmp_path, "sft", [row], formatting="sharegpt")
+    folder = request.getfixturevalue(f"tiny_{model}")
+    learned = []
+    for mask in (settings["mask_history"], False):
+        options = {"template": settings["template"], "mask_history": mask}
+        tokenizer, [trained] = tokenize(tmp_path, "sft", folder, **options)
+        learned.append(tokenizer.decode(trained_ids(trained)))
+    assert ("Six." in learned[0], "Seven." in learned[0]) == (True, False)
+    assert "Seven." in learned[1]
+
+
+def pipeline_steps(name, monkeypatch):
+    """The steps of an example."""
+    from aft_factory.pipeline.steps import read_pipeline
+
+    monkeypatch.chdir(ROOT)
+    steps = read_pipeline(EXAMPLES / f"pipeline_{name}.yaml")
+    assert {step.allow_failed for step in steps} == {0}
+    return steps
+
+
+def outputs(steps):
+    return {str(path) for step in steps for path in step.outputs}
+
+
+AUGMENTATIONS = ("min_proposals", "shuffle_proposals", "mix_plain")
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [("off_policy", "aft_off_policy"), ("on_policy_llama", "aft_on_policy_llama")],
+)
+def test_the_papers_pipelines_make_the_papers_data(name, dataset, monkeypatch):
+    steps = pipeline_steps(name, monkeypatch)
+    conversions = [step.read for step in steps if step.stage == "convert"]
+    for settings in conversions:
+        assert not any(getattr(settings, key) for key in AUGMENTATIONS)
+        assert (settings.max_proposals, settings.without_proposals) == (None, False)
+        assert (settings.target, settings.template, settings.limit) == (
+            "aggregation",
+            "paper",
+            None,
+        )
+    [made] = datasets([dataset])
+    assert str(conversions[-1].output) == made.dataset_name
+    assert conversions[-1].cutoff_len == read(EXAMPLES / "aft_llama.yaml")["cutoff_len"]
+    [aggregate] = [step.read for step in steps if step.stage == "aggregate"]
+    assert (aggregate.model, aggregate.template) == ("Qwen/Qwen2.5-72B-Instruct", "paper")
+    assert (aggregate.drop, aggregate.pseudo) == ([], False)
+
+
+def test_the_augmented_data_are_a_file_of_their_own_made_of_the_papers(monkeypatch):
+    """So the entries of the paper's sets, SFT above all, are right whatever was augmented."""
+    steps = pipeline_steps("augmented", monkeypatch)
+    [convert] = [step.read for step in steps if step.stage == "convert"]
+    assert all(getattr(convert, key) for key in AUGMENTATIONS)
+    assert convert.inputs[0] in outputs(pipeline_steps("off_policy", monkeypatch))
+    names = json.loads((ROOT / "dataset_info.json").read_text(encoding="utf-8"))
+    assert not outputs(steps) & {entry["file_name"] for entry in names.values()}
+    baseline = convert_command(EXAMPLES / "sft_llama.yaml")
+    assert (str(baseline.output), baseline.source) == (
+        names["ultrafeedback_sft"]["file_name"],
+        "ultrafeedback",
+    )
 
 
 @pytest.mark.parametrize("path", [*TRAININGS, EXAMPLES / "export_llama.yaml"], ids=named)

@@ -155,36 +155,87 @@ def test_stats_are_counted_anew_when_their_input_changes(tmp_path, scripted, run
     assert run.worked == [5]
 
 
-def test_rows_that_the_engine_failed_are_asked_for_again_by_the_same_command(tmp_path, run):
+@pytest.fixture
+def failing(tmp_path, run):
+    """A pipeline of sample and rank on a server that fails the queries in `failing.bad`.
+
+    `failing(**more)` runs it with more in its file, and returns its exit code.
+    """
     write_prompts(tmp_path)
-    fails = [True]
+    queries = [row["query"] for row in demo_rows()[:6]]
 
     def answer(path, body):
-        bad = demo_rows()[2]["query"] in body["prompt"] and fails[0]
+        bad = any(queries[i] in body["prompt"] for i in failing.bad)
         return error(500, "out of memory") if bad else None
 
-    with serving(answer=answer) as server:
-        sample = {"input": "prompts.jsonl", "output": "sampled.jsonl", "base_url": server.url}
+    def failing(sample=(), **more):
+        settings = {"input": "prompts.jsonl", "output": "sampled.jsonl", "base_url": server.url}
+        settings |= {"retries": 0} | dict(sample)
         rank = {"output": "ranked.jsonl", "scripted": True}
-        path = write_pipeline(tmp_path, {"sample": sample | {"retries": 0}}, {"rank": rank})
-        assert run(path) == 0
-        assert "[1/2] sample: 1 rows without an answer" in run.out
-        assert len(rows_of(tmp_path / "ranked.jsonl")) == 5
-        assert run(path) == 0
-        assert run.worked == [1]
-        fails[0] = False
-        asked = len(server.requests)
-        assert run(path) == 0
-        assert (run.worked, len(server.requests)) == ([1, 2], asked + 1)
-        assert len(rows_of(tmp_path / "ranked.jsonl")) == 6
-        assert run(path) == 0
-        assert run.worked == []
-        fails[0] = True
-        for name in ("sampled.jsonl", "sampled.jsonl.journal"):
-            (tmp_path / name).unlink()
-        assert run(path) == 0
-        assert run(path) == 0
-        assert run.worked == [1]
+        failing.path = write_pipeline(tmp_path, {"sample": settings}, {"rank": rank}, **more)
+        before = len(server.requests)
+        code = run(failing.path)
+        failing.asked = len(server.requests) - before
+        return code
+
+    failing.bad = ()
+    with serving(answer=answer) as server:
+        yield failing
+
+
+def test_rows_that_the_engine_failed_stop_it_before_the_next_stage(tmp_path, failing, run):
+    failing.bad = (1, 2, 4, 5)
+    for _ in range(2):
+        assert (failing(), run.worked) == (1, [1])
+        assert "stopped after stage 1, sample: 4 of 6 rows have no answer, as the engine" in run.err
+        assert "out of memory); the same command asks again\n" in run.err
+        assert f"raise allow_failed (a share of the rows, now 0) in {failing.path}" in run.err
+        assert not (tmp_path / "ranked.jsonl").exists()
+    failing.bad = ()
+    assert (failing(), run.worked, failing.asked) == (0, [1, 2], 4)
+    assert len(rows_of(tmp_path / "ranked.jsonl")) == 6
+    assert (failing(), run.worked) == (0, [])
+
+
+def test_it_goes_on_without_the_share_that_is_allowed_and_makes_all_anew_when_the_rest_has_come(
+    tmp_path, failing, run
+):
+    failing.bad = (2, 3)
+    assert (failing(allow_failed=0.3), run.worked) == (1, [1])
+    assert (failing(allow_failed=1 / 3), run.worked, run.err) == (0, [1, 2], "")
+    assert "[1/2] sample: 2 of 6 rows have no answer, as the engine failed (the first: " in run.out
+    assert len(rows_of(tmp_path / "ranked.jsonl")) == 4
+    assert (failing(allow_failed=1), run.worked) == (0, [1])  # what it made is what it was made of
+    failing.bad = ()
+    assert (failing(allow_failed=1), run.worked, failing.asked) == (0, [1, 2], 2)
+    assert len(rows_of(tmp_path / "ranked.jsonl")) == 6
+    assert (failing(), run.worked) == (0, [])
+
+
+def test_rows_that_the_last_stage_lacks_are_an_exit_code_too(tmp_path, failing, run):
+    failing.bad = (0,)
+    assert failing() == 1
+    last = yaml.safe_load(failing.path.read_text())["stages"][:1]
+    assert (run(write_pipeline(tmp_path, *last)), run.worked) == (1, [1])
+
+
+def test_rows_that_will_never_have_an_answer_do_not_stop_it(tmp_path, scripted, run):
+    write_prompts(tmp_path)
+    with (tmp_path / "prompts.jsonl").open("a") as stream:
+        stream.write('{"query": ""}\nno row\n')
+    assert run(scripted()) == 0
+    assert (run.worked, len(rows_of(tmp_path / "aft.jsonl"))) == ([1, 2, 3, 4], 6)
+
+
+@pytest.mark.parametrize("sample", [{}, {"strict": True}])
+def test_a_stage_that_left_less_than_before_is_not_done(tmp_path, failing, run, sample):
+    """Neither if the pipeline counts what is missing, nor if the stage itself fails for it."""
+    assert failing(sample) == 0
+    for name in ("sampled.jsonl", "sampled.jsonl.journal"):
+        (tmp_path / name).unlink()
+    failing.bad = (0,)
+    for _ in range(2):
+        assert (failing(sample), run.worked) == (1, [1])
 
 
 # Training, by a program that stands in for LLaMA-Factory's
@@ -415,6 +466,26 @@ def test_the_off_policy_example_dry_runs_on_ultrafeedback(tmp_path, monkeypatch,
     assert out.count("7 rows, 0 of them unusable") == 3
     [aggregated] = totals(out)
     assert (aggregated[:2], aggregated[3]) == ([7, 7], 7 * 512)
+
+
+def test_the_augmented_example_runs_on_what_the_off_policy_one_makes(tmp_path, monkeypatch, capfd):
+    content = yaml.safe_load((ROOT / "examples" / "pipeline_augmented.yaml").read_text())
+    convert = content["stages"][0]["convert"]
+    del convert["tokenizer"], convert["cutoff_len"]
+    rows = [row | {"id": f"r{i}"} for i, row in enumerate(demo_rows())]
+    (tmp_path / "data").mkdir()
+    source = tmp_path / "data" / convert["input"]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "augmented.yaml").write_text(yaml.safe_dump(content))
+    assert main(["augmented.yaml"]) == 0
+    made = rows_of(tmp_path / "data" / "aft_augmented.jsonl")
+    added = [row for row in made if row["id"].endswith("#plain")]
+    assert len(rows) / 10 < len(added) == len(made) - len(rows) < len(rows) / 3
+    assert {len(row["proposals"]) for row in made if row not in added} == {2, 3, 4}
+    assert list(json.loads((tmp_path / "data" / "dataset_info.json").read_text())) == [
+        "aft_augmented"
+    ]
 
 
 def test_the_on_policy_example_dry_runs_on_prompts(tmp_path, monkeypatch, capfd):

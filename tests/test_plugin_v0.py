@@ -217,6 +217,17 @@ def test_mix_plain_turns_a_share_of_rows_by_seed_and_id_alone(tmp_path, tiny_lla
     assert widths(tmp_path, tiny_llama, AUGMENTED[::-1], mix_plain=0.25) == found
 
 
+@pytest.mark.parametrize("ablation", ["sft", "without_proposals"])
+def test_an_ablation_of_a_file_with_rows_mixed_in_plain_is_refused(tmp_path, tiny_llama, ablation):
+    rows = [ROW | {"id": "a", "reference": "Six."}]
+    rows += [ROW | {"id": "a#plain", "proposals": [], "reference": "Six."}]
+    write_dataset(tmp_path, "drafts", rows)
+    assert len(tokenize(tmp_path, "drafts", tiny_llama)[1]) == 2
+    write_dataset(tmp_path, "drafts", rows, aggregation={"ablation": ablation})
+    with pytest.raises(RecordError, match="row 2, column id: 'a#plain' is a row that mix_plain"):
+        tokenize(tmp_path, "drafts", tiny_llama)
+
+
 def test_sft_trains_on_the_reference_or_the_best_scored_proposal(tmp_path, tiny_llama, logged):
     rows = [
         ROW | {"reference": "Given."},

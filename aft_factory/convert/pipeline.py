@@ -20,13 +20,20 @@ from aft_factory.errors import RecordError
 from aft_factory.fitting import Fitter
 from aft_factory.markers import Markers, known_markers
 from aft_factory.records import Columns, Record, Row
-from aft_factory.selection import PAPER, Aggregation, is_plain, plain, select
+from aft_factory.selection import (
+    PAPER,
+    PLAIN,
+    Aggregation,
+    is_plain,
+    plain,
+    refuse_copy,
+    select,
+)
 from aft_factory.shortening import DoesNotFit
 from aft_factory.tables import COMPRESSIONS, Line, Rejects, TableWriter
 
 DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
 BYTES_PER_TOKEN = 4.0  # of English prose under a vocabulary of 32k to 128k, for estimates
-PLAIN = "#plain"  # ends the id of a row that `mix_plain` added
 FIT_CHUNK = 128  # rows tokenized as one parallel batch
 
 ReadRow = Callable[[Any, Columns, "Counter[str]"], Record]
@@ -133,6 +140,8 @@ class Conversion:
             try:
                 record = self.read_row(line.value, self.columns, summary.notes)
                 target_text(record)
+                if self.target == "sft" or self.options.ablation != "none":
+                    refuse_copy(record)
             except RecordError as error:
                 rejects.add(line, error.problem, error.field)
             except TypeError as error:

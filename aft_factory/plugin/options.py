@@ -23,7 +23,7 @@ from aft_factory.records import (
     record_from_row,
     required_aggregation,
 )
-from aft_factory.selection import PAPER, Aggregation, best_response, is_plain, plain
+from aft_factory.selection import PAPER, Aggregation, best_response, is_plain, plain, refuse_copy
 
 NAME = "aggregation"
 
@@ -52,6 +52,8 @@ class DatasetOptions:
         """
         try:
             record = record_from_row(row, self.columns)
+            if self.aggregation.ablation != "none":
+                refuse_copy(record)
             if self.aggregation.ablation == "sft":
                 record = _with_best_response(record)
             required_aggregation(record)

@@ -27,6 +27,7 @@ from aft_factory.engines.reward_server import ServerReward
 from aft_factory.engines.transformers_reward import TransformersReward, batches
 from aft_factory.engines.vllm_reward import VllmReward
 from aft_factory.errors import UsageError
+from aft_factory.markers import known_markers
 from aft_factory.rank import main as rank
 from aft_factory.records import record_from_row
 from aft_factory.tokenizer import load_tokenizer
@@ -158,7 +159,11 @@ class TestWhatTheModelReads:
             TransformersReward.load(str(folder))
         given = TransformersReward.load(str(folder), chat_template="llama3")
         own = TransformersReward.load(str(reward_dir))
-        assert score(given, varied_pairs()) == score(own, varied_pairs())
+        # Its own breaks the markers of all families, the one that is given this tokenizer's alone.
+        safe = known_markers().sanitise
+        pairs = [pair for pair in varied_pairs() if safe(pair[1]) == pair[1]]
+        assert len(pairs) > 20
+        assert score(given, pairs) == score(own, pairs)
 
 
 class TestScores:

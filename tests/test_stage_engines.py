@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from flaky_server import FlakyServer
 
-from aft_factory.prompts import chat_template
 from aft_factory.sampling import Request, Sampling
 from aft_factory.stage.engines import opened
 from aft_factory.stage.settings import DEFAULT_IN_FLIGHT, AskSettings
-from aft_factory.tokenizer import load_tokenizer
+from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
 
 OWN = "{% for m in messages %}<|start_header_id|>{{ m['content'] }} and much more{% endfor %}"
 
@@ -86,8 +85,10 @@ def test_prompts_are_fitted_by_the_served_models_own_template(served):
 
 def test_without_its_own_the_vocabulary_tells_the_template(served):
     (Path(served) / "chat_template.jinja").unlink()
-    assert load_tokenizer(served).chat_template is None
-    assert opening({}, tokenizer=served).engines[""].chat_template == chat_template("llama3")
+    tokenizer = load_tokenizer(served)
+    assert tokenizer.chat_template is None
+    told = opening({}, tokenizer=served).engines[""].chat_template
+    assert told == resolve_chat_template("llama3", tokenizer)
 
 
 def test_prompts_that_cannot_be_fitted_are_told_of(tmp_path, caplog):

@@ -25,7 +25,7 @@ from aft_factory.markers import known_markers
 from aft_factory.prompts import chat_template, load_template, with_aggregator
 from aft_factory.records import record_from_row
 from aft_factory.sampling import Request, Sampling
-from aft_factory.tokenizer import load_tokenizer
+from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
 
 QUESTION = [{"role": "user", "content": "How many pails are there, if each of six holds one?"}]
 ARGS = {"enforce_eager": True, "dtype": "float32", "max_model_len": 2048, "max_num_seqs": 64}
@@ -325,7 +325,7 @@ def test_an_unknown_engine_argument_is_refused_with_a_suggestion(run, tiny_llama
 def test_what_the_engine_tells_of_itself(engine, tiny_llama):
     assert engine.model.startswith(f"{fingerprint(str(tiny_llama))}+")
     assert (engine.context, engine.max_sequences, engine.most_samples) == (2048, 64, None)
-    assert engine.chat_template == chat_template("llama3")
+    assert engine.chat_template == resolve_chat_template("llama3", engine.tokenizer)
 
 
 @pytest.mark.slow

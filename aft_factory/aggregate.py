@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from aft_factory import gates
@@ -123,7 +124,7 @@ class Gated(Tally):
         (self.rejected if dropped else self.flagged).update(found)
         if dropped:
             raise RecordError("aggregation", f"caught by the gate {', '.join(dropped)}")
-        record = record_from_row(query.row)
+        record = record_from_row(query.row, settings.columns())
         about: dict[str, Any] = {
             "model": outcome.model or settings.model,
             "template": None if settings.pseudo else settings.template,
@@ -161,7 +162,9 @@ def build_stage(settings: AggregateSettings) -> Stage:
     """Return what happens to a row."""
     gated = Gated(settings)
     return Stage(
-        read_row=read_record if settings.pseudo else with_proposals,
+        read_row=partial(
+            read_record if settings.pseudo else with_proposals, columns=settings.columns()
+        ),
         strategy=pseudo_aggregation if settings.pseudo else aggregate_proposals,
         options={},
         drafting=lambda: Settings(

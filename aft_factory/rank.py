@@ -11,6 +11,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from aft_factory.command import add_job_arguments, read_settings, run_command
@@ -68,7 +69,7 @@ async def rank_proposals(
 
 def ranked_row(query: Query, outcome: Outcome, settings: RankSettings) -> Row:
     """Return the record with its best proposals, in order of their scores."""
-    record = record_from_row(query.row)
+    record = record_from_row(query.row, settings.columns())
     [details] = outcome.details
     scores: dict[int, float | None] = dict(zip(usable(record), details["scores"], strict=True))
     known = [(score, i) for i, score in scores.items() if score is not None]
@@ -131,7 +132,7 @@ def only(scores: Scores) -> Opened:
 def build_stage(settings: RankSettings) -> Stage:
     """Return what happens to a row."""
     return Stage(
-        read_row=with_proposals,
+        read_row=partial(with_proposals, columns=settings.columns()),
         strategy=rank_proposals,
         options={},
         drafting=lambda: Settings(load_template("paper"), Sampling(), Sampling()),

@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from aft_factory.command import add_job_arguments, flags_of, read_settings, run_command
@@ -30,7 +31,7 @@ from aft_factory.stage import Stage
 from aft_factory.stage.engines import Opened, dry, dry_note, opened
 from aft_factory.stage.reward import opened_scorer
 from aft_factory.strategies import STRATEGIES, WITHOUT_FINAL
-from aft_factory.tasks import TASKS, Query, detect_task
+from aft_factory.tasks import TASKS, Query, detect_task, read_record
 
 _log = logging.getLogger(__name__)
 EXAMPLES = """\
@@ -131,8 +132,13 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         pretended = replace(pretended, count=longest.count, reward_shape=settings.reward_shape)
     generator = settings.generator or settings.model or "aft"
     write = task.write_row
+    read_row = task.read_row
+    if name == "records":
+        read_row = partial(read_record, columns=settings.columns())
+    elif settings.column:
+        raise UsageError(f"column: the layout of {name} is known; --task records takes it")
     return Stage(
-        read_row=lambda row: decoded(task.read_row(row), settings, task),
+        read_row=lambda row: decoded(read_row(row), settings, task),
         strategy=STRATEGIES[settings.strategy],
         options=settings.options(),
         drafting=settings.drafting,

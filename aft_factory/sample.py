@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from aft_factory import urial
@@ -99,7 +100,7 @@ class Drawn(Tally):
         model = outcome.model or settings.model
         problems = outcome.details[0]["problems"]
         self.problems.update(problem for problem in problems if problem is not None)
-        record = record_from_row(query.row)
+        record = record_from_row(query.row, settings.columns())
         about: dict[str, Any] = {
             "model": model,
             "prompt": "chat" if settings.chat else settings.prompt,
@@ -132,7 +133,7 @@ def build_stage(settings: SampleSettings) -> Stage:
     """Return what happens to a row."""
     drawn = Drawn(settings)
     return Stage(
-        read_row=read_record,
+        read_row=partial(read_record, columns=settings.columns()),
         strategy=draw_proposals,
         options={"samples": settings.samples},
         drafting=lambda: drafting(settings),

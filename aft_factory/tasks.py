@@ -28,8 +28,16 @@ import orjson
 from aft_factory.answers import extract_number, is_correct
 from aft_factory.errors import RecordError
 from aft_factory.fields import LIST, OBJECT, kind, optional_text, parse_id
-from aft_factory.messages import Message, parse_messages
-from aft_factory.records import PROPOSAL_KEYS, Row, content_id, record_from_row
+from aft_factory.leftovers import refuse_leftovers
+from aft_factory.messages import Message, parse_messages, read_query
+from aft_factory.records import (
+    PROPOSAL_KEYS,
+    USUAL_COLUMNS,
+    Columns,
+    Row,
+    content_id,
+    record_from_row,
+)
 from aft_factory.selection import usable
 from aft_factory.tables import FORMATS
 
@@ -113,19 +121,19 @@ def detect_task(row: Any) -> str:
     return "records"
 
 
-def read_record(row: Any) -> Query:
+def read_record(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
     """Read a record. Earlier turns of its conversation are given, so it has one turn to answer."""
-    record = record_from_row(row)
+    record = record_from_row(row, columns)
     return Query(record.id, [record.messages], row, record.proposals)
 
 
-def with_proposals(row: Any) -> Query:
+def with_proposals(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
     """Read a record that has proposals; blank ones are left out, as from training, and counted.
 
     Raises:
         RecordError: If it has none.
     """
-    record = record_from_row(row)
+    record = record_from_row(row, columns)
     kept = usable(record)
     if not kept:
         raise RecordError("proposals", "missing or blank; sample some first")
@@ -138,11 +146,10 @@ def with_proposals(row: Any) -> Query:
 def read_alpaca_eval(row: Any) -> Query:
     """Read a row of AlpacaEval: its `instruction`, or the AFT authors' `query`."""
     name = "instruction" if "instruction" in _object(row) else "query"
-    messages = parse_messages(row.get(name), name)
+    parse_messages(row.get(name), name)
+    messages = read_query(row).messages
     if [message["role"] for message in messages] not in (["user"], ["system", "user"]):
         raise RecordError(name, f"expected one instruction, got {len(messages)} messages")
-    if optional_text(row.get("input"), "input"):
-        raise RecordError("input", "not supported; append it to the instruction")
     return Query(_id(row, messages), [messages], row)
 
 
@@ -159,7 +166,10 @@ def read_mt_bench(row: Any) -> Query:
     turns = row.get("turns")
     if not isinstance(turns, LIST) or isinstance(turns, str) or not turns:
         raise RecordError("turns", f"expected a list of texts, got {kind(turns)}")
+    # Arena-Hard has objects in the place of texts.
+    turns = [turn.get("content") if isinstance(turn, OBJECT) else turn for turn in turns]
     queries = [_user_message(turn, f"turns[{index}]") for index, turn in enumerate(turns)]
+    refuse_leftovers(row, turns, ["turns"])
     category = optional_text(row.get("category"), "category")
     temperature = MT_BENCH_TEMPERATURES.get(category or "", MT_BENCH_DEFAULT_TEMPERATURE)
     if "required_temperature" in row:
@@ -190,7 +200,8 @@ def write_mt_bench(query: Query, answers: list[str], model: str) -> Row:
 
 def read_gsm8k(row: Any) -> Query:
     """Read a problem of GSM8K. The question is the query as it stands."""
-    messages = _user_message(_object(row).get("question"), "question")
+    _user_message(_object(row).get("question"), "question")
+    messages = read_query(row, main="question").messages
     answer = optional_text(row.get("answer"), "answer")
     if answer is None or extract_number(answer) is None:
         raise RecordError("answer", f"expected a text with a number, got {kind(answer)}")
@@ -215,7 +226,9 @@ def is_right_gsm8k(query: Query, answers: list[str]) -> bool:
 
 def read_ifeval(row: Any) -> Query:
     """Read a prompt of IFEval. Its instructions are for the scorer, which reads them itself."""
-    return Query(_name(row, "key"), [_user_message(row.get("prompt"), "prompt")], row)
+    name = _name(row, "key")
+    _user_message(row.get("prompt"), "prompt")
+    return Query(name, [read_query(row, main="prompt").messages], row)
 
 
 def write_ifeval(query: Query, answers: list[str], model: str) -> Row:
@@ -228,11 +241,8 @@ def unread(key: str) -> Callable[[Any], Query | None]:
 
     def stand_in(row: Any) -> Query | None:
         text = row.get(key) if isinstance(row, OBJECT) else None
-        return (
-            Query("", [[Message(role="user", content=text)]], row)
-            if isinstance(text, str)
-            else None
-        )
+        said = [[Message(role="user", content=text)]] if isinstance(text, str) else None
+        return None if said is None else Query("", said, row)
 
     return stand_in
 

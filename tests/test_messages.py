@@ -124,6 +124,36 @@ def test_every_command_asks_the_same(name, rows, tmp_path, monkeypatch):
         assert written == EXPECTED
 
 
+@pytest.mark.parametrize("name", ["sample", "aggregate", "rank", "run"])
+def test_columns_are_named_alike_in_every_command(name, tmp_path):
+    row = {"id": "1", "ask": "How many?", "context": "6 pails", "drafts": ["a", "b"]}
+    source = write_lines(tmp_path / "in.jsonl", [row])
+    output = tmp_path / "out.jsonl"
+    flags = [
+        "--output",
+        output,
+        "--scripted",
+        "--column",
+        "messages=ask",
+        "--column",
+        "ignore=context",
+    ]
+    if name in ("aggregate", "rank"):
+        flags += ["--column", "proposals=drafts"]
+    assert command(name, source, *flags) == 0
+    [written] = read_lines(output)
+    assert (
+        written["context"] if name == "run" else json.loads(written["meta"])["context"]
+    ) == "6 pails"
+    assert name == "run" or written["messages"] == said("How many?")
+    assert (
+        command(
+            name, source, "--output", tmp_path / "o.jsonl", "--scripted", "--column", "mesages=ask"
+        )
+        == 2
+    )
+
+
 def test_rank_keeps_the_same(rows, tmp_path):
     source = write_lines(tmp_path / "in.jsonl", rows)
     assert command("rank", source, "--output", tmp_path / "out.jsonl", "--scripted") == 0

@@ -144,7 +144,10 @@ WRONG = [
     ("alpaca_eval", {"instruction": None}, "instruction: missing"),
     ("alpaca_eval", {"instruction": " "}, "instruction: the query is empty"),
     ("alpaca_eval", {"query": CHAT}, "query: expected one instruction, got 4 messages"),
-    ("alpaca_eval", ALPACA | {"input": "a nest"}, "input: not supported; append it"),
+    ("alpaca_eval", ALPACA | {"context": "a nest"}, "context: may belong to the query"),
+    ("mt_bench", {"question_id": 1, "turns": ["a"], "context": "b"}, "context: may belong to the query"),
+    ("gsm8k", {"question": "a", "answer": "#### 1", "context": "b"}, "context: may belong to the query"),
+    ("ifeval", {"key": 1, "prompt": "a", "context": "b"}, "context: may belong to the query"),
     ("mt_bench", {"turns": ["a"]}, "question_id: missing; expected a text or a whole number"),
     ("mt_bench", MT_BENCH | {"question_id": 8.5}, "question_id: expected a text or a whole number"),
     ("mt_bench", MT_BENCH | {"turns": "a"}, "turns: expected a list of texts, got str 'a'"),
@@ -296,3 +299,16 @@ def test_a_preset_holds_the_settings_of_its_source(name):
     for prefix in ("", "final_"):
         settings = ("temperature", "top_p", "max_tokens")
         Sampling(**{key: preset[prefix + key] for key in settings if prefix + key in preset})
+
+
+def test_benchmarks_rows_keep_all_of_their_query():
+    """By the reader of all other commands: an input, a system message."""
+    row = ALPACA | {"input": "a nest", "system": "Be brief."}
+    [query] = TASKS["alpaca_eval"].read_row(row).turns
+    said = f"{ALPACA['instruction']}\na nest"
+    assert query == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": said}]
+    row = {"question": "a", "answer": "#### 1", "system": "Be brief."}
+    [query] = TASKS["gsm8k"].read_row(row).turns
+    assert [message["content"] for message in query] == ["Be brief.", "a"]
+    row = {"question_id": "a1", "turns": [{"content": "Write a tune."}]}
+    assert TASKS["mt_bench"].read_row(row).turns == [[{"role": "user", "content": "Write a tune."}]]

@@ -115,7 +115,7 @@ def _records(step: Step) -> Iterator[Record]:
     """Go through the rows that the stages after sampling can use; others they reject."""
     for line in _lines(step):
         try:
-            record = record_from_row(line.value)
+            record = record_from_row(line.value, step.read.columns())
         except RecordError:
             continue
         if record.proposals or step.stage == "sample":

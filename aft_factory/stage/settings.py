@@ -9,6 +9,7 @@ from typing import Any
 
 from aft_factory.errors import UsageError
 from aft_factory.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
+from aft_factory.records import Columns
 from aft_factory.sampling import Request, Sampling
 from aft_factory.settings import setting
 
@@ -27,6 +28,10 @@ class JobSettings:
 
     split: str = setting("train", "split of a hub data set or saved DatasetDict")
     limit: int | None = setting(None, "only the first N rows", "N")
+    column: dict[str, Any] = setting(
+        {},
+        "read a field from another column (FIELD=NAME): messages=ask, ignore=context",
+    )
     journal: Path | None = setting(None, "what was asked and answered (default: OUTPUT.journal)")
     rejects: Path | None = setting(None, "rows without answer (default: OUTPUT.rejects.jsonl)")
     admit: int | None = setting(
@@ -50,9 +55,21 @@ class JobSettings:
     def problems(self) -> list[str]:
         """Return what is wrong with the settings; a command's own add theirs."""
         problems = at_least(self, ("retries", 0), ("admit", 1), ("limit", 1))
+        try:
+            self.columns()
+        except UsageError as error:
+            problems.append(str(error))
         if not self.timeout > 0:
             problems.append(f"timeout: expected seconds, got {self.timeout}")
         return problems
+
+    def columns(self) -> Columns:
+        """Return the columns to read rows from.
+
+        Raises:
+            UsageError: If a field is unknown.
+        """
+        return Columns.from_mapping(self.column)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from aft_factory.drafting import Settings
 from aft_factory.errors import RecordError, UsageError, suggest
 from aft_factory.outcome import Outcome
 from aft_factory.prompts import load_template
+from aft_factory.queries import Query, read_record, with_proposals
 from aft_factory.records import Row, record_from_row
 from aft_factory.sampling import Completion
 from aft_factory.settings import read_yaml, setting
@@ -29,7 +30,6 @@ from aft_factory.stage import Stage, Tally
 from aft_factory.stage.engines import dry, dry_note, opened
 from aft_factory.stage.settings import AskSettings
 from aft_factory.strategies import Answer, Conversation, Sample
-from aft_factory.tasks import Query, read_record, with_proposals
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-72B-Instruct"  # the paper's
 EXAMPLES = f"""\

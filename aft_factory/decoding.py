@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
+from aft_factory.queries import Query
 from aft_factory.records import Row
 from aft_factory.run_settings import FINAL, RunSettings
 from aft_factory.strategies import WITHOUT_FINAL
-from aft_factory.tasks import TASKS, Query, Task
+from aft_factory.tasks import TASKS, Task
 
 BY_ROW = "each row's own"  # what differs by row
 IMPLIED = {"sequential_revision": {"width": 1}, "parallel_sampling": {"layers": 1}}

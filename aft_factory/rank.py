@@ -19,6 +19,7 @@ from aft_factory.drafting import Settings
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.outcome import Outcome
 from aft_factory.prompts import load_template
+from aft_factory.queries import Query, with_proposals
 from aft_factory.records import Record, Row, record_from_row
 from aft_factory.sampling import Completion, Sampling
 from aft_factory.scoring import Longest, Scores
@@ -29,7 +30,6 @@ from aft_factory.stage.engines import Opened
 from aft_factory.stage.reward import RewardSettings, opened_scorer
 from aft_factory.stage.settings import JobSettings, at_least
 from aft_factory.strategies import Answer, Conversation, Sample, scored
-from aft_factory.tasks import Query, with_proposals
 
 ADMITTED = 1024  # queries whose proposals are sorted and scored together
 

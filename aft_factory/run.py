@@ -23,6 +23,7 @@ from aft_factory.errors import UsageError, suggest
 from aft_factory.inspection import describe_query
 from aft_factory.journal import Journal
 from aft_factory.outcome import Outcome
+from aft_factory.queries import Query, read_record
 from aft_factory.records import Row
 from aft_factory.run_settings import PRESETS, RunSettings, preset_names
 from aft_factory.scoring import Longest, Scores
@@ -31,7 +32,7 @@ from aft_factory.stage import Stage
 from aft_factory.stage.engines import Opened, dry, dry_note, opened
 from aft_factory.stage.reward import opened_scorer
 from aft_factory.strategies import STRATEGIES, WITHOUT_FINAL
-from aft_factory.tasks import TASKS, Query, detect_task, read_record
+from aft_factory.tasks import TASKS, detect_task
 
 _log = logging.getLogger(__name__)
 EXAMPLES = """\

@@ -27,9 +27,9 @@ from aft_factory.limiter import Stopped
 from aft_factory.markers import Markers
 from aft_factory.messages import Message
 from aft_factory.outcome import Outcome
+from aft_factory.queries import Query
 from aft_factory.sampling import Completion
 from aft_factory.strategies import Strategy
-from aft_factory.tasks import Query
 
 
 @dataclass(frozen=True, slots=True)

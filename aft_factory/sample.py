@@ -24,6 +24,7 @@ from aft_factory.drafting import CompletionPrompts, Settings
 from aft_factory.errors import UsageError
 from aft_factory.outcome import Outcome
 from aft_factory.prompts import TEMPLATES, load_template
+from aft_factory.queries import Query, read_record
 from aft_factory.records import Row, record_from_row
 from aft_factory.sampling import Completion, Sampling
 from aft_factory.settings import setting
@@ -31,7 +32,6 @@ from aft_factory.stage import Stage, Tally
 from aft_factory.stage.engines import dry, dry_note, opened
 from aft_factory.stage.settings import AskSettings, at_least
 from aft_factory.strategies import Answer, Conversation, Sample
-from aft_factory.tasks import Query, read_record
 
 EXAMPLES = """\
 examples:

@@ -30,15 +30,12 @@ from aft_factory.errors import RecordError
 from aft_factory.fields import LIST, OBJECT, kind, optional_text, parse_id
 from aft_factory.leftovers import refuse_leftovers
 from aft_factory.messages import Message, parse_messages, read_query
+from aft_factory.queries import Query, read_record
 from aft_factory.records import (
     PROPOSAL_KEYS,
-    USUAL_COLUMNS,
-    Columns,
     Row,
     content_id,
-    record_from_row,
 )
-from aft_factory.selection import usable
 from aft_factory.tables import FORMATS
 
 # FastChat's `temperature_config`; it takes the default for other categories.
@@ -55,33 +52,6 @@ MT_BENCH_TEMPERATURES = {
 }
 MT_BENCH_DEFAULT_TEMPERATURE = 0.7
 GREEDY = {"temperature": 0.0, "top_p": 1.0}  # OpenCompass, of GSM8K and IFEval
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What is asked, in one or more turns.
-
-    Attributes:
-        id: Stable name: given by the row, or a hash of its content.
-        turns: `turns[0]` is the conversation up to the first query (a system message and earlier
-            turns allowed); `turns[i]` is what is said after answer i.
-        row: The input row as read; never changed.
-        proposals: Drafts of an answer to the first query that the row brings along.
-        final: Settings of the final sampling that this query overrides.
-        events: What reading the row left out: {turn, layer, slot, event}, as outcomes have them.
-    """
-
-    id: str
-    turns: list[list[Message]]
-    row: Row
-    proposals: list[str] = field(default_factory=list)
-    final: Mapping[str, Any] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def identity(self) -> str:
-        """What its seeds follow from: rows of equal id and text with other proposals are two."""
-        return f"{self.id}+{content_id([], self.proposals)}" if self.proposals else self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +80,8 @@ class Task:
 def detect_task(row: Any) -> str:
     """Name the task whose layout a row has, by its keys; `records` where it has no other."""
     keys = set(row) if isinstance(row, OBJECT) else set()
-    if {"question_id", "turns"} <= keys:
-        return "mt_bench"
+    if {"question_id", "turns"} <= keys and _are_texts(row["turns"]):
+        return "mt_bench"  # Arena-Hard has objects in the place of texts, and one turn: a record
     if {"key", "prompt", "instruction_id_list"} <= keys:
         return "ifeval"
     if {"question", "answer"} <= keys:
@@ -119,28 +89,6 @@ def detect_task(row: Any) -> str:
     if "instruction" in keys and keys & {"dataset", "generator"} and not keys & {*PROPOSAL_KEYS}:
         return "alpaca_eval"
     return "records"
-
-
-def read_record(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
-    """Read a record. Earlier turns of its conversation are given, so it has one turn to answer."""
-    record = record_from_row(row, columns)
-    return Query(record.id, [record.messages], row, record.proposals)
-
-
-def with_proposals(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
-    """Read a record that has proposals; blank ones are left out, as from training, and counted.
-
-    Raises:
-        RecordError: If it has none.
-    """
-    record = record_from_row(row, columns)
-    kept = usable(record)
-    if not kept:
-        raise RecordError("proposals", "missing or blank; sample some first")
-    texts = [record.proposals[i] for i in kept]
-    left_out = {"turn": 0, "layer": 0, "event": "blank proposal left out"}
-    blank = [{**left_out, "slot": i} for i in range(len(record.proposals)) if i not in kept]
-    return Query(record.id, [record.messages], row, texts, events=blank)
 
 
 def read_alpaca_eval(row: Any) -> Query:
@@ -166,8 +114,6 @@ def read_mt_bench(row: Any) -> Query:
     turns = row.get("turns")
     if not isinstance(turns, LIST) or isinstance(turns, str) or not turns:
         raise RecordError("turns", f"expected a list of texts, got {kind(turns)}")
-    # Arena-Hard has objects in the place of texts.
-    turns = [turn.get("content") if isinstance(turn, OBJECT) else turn for turn in turns]
     queries = [_user_message(turn, f"turns[{index}]") for index, turn in enumerate(turns)]
     refuse_leftovers(row, turns, ["turns"])
     category = optional_text(row.get("category"), "category")
@@ -256,6 +202,10 @@ def unread_mt_bench(row: Any) -> Query | None:
     turns = row.get("turns")
     count = len(turns) if isinstance(turns, LIST) and not isinstance(turns, str) else 1
     return Query(name, [[] for _ in range(max(count, 1))], row)
+
+
+def _are_texts(turns: Any) -> bool:
+    return not isinstance(turns, LIST) or all(isinstance(turn, str) for turn in turns)
 
 
 def _object(row: Any) -> Mapping[str, Any]:

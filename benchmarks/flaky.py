@@ -30,10 +30,10 @@ from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.journal import Journal
 from aft_factory.outcome import Outcome
 from aft_factory.prompts import load_template
+from aft_factory.queries import Query
 from aft_factory.runner import Runner, window
 from aft_factory.sampling import Sampling
 from aft_factory.strategies import propose_and_aggregate
-from aft_factory.tasks import Query
 
 LEAST_SHARE = 0.8
 SERVER = Path(__file__).parents[1] / "tests" / "flaky_server.py"

@@ -64,8 +64,8 @@ from uf_rows import INSTRUCTION_LENGTHS, RESPONSE_LENGTHS, Texts
 
 from aft_factory.drafting import Settings
 from aft_factory.prompts import load_template
+from aft_factory.queries import Query
 from aft_factory.sampling import Request, Sampling
-from aft_factory.tasks import Query
 
 LOCK_STEP, CACHED = "lock-step", "lock-step, prefixes cached"
 BY_LAYER, OURS, LIMIT = "layer by layer", "aft-factory", "engine limit"

@@ -16,10 +16,10 @@ from aft_factory.fitting import Fitter
 from aft_factory.journal import Journal
 from aft_factory.outcome import Outcome
 from aft_factory.prompts import with_aggregator
+from aft_factory.queries import Query
 from aft_factory.runner import Runner, window
 from aft_factory.sampling import Reply, Request, identity_seed
 from aft_factory.strategies import propose_and_aggregate
-from aft_factory.tasks import Query
 from aft_factory.tokenizer import tokenizer_markers
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from shared_data import shared_rows
 
 import aft_factory
 from aft_factory.errors import RecordError
+from aft_factory.queries import Query
 from aft_factory.records import record_from_row
 from aft_factory.sampling import Sampling
-from aft_factory.tasks import TASKS, Query, detect_task
+from aft_factory.tasks import TASKS, detect_task
 
 
 def user(text):
@@ -310,5 +311,3 @@ def test_benchmarks_rows_keep_all_of_their_query():
     row = {"question": "a", "answer": "#### 1", "system": "Be brief."}
     [query] = TASKS["gsm8k"].read_row(row).turns
     assert [message["content"] for message in query] == ["Be brief.", "a"]
-    row = {"question_id": "a1", "turns": [{"content": "Write a tune."}]}
-    assert TASKS["mt_bench"].read_row(row).turns == [[{"role": "user", "content": "Write a tune."}]]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from aft_factory.drafting import Settings
 from aft_factory.outcome import Outcome
+from aft_factory.queries import Query
 from aft_factory.records import Row
 from aft_factory.strategies import Strategy
-from aft_factory.tasks import Query
 
 if TYPE_CHECKING:
     from aft_factory.stage.engines import Opened

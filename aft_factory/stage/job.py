@@ -25,6 +25,7 @@ from aft_factory.files import check_writable
 from aft_factory.journal import Journal
 from aft_factory.outcome import Outcome
 from aft_factory.progress import Progress
+from aft_factory.queries import Query
 from aft_factory.records import Row
 from aft_factory.runner import Runner, window
 from aft_factory.stage import Files, Stage
@@ -36,7 +37,6 @@ from aft_factory.stage.signals import graceful
 from aft_factory.stage.totals import Totals, describe
 from aft_factory.stage.writing import flops_of, write_outputs
 from aft_factory.tables import Line, TableWriter, read_rows
-from aft_factory.tasks import Query
 
 
 class Job:

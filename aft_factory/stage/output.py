@@ -18,10 +18,10 @@ from aft_factory.convert.pipeline import default_rejects
 from aft_factory.errors import RecordError
 from aft_factory.files import write_whole
 from aft_factory.outcome import Outcome
+from aft_factory.queries import Query
 from aft_factory.records import Row
 from aft_factory.stage.totals import Totals
 from aft_factory.tables import Line, Rejects, TableWriter
-from aft_factory.tasks import Query
 
 
 @dataclass(frozen=True, slots=True)

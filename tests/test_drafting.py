@@ -11,6 +11,7 @@ from aft_factory.drafting import Drafting, Policy, Settings, Trace
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.errors import NoAnswer
 from aft_factory.fitting import Fitter
+from aft_factory.markers import Markers
 from aft_factory.prompts import load_template
 from aft_factory.sampling import Completion, Sampling, identity_seed
 from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
@@ -34,15 +35,22 @@ class CutEngine(ScriptedEngine):
         return replace(reply, completions=changed)
 
 
-def draw(engine, *, policy=None, fitters=None, settings=SETTINGS, drafts=(), **place):
+def draw(engine, *, policy=None, fitters=None, settings=SETTINGS, drafts=(), **more):
     trace = Trace()
+    query, markers = more.pop("query", [QUESTION]), more.pop("markers", None)
 
     async def run():
         asker = Asker({"": engine}, None, 10)
         sample = Drafting(
-            "q", 0, replace(settings, policy=policy or Policy()), asker, fitters or {}, trace
+            "q",
+            0,
+            replace(settings, policy=policy or Policy()),
+            asker,
+            fitters or {},
+            trace,
+            markers,
         )
-        return await sample([QUESTION], drafts, **{"layer": 0, "n": 2} | place)
+        return await sample(query, drafts, **{"layer": 0, "n": 2} | more)
 
     return [c.text for c in asyncio.run(run())], trace
 
@@ -288,3 +296,30 @@ def test_a_query_that_does_not_fit_at_all_is_rejected_with_its_numbers(llama3_to
     fitters = {("", 4096): Fitter(tokenizer, chat, 5, load_template("paper"))}
     with pytest.raises(NoAnswer, match=r"layer 0: needs .* tokens .* the limit is 5"):
         draw(ScriptedEngine(), fitters=fitters)
+
+
+MARKED = "Stop at <|eot_id|> or <s>."
+BROKEN = "Stop at <\u200b|eot_id|> or <\u200bs>."
+
+
+def test_all_texts_that_are_sent_hold_no_control_token():
+    engine = ScriptedEngine(numbered())
+    talk = [{"role": role, "content": MARKED} for role in ("system", "user", "assistant", "user")]
+    draw(engine, query=talk, drafts=[Completion(MARKED)])
+    system, *turns = engine.requests[0].prompt
+    assert MARKED not in system["content"]
+    assert system["content"].count(BROKEN) == 2  # the system message, and the draft
+    assert [turn["content"] for turn in turns] == [BROKEN] * 3
+
+
+def test_markers_of_a_known_model_are_its_own():
+    engine = ScriptedEngine(numbered())
+    html = {"role": "user", "content": "<|eot_id|> <s>old</s>"}
+    draw(engine, query=[html], markers={"": Markers(["<|eot_id|>"])})
+    assert engine.requests[0].prompt[-1]["content"] == "<\u200b|eot_id|> <s>old</s>"
+
+
+def test_what_a_model_writes_broken_is_restored():
+    texts, trace = draw(ScriptedEngine(lambda request: [BROKEN] * request.n))
+    assert texts == [MARKED] * 2
+    assert [completion.text for _, completion in trace.drafts[0, 0]] == [MARKED] * 2

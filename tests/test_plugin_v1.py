@@ -16,7 +16,7 @@ from aft_factory.selection import PAPER, Aggregation, conversation
 ROW = {
     "query": "How many pails?",
     "proposals": ["alpha", "beta <|eot_id|>", "gamma"],
-    "aggregation": "Six.",
+    "aggregation": "Six.<|eot_id|>",
 }
 
 
@@ -58,6 +58,7 @@ def test_samples_are_the_prompts_of_the_project(tmp_path):
     engine = data_engine(tmp_path, rows)
     assert [engine[i] for i in range(len(engine))] == [expected(row) for row in rows]
     assert "beta <\u200b|eot_id|>" in engine[0]["messages"][0]["content"][0]["value"]
+    assert engine[0]["messages"][-1]["content"][0]["value"] == "Six.<\u200b|eot_id|>"
 
 
 def test_options_and_renamed_columns_reach_the_sample(tmp_path):

@@ -1,6 +1,7 @@
 """Prompts: golden texts, selection, sanitising. Run: pytest tests/test_prompts.py"""
 
 import copy
+from dataclasses import replace
 
 import jinja2.sandbox
 import pytest
@@ -13,6 +14,7 @@ from aft_factory.prompts import TEMPLATES, chat_template, load_template
 from aft_factory.records import Record
 from aft_factory.selection import (
     Aggregation,
+    best_response,
     conversation,
     select,
 )
@@ -235,3 +237,9 @@ def test_a_template_that_does_more_than_write_each_proposal_is_left_to_jinja(sou
 def test_rendering_without_jinja_gives_what_jinja_gives(name, drafts):
     template = load_template(name)
     assert template.render(drafts) == template.compiled.render(proposals=drafts)
+
+
+@pytest.mark.parametrize("unknown", [None, float("nan"), float("inf")])
+def test_the_best_response_is_the_best_scored_of_those_with_a_known_score(unknown):
+    scored = replace(record("unscored", "good", "poor"), scores=[unknown, 0.9, 0.1])
+    assert best_response(scored) == "good"

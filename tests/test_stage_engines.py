@@ -99,3 +99,10 @@ def test_prompts_that_cannot_be_fitted_are_told_of(tmp_path, caplog):
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path)
     assert not opening({"max_model_len": 5000}, tokenizer=str(tmp_path)).fitters
     assert "has no chat template: drafts are not fitted" in caplog.text
+
+
+def test_markers_are_those_of_the_models_own_tokenizer_where_it_is_known(served):
+    texts = ["<|start_header_id|>", "</s>"]  # the second is HTML to this model
+    own = opening({}, tokenizer=served).markers[""]
+    assert [own.sanitise(text) != text for text in texts] == [True, False]
+    assert [opening({}).markers[""].sanitise(text) != text for text in texts] == [True, True]

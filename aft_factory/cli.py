@@ -32,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in STAGES:
         print(f"error: no stage {name!r}; {suggest(name, STAGES)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(
-        "aft_factory.convert.__main__" if name == "convert" else f"aft_factory.{name}"
-    )
+    module = importlib.import_module(f"aft_factory.{name}.__main__")
     code: int = module.main(arguments[1:])
     return code
 

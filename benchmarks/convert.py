@@ -54,9 +54,9 @@ def with_datasets() -> Run:
 
     from aft_factory.convert.targets import to_sharegpt
     from aft_factory.convert.ultrafeedback import read_ultrafeedback
-    from aft_factory.markers import known_markers
-    from aft_factory.records import USUAL_COLUMNS, Row
-    from aft_factory.selection import PAPER, select
+    from aft_factory.prompts.markers import known_markers
+    from aft_factory.prompts.selection import PAPER, select
+    from aft_factory.records.record import USUAL_COLUMNS, Row
 
     datasets.disable_progress_bars()
 

@@ -24,16 +24,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from aft_factory.asking import Asker
-from aft_factory.drafting import Settings
+from aft_factory.asking.asker import Asker
+from aft_factory.asking.journal import Journal
 from aft_factory.engines.openai_engine import OpenAIEngine
-from aft_factory.journal import Journal
-from aft_factory.outcome import Outcome
-from aft_factory.prompts import load_template
-from aft_factory.queries import Query
-from aft_factory.runner import Runner, window
-from aft_factory.sampling import Sampling
-from aft_factory.strategies import propose_and_aggregate
+from aft_factory.engines.sampling import Sampling
+from aft_factory.inference.drafting import Settings
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query
+from aft_factory.inference.runner import Runner, window
+from aft_factory.inference.strategies import propose_and_aggregate
+from aft_factory.prompts.rendering import load_template
 
 LEAST_SHARE = 0.8
 SERVER = Path(__file__).parents[1] / "tests" / "flaky_server.py"

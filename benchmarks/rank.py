@@ -44,7 +44,7 @@ from tiny_model import make_tiny_reward_model
 
 from aft_factory.engines.reward import Pair, PairEncoder
 from aft_factory.engines.transformers_reward import TransformersReward
-from aft_factory.tokenizer import load_tokenizer, tokenizer_markers
+from aft_factory.prompts.tokenizer import load_tokenizer, tokenizer_markers
 
 Score = Callable[[Sequence[Pair]], list[float]]
 OURS, USUAL = "aft-factory", "batch 1, padded to {}"

@@ -62,10 +62,10 @@ from runner_memory import measure_memory
 from tiny_model import make_tiny_model
 from uf_rows import INSTRUCTION_LENGTHS, RESPONSE_LENGTHS, Texts
 
-from aft_factory.drafting import Settings
-from aft_factory.prompts import load_template
-from aft_factory.queries import Query
-from aft_factory.sampling import Request, Sampling
+from aft_factory.engines.sampling import Request, Sampling
+from aft_factory.inference.drafting import Settings
+from aft_factory.inference.queries import Query
+from aft_factory.prompts.rendering import load_template
 
 LOCK_STEP, CACHED = "lock-step", "lock-step, prefixes cached"
 BY_LAYER, OURS, LIMIT = "layer by layer", "aft-factory", "engine limit"

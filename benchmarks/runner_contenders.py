@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.asking import Asker
-from aft_factory.drafting import Settings
+from aft_factory.asking.asker import Asker
+from aft_factory.asking.journal import Journal
+from aft_factory.engines.sampling import Reply, Request, identity_seed
 from aft_factory.engines.vllm_engine import VllmEngine
-from aft_factory.fitting import Fitter
-from aft_factory.journal import Journal
-from aft_factory.outcome import Outcome
-from aft_factory.prompts import with_aggregator
-from aft_factory.queries import Query
-from aft_factory.runner import Runner, window
-from aft_factory.sampling import Reply, Request, identity_seed
-from aft_factory.strategies import propose_and_aggregate
-from aft_factory.tokenizer import tokenizer_markers
+from aft_factory.inference.drafting import Settings
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query
+from aft_factory.inference.runner import Runner, window
+from aft_factory.inference.strategies import propose_and_aggregate
+from aft_factory.prompts.fitting import Fitter
+from aft_factory.prompts.rendering import with_aggregator
+from aft_factory.prompts.tokenizer import tokenizer_markers
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput

@@ -31,7 +31,7 @@ GOAL_SECONDS, GOAL_ROWS, MOST_BYTES_A_ROW = 20.0, 64_000, 100
 def measure_here(argv: Sequence[str]) -> None:
     """Run the command in this process and print what it took as JSON."""
     started = time.perf_counter()
-    from aft_factory.stats import main as stats
+    from aft_factory.stats.__main__ import main as stats
 
     if "--tokenizer" in argv:
         import transformers  # noqa: F401 - some seconds, whatever the rows

@@ -4,17 +4,17 @@ import asyncio
 import json
 from dataclasses import replace
 
-from aft_factory.asking import Asker, Retries
-from aft_factory.drafting import Drafting, Settings, Trace
-from aft_factory.engines import EngineError
+from aft_factory.asking.asker import Asker, Retries
+from aft_factory.engines.engine import EngineError
+from aft_factory.engines.sampling import Sampling
 from aft_factory.engines.scripted import ScriptedEngine, babble
-from aft_factory.prompts import load_template
-from aft_factory.queries import Query
-from aft_factory.run import main
-from aft_factory.runner import Runner
-from aft_factory.sampling import Sampling
+from aft_factory.inference.drafting import Drafting, Settings, Trace
+from aft_factory.inference.queries import Query
+from aft_factory.inference.runner import Runner
+from aft_factory.inference.strategies import STRATEGIES
+from aft_factory.prompts.rendering import load_template
+from aft_factory.run.__main__ import main
 from aft_factory.stage import engines
-from aft_factory.strategies import STRATEGIES
 
 SETTINGS = Settings(load_template("paper"), Sampling(), Sampling(temperature=0.9))
 QUICK = Retries(most=3, first=0.001, longest=0.002)

@@ -99,7 +99,7 @@ def real_mistral(tmp_path_factory, tiny_mistral):
 @pytest.fixture(scope="session")
 def vllm_server(tiny_llama, tmp_path_factory):
     """A real vLLM server of the tiny Llama, with our chat template; its URL. One per session."""
-    from aft_factory.prompts import chat_template
+    from aft_factory.prompts.rendering import chat_template
 
     folder = tmp_path_factory.mktemp("vllm")
     template = folder / "chat.jinja"

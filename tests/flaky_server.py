@@ -14,18 +14,21 @@ is a word in what it writes, and 4 characters in what it reads.
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import inspect
 import json
 import random
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
 
+from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, WORDS, babble
-from aft_factory.sampling import Request, Sampling
 
 FAILURES = ("429", "500", "503", "reset", "hang")
 
@@ -228,6 +231,34 @@ def main() -> None:
     parser.add_argument("--api-key")
     parser.add_argument("--most-choices", type=int)
     asyncio.run(serve(FlakyServer(**vars(parser.parse_args()))))
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def serving(**options):
+    """A flaky server on a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def do(coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
+
+    server = FlakyServer(**options)
+    do(server.__aenter__())
+    try:
+        yield server
+    finally:
+        do(server.__aexit__())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 async def serve(server: FlakyServer) -> None:

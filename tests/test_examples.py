@@ -300,7 +300,7 @@ def test_multi_node_refuses_a_number_of_gpus_that_changes_the_batch(multi_node):
 
 
 def test_the_run_serves_what_the_export_writes_at_the_papers_width_and_layers():
-    from aft_factory.run import build_parser, run_settings
+    from aft_factory.run.__main__ import build_parser, run_settings
 
     args = build_parser().parse_args(["x.jsonl", "--config", str(EXAMPLES / "run_llama.yaml")])
     settings = run_settings(args)

@@ -3,6 +3,6 @@
     python -m aft_factory.convert SOURCE INPUT... --output FILE
 
 One module per source (`ultrafeedback`, `proposals`): a pure function from a row to a record. One
-module of targets: pure functions from a record to an output row. `pipeline` joins them with
+module of targets: pure functions from a record to an output row. `converting` joins them with
 reading, fitting, rejects and writing; `__main__` and `arguments` are the command line.
 """

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from aft_factory.console import guarded
-from aft_factory.convert import pipeline
+from aft_factory.convert import converting
 from aft_factory.convert.arguments import (
     SOURCES,
     build_parser,
@@ -22,16 +21,18 @@ from aft_factory.convert.arguments import (
     column_names,
     rejects_path,
 )
-from aft_factory.convert.pipeline import Conversion, ReadRow, Summary
+from aft_factory.convert.converting import Conversion, ReadRow, Summary
 from aft_factory.convert.register import check_registration, register
 from aft_factory.convert.ultrafeedback import is_truthful_qa
 from aft_factory.errors import RecordError
-from aft_factory.fitting import Fitter
-from aft_factory.prompts import load_template
-from aft_factory.records import Columns, Record
-from aft_factory.selection import Aggregation
-from aft_factory.tables import Line, Rejects, TableWriter, read_rows
-from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
+from aft_factory.prompts.fitting import Fitter
+from aft_factory.prompts.rendering import load_template
+from aft_factory.prompts.selection import Aggregation
+from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
+from aft_factory.records.record import Columns, Record
+from aft_factory.records.rejects import Rejects
+from aft_factory.records.tables import Line, TableWriter, read_rows
+from aft_factory.stage.console import guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     def keep_preview(record: Record) -> None:
         if len(previews) < args.preview:
             previews.append(
-                pipeline.preview(record, args.target, conversion.options, conversion.markers)
+                converting.preview(record, args.target, conversion.options, conversion.markers)
             )
 
     with contextlib.ExitStack() as stack:
@@ -98,7 +99,7 @@ def build_conversion(args: argparse.Namespace) -> Conversion:
         options=options,
         columns=columns,
         fitter=fitter,
-        cutoff=args.cutoff_len or pipeline.DEFAULT_CUTOFF,
+        cutoff=args.cutoff_len or converting.DEFAULT_CUTOFF,
     )
 
 
@@ -132,7 +133,7 @@ def describe(
     elif summary.over:
         share = summary.over / summary.written
         how = "measured" if fitter else "estimated; --tokenizer measures"
-        default = " (its default)" if cutoff == pipeline.DEFAULT_CUTOFF else ""
+        default = " (its default)" if cutoff == converting.DEFAULT_CUTOFF else ""
         text.append(
             f"warning: {share:.1%} of rows ({summary.over}) are longer than {cutoff} tokens "
             f"({how}). "

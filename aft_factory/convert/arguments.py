@@ -7,11 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-from aft_factory.convert.pipeline import ReadRow, default_rejects
+from aft_factory.convert.converting import ReadRow
 from aft_factory.convert.proposals import read_proposals
 from aft_factory.convert.targets import TARGETS
 from aft_factory.convert.ultrafeedback import read_ultrafeedback
 from aft_factory.errors import UsageError
+from aft_factory.records import rejects
 
 SOURCES: dict[str, ReadRow] = {"ultrafeedback": read_ultrafeedback, "proposals": read_proposals}
 
@@ -198,7 +199,7 @@ def rejects_path(args: argparse.Namespace) -> Path | None:
     """Return where rejects go; nowhere if nothing is written."""
     if args.rejects is not None or args.output is None:
         return args.rejects  # type: ignore[no-any-return]
-    return default_rejects(args.output)
+    return rejects.rejects_path(args.output)
 
 
 def column_names(args: argparse.Namespace) -> dict[str, str]:

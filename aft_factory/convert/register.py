@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import UsageError
-from aft_factory.files import read_text, write_whole
-from aft_factory.selection import PAPER, Aggregation
+from aft_factory.prompts.selection import PAPER, Aggregation
+from aft_factory.records.files import read_text, write_whole
 
 TRAINABLE = (".jsonl", ".json", ".parquet")  # LLaMA-Factory looks at the last suffix only
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from aft_factory.errors import RecordError
-from aft_factory.markers import Markers
-from aft_factory.messages import Message
-from aft_factory.records import Record, Row, required_aggregation
-from aft_factory.selection import Aggregation, selected_conversation
+from aft_factory.prompts.markers import Markers
+from aft_factory.prompts.selection import Aggregation, selected_conversation
+from aft_factory.records.messages import Message
+from aft_factory.records.record import Record, Row, required_aggregation
 
 SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
 

@@ -24,9 +24,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from aft_factory.errors import RecordError
-from aft_factory.fields import LIST, OBJECT, kind, names_of, optional_text, parse_id
-from aft_factory.messages import Message, read_query
-from aft_factory.records import Columns, Record
+from aft_factory.records.fields import LIST, OBJECT, kind, names_of, optional_text, parse_id
+from aft_factory.records.messages import Message, read_query
+from aft_factory.records.record import Columns, Record
 
 PLACEHOLDERS = ("N/A", "None")  # written by binarizing scripts where there was no second response
 PAIR_SCORES = ("score_{0}", "{0}-rating", "{0}_score", "{0}_rating")

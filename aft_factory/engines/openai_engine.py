@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.engines import EngineError, is_url
+from aft_factory.engines.engine import EngineError, is_url
 from aft_factory.engines.openai_replies import read_reply, whole
 from aft_factory.engines.openai_server import Server
+from aft_factory.engines.sampling import Reply, Request, joined
 from aft_factory.errors import MissingPackage, UsageError, suggest
-from aft_factory.sampling import Reply, Request, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

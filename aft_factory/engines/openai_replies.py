@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import orjson
 
-from aft_factory.engines import EngineError
-from aft_factory.sampling import Completion, Reply, Usage
+from aft_factory.engines.engine import EngineError
+from aft_factory.engines.sampling import Completion, Reply, Usage
 
 MOST_WORDS = 500  # characters of a server's error message
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from aft_factory.engines import EngineError
+from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_replies import error_words, kind_of, parse_body, retry_after
 
 if TYPE_CHECKING:

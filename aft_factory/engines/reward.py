@@ -8,7 +8,7 @@
 
 All read the same tokens: the conversation with the response as its last turn, in the model's chat
 template, with exactly one BOS. Nothing is ever cut: a pair that is too long is an error in its own
-place. Knows no queue and no retries: those are `aft_factory.scoring`'s.
+place. Knows no queue and no retries: those are `aft_factory.inference.scoring`'s.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import math
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from aft_factory.engines import EngineError
+from aft_factory.engines.engine import EngineError
+from aft_factory.engines.together import together
 from aft_factory.engines.vllm_loading import digest
 from aft_factory.errors import UsageError
-from aft_factory.messages import Message
-from aft_factory.together import together
-from aft_factory.tokenizer import resolve_chat_template, tokenizer_markers
+from aft_factory.prompts.tokenizer import resolve_chat_template, tokenizer_markers
+from aft_factory.records.messages import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -17,11 +17,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.engines import EngineError, is_url
+from aft_factory.engines.engine import EngineError, is_url
 from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
 from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import MissingPackage, UsageError, suggest
-from aft_factory.tokenizer import load_tokenizer
+from aft_factory.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from httpx import AsyncClient, Response

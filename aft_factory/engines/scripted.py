@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from aft_factory.engines import EngineError
-from aft_factory.sampling import Completion, Reply, Request, Usage
+from aft_factory.engines.engine import EngineError
+from aft_factory.engines.sampling import Completion, Reply, Request, Usage
 
 WORDS = [
     "so",

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
-from aft_factory.engines import EngineError
+from aft_factory.engines.engine import EngineError
 from aft_factory.engines.reward import (
     DEFAULT_REWARD_MODEL,
     Pair,
@@ -25,7 +25,7 @@ from aft_factory.engines.reward import (
 )
 from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import MissingPackage, UsageError
-from aft_factory.tokenizer import load_tokenizer
+from aft_factory.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

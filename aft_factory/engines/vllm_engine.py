@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.engines import EngineError
+from aft_factory.engines.engine import EngineError
+from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Sampling, Usage
+from aft_factory.engines.together import together
 from aft_factory.engines.vllm_loading import (
     adapter_rank,
     check_name,
@@ -26,9 +28,7 @@ from aft_factory.engines.vllm_loading import (
     started,
 )
 from aft_factory.errors import MissingPackage, UsageError, suggest
-from aft_factory.sampling import Completion, Prompt, Reply, Request, Sampling, Usage
-from aft_factory.together import together
-from aft_factory.tokenizer import load_tokenizer
+from aft_factory.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -41,7 +41,7 @@ DECIDING = ("revision", "dtype", "quantization", "kv_cache_dtype", "hf_overrides
 
 
 class VllmEngine:
-    """An engine (`aft_factory.engines.Engine`) on vLLM; made with `await VllmEngine.start(...)`.
+    """An engine (`engine.Engine`) on vLLM; made with `await VllmEngine.start(...)`.
 
     Attributes:
         model: What answers. A hub name as it is; of a folder its resolved path and a fingerprint of

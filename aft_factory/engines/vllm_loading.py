@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from aft_factory.engines import EngineError
+from aft_factory.engines.engine import EngineError
 from aft_factory.errors import MissingPackage, UsageError, suggest
-from aft_factory.files import read_text, unmarked
-from aft_factory.tokenizer import load_tokenizer, resolve_chat_template
+from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
+from aft_factory.records.files import read_text, unmarked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.engines import EngineError
+from aft_factory.engines.engine import EngineError
 from aft_factory.engines.reward import (
     DEFAULT_REWARD_MODEL,
     Pair,
@@ -25,7 +25,7 @@ from aft_factory.engines.reward import (
 from aft_factory.engines.vllm_engine import DECIDING
 from aft_factory.engines.vllm_loading import check_name, failures, fingerprint, started
 from aft_factory.errors import UsageError
-from aft_factory.tokenizer import load_tokenizer
+from aft_factory.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM

@@ -19,7 +19,3 @@ comes next would be made from what is left; the same command asks for them again
 has no answer. They are asked for again all the same, and once they have come, everything that was
 made without them is made anew, a training too.
 """
-
-from aft_factory.pipeline.command import main
-
-__all__ = ["main"]

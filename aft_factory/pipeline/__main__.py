@@ -1,8 +1,94 @@
-"""Runs `python -m aft_factory.pipeline`."""
+"""The command `python -m aft_factory.pipeline`: parse, run what is left to do, print."""
 
+from __future__ import annotations
+
+import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from aft_factory.pipeline.command import main
+from aft_factory.pipeline import training
+from aft_factory.pipeline.attendant import Attendant
+from aft_factory.pipeline.done import fingerprint, forget, is_done, keep
+from aft_factory.pipeline.rehearsal import rehearse
+from aft_factory.pipeline.steps import Step, check_ready, read_pipeline
+from aft_factory.stage.console import guarded
+
+EXAMPLES = """\
+examples:
+  # everything, or what is left of it
+  python -m aft_factory.pipeline examples/pipeline_on_policy_llama.yaml
+
+  # which stages, how many requests, how many tokens?
+  python -m aft_factory.pipeline examples/pipeline_on_policy_llama.yaml --dry-run
+"""
+AGAIN = "the same command goes on from here"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m aft_factory.pipeline",
+        description="Run stages in order, from one file; each goes on where it was.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, help="YAML: folder, and stages with their settings")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only tell stages, requests and tokens to expect"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: that of the stage that failed, 1, 130 or 0."""
+    args = build_parser().parse_args(argv)
+
+    def run() -> int:
+        steps = read_pipeline(args.file)
+        return rehearse(steps, args.file) if args.dry_run else run_steps(steps, args.file)
+
+    return guarded(run, lines=True)
+
+
+def run_steps(steps: list[Step], path: Path) -> int:
+    """Do what is not done yet; stop at the first stage that fails, with its exit code.
+
+    One whose engine failed for more rows than is allowed fails with 1: what comes next, such as a
+    training, would be made from what is left.
+    """
+    check_ready(steps)
+    with Attendant() as attendant:
+        for step in steps:
+            title = f"[{step.number}/{len(steps)}] {step.stage}"
+            if is_done(step, path):
+                print(f"{title}: done before", flush=True)
+                continue
+            if attendant.asked:
+                print(f"stopped before stage {step.number}, {step.stage}; {AGAIN}", file=sys.stderr)
+                return 130
+            print(f"{title}: {step}", flush=True)
+            state = fingerprint(step)
+            forget(step, path)
+            # The journal keeps what was paid for; only the files written from it are replaced.
+            trains = step.stage == "train"
+            more = training.prepare(step.read, state) if trains else ["--overwrite"]
+            code = attendant.run(step.command(*more), training=trains)
+            if code:
+                why = "interrupted" if attendant.asked else f"exit code {code}"
+                place = f"stopped at stage {step.number}, {step.stage} ({why})"
+                print(f"{place}; {AGAIN}", file=sys.stderr)
+                return 130 if attendant.asked else code if code > 0 else 128 - code
+            failed = keep(step, path, state)
+            if failed and failed.count > step.allow_failed * failed.read:
+                share = f"allow_failed (a share of the rows, now {step.allow_failed:g}) in {path}"
+                print(f"stopped after stage {step.number}, {step.stage}: {failed}", file=sys.stderr)
+                print(f"To go on with the other rows, raise {share}", file=sys.stderr)
+                return 1
+            if failed:
+                print(f"{title}: {failed}", flush=True)
+    return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,10 +12,10 @@ from typing import Any
 
 import orjson
 
-from aft_factory.files import read_text, write_whole
 from aft_factory.pipeline import training
 from aft_factory.pipeline.steps import ASKING, WRITES, Step
-from aft_factory.prompts import TEMPLATES
+from aft_factory.prompts.rendering import TEMPLATES
+from aft_factory.records.files import read_text, write_whole
 from aft_factory.stage.output import summary_path
 
 MOST_READ = 1 << 30  # bytes: some seconds; of a larger file, size and time stand for its content

@@ -17,8 +17,9 @@ from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN
 from aft_factory.errors import RecordError, UsageError
 from aft_factory.pipeline.done import is_done
 from aft_factory.pipeline.steps import ASKING, Step, check_ready, without_tokenizer
-from aft_factory.records import Record, Row, record_from_row
-from aft_factory.tables import Line, Rejects, TableWriter, read_rows
+from aft_factory.records.record import Record, Row, record_from_row
+from aft_factory.records.rejects import Rejects
+from aft_factory.records.tables import Line, TableWriter, read_rows
 
 
 def rehearse(steps: list[Step], path: Path) -> int:

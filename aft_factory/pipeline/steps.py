@@ -11,16 +11,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aft_factory import aggregate, rank, run, sample, stats
-from aft_factory.command import read_settings
+from aft_factory.aggregate import __main__ as aggregate
+from aft_factory.aggregate.aggregating import DEFAULT_MODEL, AggregateSettings
 from aft_factory.convert import arguments as convert
 from aft_factory.convert.__main__ import build_conversion
-from aft_factory.convert.pipeline import default_rejects
 from aft_factory.errors import UsageError, suggest
 from aft_factory.pipeline.flags import to_flags
-from aft_factory.settings import read_yaml
+from aft_factory.rank import __main__ as rank
+from aft_factory.rank.ranking import RankSettings
+from aft_factory.records.rejects import rejects_path
+from aft_factory.records.tables import read_rows
+from aft_factory.run import __main__ as run
+from aft_factory.sample import __main__ as sample
+from aft_factory.sample.drawing import SampleSettings
+from aft_factory.stage.command_line import read_settings
+from aft_factory.stage.declaring import read_yaml
 from aft_factory.stage.output import summary_path
-from aft_factory.tables import read_rows
+from aft_factory.stats import __main__ as stats
 
 WRITES = ("output", "rejects", "journal", "task_output", "json", "plot")
 KEYS = ("folder", "allow_failed", "stages")
@@ -52,13 +59,13 @@ def without_tokenizer(args: argparse.Namespace) -> argparse.Namespace:
 
 
 # Which model aggregates by default, its command decides; here it only has to be one.
-_AGGREGATOR = [("defaults", {"model": aggregate.DEFAULT_MODEL})]
+_AGGREGATOR = [("defaults", {"model": DEFAULT_MODEL})]
 ASKING = {
-    "sample": Command(sample.build_parser, lambda a: read_settings(a, sample.SampleSettings)),
-    "rank": Command(rank.build_parser, lambda a: read_settings(a, rank.RankSettings)),
+    "sample": Command(sample.build_parser, lambda a: read_settings(a, SampleSettings)),
+    "rank": Command(rank.build_parser, lambda a: read_settings(a, RankSettings)),
     "aggregate": Command(
         aggregate.build_parser,
-        lambda a: read_settings(a, aggregate.AggregateSettings, _AGGREGATOR),
+        lambda a: read_settings(a, AggregateSettings, _AGGREGATOR),
     ),
     "run": Command(run.build_parser, run.run_settings),
 }
@@ -111,7 +118,7 @@ class Step:
         if self.stage not in ("convert", *ASKING) or "output" not in self.settings:
             return []
         output = self.outputs[0]
-        defaults = {"rejects": default_rejects(output)}
+        defaults = {"rejects": rejects_path(output)}
         if self.stage in ASKING:
             defaults |= {"journal": Path(f"{output}.journal"), "": summary_path(output)}
         return [Path(self.settings.get(name) or path) for name, path in defaults.items()]
@@ -283,6 +290,6 @@ def check_ready(steps: list[Step]) -> None:
             for key, value in step.settings.items()
             if key in WRITES and isinstance(value, str)
         }
-        made |= {default_rejects(path).resolve() for path in step.outputs[:1]}
+        made |= {rejects_path(path).resolve() for path in step.outputs[:1]}
     if problems:
         raise UsageError("\n".join(problems))

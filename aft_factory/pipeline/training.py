@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import UsageError
-from aft_factory.files import read_text, write_whole
+from aft_factory.records.files import read_text, write_whole
 
 Training = Mapping[str, Any]
 

@@ -16,14 +16,21 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from aft_factory.errors import RecordError, UsageError, suggest
-from aft_factory.records import (
+from aft_factory.prompts.selection import (
+    PAPER,
+    Aggregation,
+    best_response,
+    is_plain,
+    plain,
+    refuse_copy,
+)
+from aft_factory.records.record import (
     USUAL_COLUMNS,
     Columns,
     Record,
     record_from_row,
     required_aggregation,
 )
-from aft_factory.selection import PAPER, Aggregation, best_response, is_plain, plain, refuse_copy
 
 NAME = "aggregation"
 

@@ -11,9 +11,9 @@ import copy
 from types import ModuleType
 from typing import Any
 
-from aft_factory.prompts import chat_template
-from aft_factory.selection import PAPER
-from aft_factory.tokenizer import tokenizer_markers
+from aft_factory.prompts.rendering import chat_template
+from aft_factory.prompts.selection import PAPER
+from aft_factory.prompts.tokenizer import tokenizer_markers
 
 CHATS = ("llama3", "mistral")
 AGGREGATORS = ("paper", "moa", "release")

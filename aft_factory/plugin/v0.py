@@ -17,8 +17,8 @@ from aft_factory import __version__
 from aft_factory.errors import UsageError
 from aft_factory.plugin.options import NAME, DatasetOptions, parse_entry
 from aft_factory.plugin.v0_fitting import PARTS, Parts, check_hooked
-from aft_factory.prompts import load_template
-from aft_factory.selection import select
+from aft_factory.prompts.rendering import load_template
+from aft_factory.prompts.selection import select
 
 # LLaMA-Factory's name of a stage (`rm` is `dpo` too): what it would make of aggregation data
 NOT_FOR = {

@@ -3,7 +3,7 @@
 Here the tokenizer is known: its control tokens are broken in every text, the aggregator prompt is
 rendered, and the row is encoded by LLaMA-Factory's own code with the loss on the aggregation only.
 Of a row that reaches `cutoff_len`, and so may have lost its query, the proposals are shortened
-(`aft_factory.shortening`), and it is rendered and encoded again. Rows that fit cost nothing more.
+(`prompts.shortening`), and it is rendered and encoded again. Rows that fit cost nothing more.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from types import ModuleType
 from typing import Any
 
 from aft_factory.errors import RecordError, UsageError
-from aft_factory.fitting import token_boundaries
-from aft_factory.markers import Markers
 from aft_factory.plugin.templates import written_by
-from aft_factory.prompts import load_template, system_text
-from aft_factory.shortening import DoesNotFit, fit
-from aft_factory.tokenizer import tokenizer_markers
+from aft_factory.prompts.fitting import token_boundaries
+from aft_factory.prompts.markers import Markers
+from aft_factory.prompts.rendering import load_template, system_text
+from aft_factory.prompts.shortening import DoesNotFit, fit
+from aft_factory.prompts.tokenizer import tokenizer_markers
 
 PARTS = "_aft_parts"  # the column of an aligned row that holds its `Parts`
 PROCESSORS = ("supervised", "unsupervised")  # of LLaMA-Factory; the first trains, both predict

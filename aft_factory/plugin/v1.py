@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from aft_factory.markers import known_markers
 from aft_factory.plugin.options import NAME, DatasetOptions, parse_entry
-from aft_factory.selection import conversation
+from aft_factory.prompts.markers import known_markers
+from aft_factory.prompts.selection import conversation
 
 
 def hook_converter(module: ModuleType) -> None:

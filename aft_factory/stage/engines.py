@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aft_factory.engines import Engine
+from aft_factory.engines.engine import Engine
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
-from aft_factory.fitting import Fitter
-from aft_factory.markers import Markers, known_markers
-from aft_factory.prompts import load_template
-from aft_factory.stage.settings import DEFAULT_IN_FLIGHT, AskSettings
-from aft_factory.tokenizer import tokenizer_markers
+from aft_factory.prompts.fitting import Fitter
+from aft_factory.prompts.markers import Markers, known_markers
+from aft_factory.prompts.rendering import load_template
+from aft_factory.prompts.tokenizer import tokenizer_markers
+from aft_factory.stage.job_settings import DEFAULT_IN_FLIGHT, AskSettings
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def dry_note(settings: AskSettings) -> str:
 async def _server(settings: AskSettings, urls: Sequence[str], model: str | None) -> Engine:
     from aft_factory.engines.openai_engine import OpenAIEngine
     from aft_factory.engines.vllm_loading import own_template
-    from aft_factory.tokenizer import load_tokenizer
+    from aft_factory.prompts.tokenizer import load_tokenizer
 
     tokenizer = chat = None
     if (name := settings.tokenizer) is not None:

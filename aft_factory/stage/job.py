@@ -16,27 +16,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from aft_factory.asking import Asker, Retries
-from aft_factory.convert.pipeline import default_rejects
-from aft_factory.engines import EngineError
+from aft_factory.asking.asker import Asker, Retries
+from aft_factory.asking.journal import Journal
+from aft_factory.engines.engine import EngineError
 from aft_factory.errors import RecordError, UsageError
-from aft_factory.fields import OBJECT
-from aft_factory.files import check_writable
-from aft_factory.journal import Journal
-from aft_factory.outcome import Outcome
-from aft_factory.progress import Progress
-from aft_factory.queries import Query
-from aft_factory.records import Row
-from aft_factory.runner import Runner, window
-from aft_factory.stage import Files, Stage
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query
+from aft_factory.inference.runner import Runner, window
+from aft_factory.records import rejects
+from aft_factory.records.fields import OBJECT
+from aft_factory.records.files import check_writable
+from aft_factory.records.record import Row
+from aft_factory.records.tables import Line, TableWriter, read_rows
 from aft_factory.stage.engines import Opened
+from aft_factory.stage.job_settings import JobSettings, check_paths
 from aft_factory.stage.kept import keepable
 from aft_factory.stage.output import summary_path
-from aft_factory.stage.settings import JobSettings, check_paths
+from aft_factory.stage.progress import Progress
 from aft_factory.stage.signals import graceful
+from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe
 from aft_factory.stage.writing import flops_of, write_outputs
-from aft_factory.tables import Line, TableWriter, read_rows
 
 
 class Job:
@@ -69,7 +69,7 @@ class Job:
     @property
     def rejects_path(self) -> Path:
         """Where rows without answer go."""
-        return self.settings.rejects or default_rejects(self.output)
+        return self.settings.rejects or rejects.rejects_path(self.output)
 
     def run(self, *, export: bool = False) -> Totals | None:
         """Answer what is not answered yet and write the outputs; None if it was stopped before.

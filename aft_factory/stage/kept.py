@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import orjson
 
+from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError
-from aft_factory.journal import Journal
-from aft_factory.settings import build
-from aft_factory.stage.settings import JobSettings
+from aft_factory.stage.declaring import build
+from aft_factory.stage.job_settings import JobSettings
 
 S = TypeVar("S", bound=JobSettings)
 PLACES = ("journal", "rejects", "task_output")  # of files: each command names its own

@@ -14,14 +14,14 @@ from typing import Any
 
 import orjson
 
-from aft_factory.convert.pipeline import default_rejects
 from aft_factory.errors import RecordError
-from aft_factory.files import write_whole
-from aft_factory.outcome import Outcome
-from aft_factory.queries import Query
-from aft_factory.records import Row
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query
+from aft_factory.records.files import write_whole
+from aft_factory.records.record import Row
+from aft_factory.records.rejects import Rejects, rejects_path
+from aft_factory.records.tables import Line, TableWriter
 from aft_factory.stage.totals import Totals
-from aft_factory.tables import Line, Rejects, TableWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,6 @@ def write_summary(path: Path, content: Row) -> None:
 
 
 def summary_path(output: Path) -> Path:
-    """`data/out.v1.jsonl.gz` -> `data/out.v1.summary.json`."""
-    rejects = default_rejects(output)
+    """Return where the summary of an output goes: `out.summary.json` for `out.jsonl`."""
+    rejects = rejects_path(output)
     return rejects.with_name(rejects.name.replace(".rejects.jsonl", ".summary.json"))

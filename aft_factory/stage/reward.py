@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from aft_factory.asking import Retries
+from aft_factory.asking.asker import Retries
 from aft_factory.engines.reward import DEFAULT_REWARD_MODEL
-from aft_factory.scoring import Scorer
-from aft_factory.settings import setting
-from aft_factory.stage.settings import at_least
+from aft_factory.inference.scoring import Scorer
+from aft_factory.stage.declaring import setting
+from aft_factory.stage.job_settings import at_least
 
 if TYPE_CHECKING:
     from aft_factory.engines.reward import RewardModel

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from aft_factory.accounting import LayerUsage, ModelShape, Scored
-from aft_factory.outcome import Outcome
-from aft_factory.records import Row
-from aft_factory.sampling import is_cut_off, is_filtered
+from aft_factory.engines.sampling import is_cut_off, is_filtered
+from aft_factory.inference.accounting import LayerUsage, ModelShape, Scored
+from aft_factory.inference.outcome import Outcome
+from aft_factory.records.record import Row
 
 
 class Once:

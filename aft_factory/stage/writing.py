@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aft_factory.accounting import ModelShape
+from aft_factory.asking.journal import Journal
 from aft_factory.errors import AftError, UsageError
-from aft_factory.journal import Journal
-from aft_factory.outcome import Outcome
-from aft_factory.runner import Runner
+from aft_factory.inference.accounting import ModelShape
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.runner import Runner
+from aft_factory.records.rejects import Rejects
+from aft_factory.records.tables import TableWriter
 from aft_factory.stage.output import Outputs, summary_path, write_summary
 from aft_factory.stage.totals import Totals, describe, summary
-from aft_factory.tables import Rejects, TableWriter
 
 if TYPE_CHECKING:
     from aft_factory.stage.job import Job

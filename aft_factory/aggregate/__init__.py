@@ -1,0 +1,1 @@
+"""Aggregation targets by a strong model: `python -m aft_factory.aggregate`."""

@@ -1,0 +1,163 @@
+"""STAGE 4, `python -m aft_factory.aggregate`: aggregation targets, written by a strong model.
+
+Reads records with proposals; writes them with an aggregation, for which the model read the
+proposals in the aggregator prompt (2501.11877, section 3.2), or, with `--pseudo`, the model's
+direct answer, which never saw them (the paper's ablation). Quality gates flag what should not be
+learned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from aft_factory.aggregate import gates
+from aft_factory.engines.sampling import Completion
+from aft_factory.errors import RecordError, UsageError, suggest
+from aft_factory.inference.drafting import Settings
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query, read_record, with_proposals
+from aft_factory.inference.strategies import Answer, Conversation, Sample
+from aft_factory.prompts.rendering import load_template
+from aft_factory.records.record import Row, record_from_row
+from aft_factory.stage.declaring import setting
+from aft_factory.stage.engines import dry, dry_note, opened
+from aft_factory.stage.job_settings import AskSettings
+from aft_factory.stage.stage import Stage, Tally
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-72B-Instruct"  # the paper's
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateSettings(AskSettings):
+    """How aggregations are written; see the help texts."""
+
+    template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
+    pseudo: bool = setting(False, "answer without seeing the proposals (the paper's ablation)")
+    drop: list[str] = setting(
+        [],
+        f"gates whose rows are rejected, as empty ones always are: {', '.join(gates.GATES)}",
+        "GATE",
+    )
+    copy_threshold: float = setting(0.9, "overlap with a proposal from which it is a copy")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings."""
+        problems = AskSettings.problems(self)
+        for name in self.drop:
+            if name not in gates.GATES:
+                problems.append(f"drop: unknown gate {name!r}; {suggest(name, gates.GATES)}")
+        if not 0 < self.copy_threshold <= 1:
+            problems.append(f"copy_threshold: expected a share up to 1, got {self.copy_threshold}")
+        try:
+            load_template(self.template)
+        except UsageError as error:
+            problems.append(str(error))
+        return problems
+
+
+async def aggregate_proposals(
+    query: Conversation, sample: Sample, *, proposals: Sequence[Completion]
+) -> Answer:
+    """Aggregate the proposals that a record brings along: the target of equation 1."""
+    [aggregation] = await sample(query, proposals, layer=1, final=True)
+    return Answer(aggregation)
+
+
+async def pseudo_aggregation(query: Conversation, sample: Sample) -> Answer:
+    """Answer the query directly: the ablation's target, which never saw the proposals."""
+    [answer] = await sample(query, layer=0, final=True)
+    return Answer(answer)
+
+
+@dataclass(slots=True)
+class Gated(Tally):
+    """Writes rows through the quality gates, and counts what these found.
+
+    Attributes:
+        settings: Of the command.
+        flagged: Rows that were written, by gate.
+        rejected: Rows that were not, by gate.
+    """
+
+    settings: AggregateSettings
+    flagged: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    def write_row(self, query: Query, outcome: Outcome) -> Row:
+        """Return the record with its aggregation.
+
+        Raises:
+            RecordError: If a gate whose rows are to be dropped caught it.
+        """
+        settings, text = self.settings, outcome.answers[0]
+        found = gates.check(
+            text,
+            query.proposals,
+            outcome.finish_reasons[0],
+            query=query.turns[0][-1]["content"],
+            copy_threshold=settings.copy_threshold,
+        )
+        dropped = [name for name in found if name in settings.drop]
+        (self.rejected if dropped else self.flagged).update(found)
+        if dropped:
+            raise RecordError("aggregation", f"caught by the gate {', '.join(dropped)}")
+        record = record_from_row(query.row, settings.columns())
+        about: dict[str, Any] = {
+            "model": outcome.model or settings.model,
+            "template": None if settings.pseudo else settings.template,
+            "pseudo": settings.pseudo,
+            "seed": settings.seed,
+            "finish_reason": outcome.finish_reasons[0],
+            "gates": found,
+            "events": outcome.events,
+        }
+        meta = record.meta | {"aggregating": about}
+        return replace(record, aggregation=text, meta=meta).to_row()
+
+    def on_problem(self, outcome: Outcome) -> None:
+        """Count an aggregation that was empty or cut off, and so never came to the gates."""
+        names = ("truncated" if e["event"] == "filtered" else e["event"] for e in outcome.events)
+        told = [name for name in names if name in gates.GATES]
+        if outcome.about == "drafts":
+            self.rejected.update(told[-1:])
+
+    def summary(self) -> Row:
+        """Return the counts."""
+        return {"gates": {"flagged": dict(self.flagged), "rejected": dict(self.rejected)}}
+
+    def describe(self) -> list[str]:
+        """Return the counts, a line per gate."""
+        lines = [
+            f"gate {name}: {count} rows {what}"
+            for what, counts in (("flagged", self.flagged), ("rejected", self.rejected))
+            for name, count in counts.most_common()
+        ]
+        return lines or ["gates: nothing found"]
+
+
+def build_stage(settings: AggregateSettings) -> Stage:
+    """Return what happens to a row."""
+    gated = Gated(settings)
+    return Stage(
+        read_row=partial(
+            read_record if settings.pseudo else with_proposals, columns=settings.columns()
+        ),
+        strategy=pseudo_aggregation if settings.pseudo else aggregate_proposals,
+        options={},
+        drafting=lambda: Settings(
+            load_template(settings.template),
+            settings.proposal(),
+            settings.final(),
+            seed=settings.seed,
+            policy=settings.policy(),
+        ),
+        write_row=gated.write_row,
+        open=lambda: opened(settings, settings.template),
+        dry=dry(settings),
+        dry_note=dry_note(settings),
+        tally=gated,
+    )

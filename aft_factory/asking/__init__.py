@@ -1,0 +1,1 @@
+"""One request, asked once: the asker, the limit in flight, the journal."""

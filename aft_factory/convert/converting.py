@@ -1,0 +1,200 @@
+"""The way of a row: read, made a record, selected, fitted, written; or rejected with its reason.
+
+Every row read is written or rejected: `Summary.read == Summary.written + Summary.rejected`. With
+`mix_plain`, `Summary.plain` of the written ones are written once more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from aft_factory.convert.targets import TARGETS
+from aft_factory.errors import RecordError
+from aft_factory.prompts.fitting import Fitter
+from aft_factory.prompts.markers import Markers, known_markers
+from aft_factory.prompts.selection import (
+    PAPER,
+    PLAIN,
+    Aggregation,
+    is_plain,
+    plain,
+    refuse_copy,
+    select,
+)
+from aft_factory.prompts.shortening import DoesNotFit
+from aft_factory.records.record import Columns, Record, Row
+from aft_factory.records.rejects import Rejects
+from aft_factory.records.tables import Line, TableWriter
+
+DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
+BYTES_PER_TOKEN = 4.0  # of English prose under a vocabulary of 32k to 128k, for estimates
+FIT_CHUNK = 128  # rows tokenized as one parallel batch
+
+ReadRow = Callable[[Any, Columns, "Counter[str]"], Record]
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a conversion did, in numbers that reconcile.
+
+    Attributes:
+        read: Rows read; `written + rejected`.
+        plain: Rows written once more without proposals (`mix_plain`).
+        with_history: Those of `written` that hold earlier answers.
+        over: Those of `written` that are longer than the cutoff (estimated without a tokenizer).
+        cut_rows: Rows with proposals shortened; `tokens_removed` of `tokens_before` in these rows.
+        notes: What sources repaired or left out.
+    """
+
+    read: int = 0
+    written: int = 0
+    plain: int = 0
+    rejected: int = 0
+    with_history: int = 0
+    over: int = 0
+    cut_rows: int = 0
+    cut_proposals: int = 0
+    tokens_before: int = 0
+    tokens_removed: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What to convert rows to.
+
+    Attributes:
+        read_row: The source: from a row to a record.
+        target: A key of `targets.TARGETS`.
+        options: Which proposals, and under which aggregator prompt.
+        columns: Column names that differ from the usual ones.
+        fitter: Measures rows, and fits them if it has a limit; None estimates.
+        cutoff: The length that rows are compared with.
+    """
+
+    read_row: ReadRow
+    target: str
+    options: Aggregation = PAPER
+    columns: Columns = Columns()  # noqa: RUF009 - frozen
+    fitter: Fitter | None = None
+    cutoff: int = DEFAULT_CUTOFF
+
+    @property
+    def markers(self) -> Markers:
+        """What is broken in texts: the tokenizer's own control tokens, where it is known."""
+        return known_markers() if self.fitter is None else self.fitter.markers
+
+    def run(
+        self,
+        lines: Iterable[Line],
+        table: TableWriter | None,
+        rejects: Rejects,
+        on_record: Callable[[Record], object] = lambda _: None,
+    ) -> Summary:
+        """Convert every line; without a table, only go through the motions."""
+        summary = Summary()
+        rows = self._fitted(self._records(lines, rejects, summary), rejects, summary)
+        to_row = TARGETS[self.target][1]
+
+        def write(record: Record) -> int:
+            row = to_row(record, self.options, self.markers)
+            size = table.write(row) if table is not None else len(orjson.dumps(row))
+            on_record(record)
+            return size
+
+        for line, record, tokens in rows:
+            try:
+                size = write(record)
+            except RecordError as error:
+                rejects.add(line, error.problem, error.field)
+                continue
+            except TypeError as error:  # JSON has no form for it: a lone surrogate, a huge integer
+                rejects.add(line, f"cannot be written: {error}", "row")
+                continue
+            summary.written += 1
+            summary.with_history += len(record.messages) > 2
+            length = self._estimate(record, size) if tokens is None else tokens
+            summary.over += length > self.cutoff
+            # Only part of the row just written, so that it can be written too, and fits too.
+            if record.proposals and self.target != "sft" and is_plain(record, self.options):
+                write(replace(plain(record), id=record.id + PLAIN))
+                summary.plain += 1
+        summary.rejected = rejects.count
+        return summary
+
+    def _records(
+        self, lines: Iterable[Line], rejects: Rejects, summary: Summary
+    ) -> Iterator[tuple[Line, Record]]:
+        target_text = TARGETS[self.target][0]
+        for line in lines:
+            summary.read += 1
+            if line.problem is not None:
+                rejects.add(line, line.problem)
+                continue
+            try:
+                record = self.read_row(line.value, self.columns, summary.notes)
+                target_text(record)
+                if self.target == "sft" or self.options.ablation != "none":
+                    refuse_copy(record)
+            except RecordError as error:
+                rejects.add(line, error.problem, error.field)
+            except TypeError as error:
+                rejects.add(line, f"cannot be read: {error}", "row")
+            else:
+                yield line, select(record, self.options)
+
+    def _fitted(
+        self, rows: Iterator[tuple[Line, Record]], rejects: Rejects, summary: Summary
+    ) -> Iterator[tuple[Line, Record, int | None]]:
+        if self.fitter is None:
+            for line, record in rows:
+                yield line, record, None
+            return
+        target_text = TARGETS[self.target][0]
+        while chunk := list(islice(rows, FIT_CHUNK)):
+            inputs = [
+                (
+                    record.messages,
+                    [] if self.target == "sft" else record.proposals,
+                    target_text(record),
+                )
+                for _, record in chunk
+            ]
+            for (line, record), fitted in zip(chunk, self.fitter.fit_all(inputs), strict=True):
+                if isinstance(fitted, DoesNotFit):
+                    rejects.add(line, str(fitted), fitted.field)
+                    continue
+                if fitted.cut:
+                    summary.cut_rows += 1
+                    summary.cut_proposals += fitted.cut
+                    summary.tokens_before += fitted.tokens + fitted.tokens_removed
+                    summary.tokens_removed += fitted.tokens_removed
+                    shorter = [self.markers.restore(text) for text in fitted.proposals]
+                    record = replace(record, proposals=shorter)
+                yield line, record, fitted.tokens
+
+    def _estimate(self, record: Record, size: int) -> float:
+        """Tokens of a row from its bytes as JSON: rough, but free."""
+        if not size:  # Parquet
+            size = sum(map(len, record.proposals)) + sum(len(m["content"]) for m in record.messages)
+        prompt = 700 if self.target == "aggregation" else 0
+        return (size + prompt) / BYTES_PER_TOKEN
+
+
+def preview(record: Record, target: str, options: Aggregation, markers: Markers) -> str:
+    """Return one rendered conversation for a person to read."""
+    row: Row = TARGETS["sft" if target == "sft" else "sharegpt"][1](
+        record
+        if (record.aggregation or "").strip()
+        else replace(record, aggregation="(no aggregation yet)"),
+        options,
+        markers,
+    )
+    turns = [f"[{turn['from']}]\n{turn['value']}" for turn in row["conversations"]]
+    return f"{'=' * 30} {record.id}\n" + "\n\n".join(turns) + "\n"

@@ -1,0 +1,91 @@
+"""Engines: the only code that calls a model. One attempt each; retries are the asker's (`asking`).
+
+| engine | talks to |
+| --- | --- |
+| `vllm_engine.VllmEngine` | vLLM in this process |
+| `openai_engine.OpenAIEngine` | any OpenAI-compatible server, or several of them |
+| `scripted.ScriptedEngine` | nobody: fixed replies, for tests and `--dry-run` |
+
+Reward models (`reward.RewardModel`) are `transformers_reward.TransformersReward`,
+`vllm_reward.VllmReward` and `reward_server.ServerReward`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import urlsplit
+
+from aft_factory.engines.sampling import Reply, Request
+from aft_factory.errors import AftError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class EngineError(AftError, RuntimeError):
+    """A request that was not answered.
+
+    Attributes:
+        problem: The engine's or server's own words.
+        kind: `retry` may succeed if asked again; `refused` is final for this request (a prompt that
+            is too long); `fatal` is final for the whole run (wrong key, no such model).
+        retry_after: Seconds to wait before the next attempt, where the server says so.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        kind: Literal["retry", "refused", "fatal"],
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(problem, kind, retry_after)
+        self.problem = problem
+        self.kind = kind
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+def is_url(text: str) -> bool:
+    """Tell whether a text is a URL that a server may have."""
+    try:
+        parts = urlsplit(text)
+        known = parts.hostname is not None and parts.port != 0  # a wrong port is found on access
+    except ValueError:
+        return False
+    return known and parts.scheme in ("http", "https") and text.isprintable()
+
+
+class Engine(Protocol):
+    """A model that can be asked.
+
+    Attributes:
+        model: What answers, adapter included: part of every journal key.
+        context: Most tokens of prompt and completion together; None if unknown.
+        tokenizer: The model's tokenizer, to fit prompts with; None if unknown.
+        chat_template: Jinja text that renders a conversation for it; None if unknown.
+        most_samples: Most samples of one request; None if it takes any number.
+    """
+
+    model: str
+    context: int | None
+    tokenizer: PreTrainedTokenizerFast | None
+    chat_template: str | None
+    most_samples: int | None
+
+    async def sample(self, request: Request) -> Reply:
+        """Ask once. May be called any number of times at once; may be cancelled.
+
+        Raises:
+            EngineError: If there is no answer.
+        """
+        ...
+
+    async def reachable(self) -> bool:
+        """Tell whether anybody is there to answer, without a request."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what the engine holds."""
+        ...

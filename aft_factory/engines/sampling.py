@@ -1,0 +1,213 @@
+"""What is asked of a model and what comes back: the shapes between strategies and engines.
+
+A request is n samples of one prompt under one seed; it is known by the hash of all that decides its
+answer, which is the journal's key. Pure; knows no engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+from aft_factory.errors import UsageError
+from aft_factory.records.messages import Message
+
+Prompt = Sequence[Message] | str  # a conversation to answer, or a text to complete as it stands
+
+# As servers call it, in any case; all other words are for an end of the model's own.
+CUT_OFF = frozenset(
+    {
+        *("length", "max_length", "model_length", "max_tokens", "max_new_tokens"),
+        *("max_output_tokens", "model_context_window_exceeded"),
+    }
+)
+FILTERED = frozenset(
+    {
+        *("content_filter", "content_filtered", "safety", "recitation", "blocklist", "spii"),
+        *("prohibited_content", "guardrail_intervened", "error_toxic"),
+    }
+)
+
+
+def is_cut_off(reason: object) -> bool:
+    """Tell whether a finish reason, by whatever word, says that a limit of tokens cut it off."""
+    return _word(reason) in CUT_OFF
+
+
+def is_filtered(reason: object) -> bool:
+    """Tell whether a finish reason, by whatever word, says that a filter of contents ended it."""
+    return _word(reason) in FILTERED
+
+
+def _word(reason: object) -> str:
+    """`MAX_TOKENS`, `max-tokens` and an enum's `FinishReason.MAX_TOKENS` are one word."""
+    return str(reason).strip().lower().replace("-", "_").rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a model decodes. The defaults are the paper's for proposals and middle layers.
+
+    Attributes:
+        temperature: 0 decodes greedily.
+        top_p: Nucleus, (0, 1].
+        top_k: Keep the k likeliest tokens; None keeps all.
+        max_tokens: Most tokens of one completion.
+        stop: Texts before which a completion ends.
+        extra: Further settings of the engine, passed through as they are (`min_p`, `ignore_eos`).
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int | None = None
+    max_tokens: int = 4096
+    stop: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not _is_number(self.temperature) or not 0 <= self.temperature <= 10:
+            problems.append(f"temperature: expected a number from 0, got {self.temperature!r}")
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            problems.append(f"top_p: expected a number above 0 and up to 1, got {self.top_p!r}")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            problems.append(f"top_k: expected a whole number from 1, got {self.top_k!r}")
+        if type(self.max_tokens) is not int or self.max_tokens < 1:
+            problems.append(f"max_tokens: expected a whole number from 1, got {self.max_tokens!r}")
+        if problems:
+            raise UsageError("; ".join(problems))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """n samples of one prompt, asked for at once so that the prompt is read once.
+
+    Attributes:
+        prompt: The conversation, or the text to complete.
+        n: Number of samples.
+        sampling: How to decode.
+        seed: Sample i is drawn under `seed + i`, where the engine knows seeds.
+        model: Which of several models (strategy `moa`); None is the run's one.
+    """
+
+    prompt: Prompt
+    n: int
+    sampling: Sampling
+    seed: int
+    model: str | None = None
+
+    def key(self, model: str) -> bytes:
+        """Return the 16 bytes that name this request to `model`: equal if the answer may be."""
+        sampling = asdict(self.sampling)
+        content = [model, self.prompt, sampling, self.n, self.seed]
+        data = orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+        return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def identity_seed(run_seed: int, *identity: str | int) -> int:
+    """Return the seed of a place in a run, such as (query id, layer, slot): 31 bits.
+
+    It depends on nothing else: not on the order of the input, on concurrency or on interruptions.
+    """
+    data = orjson.dumps([run_seed, *identity])
+    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or more requests; None is unknown, and unknown plus anything is unknown.
+
+    Attributes:
+        prompt: Tokens of the prompts, each counted as often as it was read: once for n samples,
+            unless the server had to be asked on.
+        cached: Those of `prompt` that the engine had computed before (prefix caching). A server
+            tells that only of a request for one sample: of several, its figure is that of one of
+            them, and most of them find what the first one read. vLLM's server tells it only with
+            --enable-prompt-tokens-details, and where it has not told yet, a 0 is unknown.
+        completion: Tokens written, of all samples.
+    """
+
+    prompt: int | None = 0
+    cached: int | None = 0
+    completion: int | None = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            _sum(self.prompt, other.prompt),
+            _sum(self.cached, other.cached),
+            _sum(self.completion, other.completion),
+        )
+
+
+def _sum(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sample.
+
+    Attributes:
+        text: What the model wrote, without control tokens.
+        finish_reason: `stop` where it ended by itself, `length` where `max_tokens` cut it off, or
+            another word of the server's: see `cut_off` and `filtered`.
+        tokens: How many tokens it wrote, where known.
+        token_ids: The tokens themselves, where known.
+        problem: What is wrong with the text, where it was taken out of what the model wrote.
+    """
+
+    text: str
+    finish_reason: str = "stop"
+    tokens: int | None = None
+    token_ids: tuple[int, ...] | None = None
+    problem: str | None = None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether a limit of tokens cut it off."""
+        return is_cut_off(self.finish_reason)
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a filter of contents ended it."""
+        return is_filtered(self.finish_reason)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it came to an end of its own."""
+        return not (self.cut_off or self.filtered)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back for a request.
+
+    Attributes:
+        completions: n samples, in order.
+        usage: What they took.
+        prompt_ids: The prompt as the model saw it, where known.
+        readings: How often the prompt was read, and is counted in `usage`: the requests sent.
+    """
+
+    completions: tuple[Completion, ...]
+    usage: Usage
+    prompt_ids: tuple[int, ...] | None = None
+    readings: int = 1
+
+
+def joined(replies: Sequence[Reply]) -> Reply:
+    """Return several replies to one prompt as one, in order."""
+    return Reply(
+        tuple(completion for reply in replies for completion in reply.completions),
+        sum((reply.usage for reply in replies), Usage()),
+        replies[0].prompt_ids,
+        sum(reply.readings for reply in replies),
+    )

@@ -1,0 +1,1 @@
+"""From a query to its answer: strategies, drafting, scoring, accounts, benchmarks' rows."""

@@ -1,0 +1,260 @@
+r"""Final answers of worked solutions (GSM8K and its like): find the number, vote, compare.
+
+Pure. A number is searched for in this order: after the last `####`, in the last `\boxed{}`, after
+the last "answer is" or "answer:", else the last number of the text. Of an equation it is the
+result, of a number with reasons the number. Not read are thoughts, and what a model wrote on after
+its answer: a next question, a next turn. The number becomes a canonical text, so that equal values
+are equal texts:
+
+    "#### 1,234.50" -> "1234.5"   "It costs $72." -> "72"   "−٣" -> "-3"   "50%" -> "50"
+    "1/2" -> "0.5"   "2/6" -> "1/3"   "\boxed{2\frac12}" -> "2.5"   "10\,000" -> "10000"
+
+Where both could be, commas separate thousands and points decimals (English notation). Units, powers
+of ten and percent signs are not read: "50%" is 50, as GSM8K's references have it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from decimal import Decimal, Inexact, localcontext
+from fractions import Fraction
+from functools import cache
+
+from aft_factory.prompts.markers import MARKERS
+
+_CONTROL = re.compile("|".join(map(re.escape, MARKERS)))
+
+# A minus after a word or a bracket subtracts, or joins a range: "10-3", "pages 5-8".
+_NUMBER = re.compile(
+    r"""(?P<sign>(?<![\w)])-)?
+        (?:[$£€¥][ ]?)?
+        (?:(?P<whole>[0-9]++)[ ](?=[0-9]++/))?
+        (?P<top>[0-9]++(?:\.[0-9]++)?|(?<![\w.)])\.[0-9]++)
+        (?:/(?P<bottom>0*+[1-9][0-9]*+)(?![.,]?[0-9]))?""",
+    re.VERBOSE,
+)
+_LONGEST_FRACTION = 100  # characters; what is longer is a model that ran away, not an answer
+
+# How numbers are written. Blanks that keep a number together become no-break spaces.
+_SIGNS = dict(zip("−‐‑‒–⁄∕’٫٬", "-----//'.,", strict=True))
+_LATEX_BLANK = r"(?:\\[,;:> ]|~)"
+_LATEX = (
+    (re.compile(rf"\{{{_LATEX_BLANK}\}}|{_LATEX_BLANK}"), "\xa0"),
+    (re.compile(r"(?:\\text)?\{,\}"), ","),
+    (re.compile(r"\\!|\\(?=[$%])"), ""),
+)
+_LATEX_FRACTION = re.compile(
+    r"(?P<before>[0-9]?)\\(?:[cdt]|nice)?frac\s*+(?:\{\s*+(-?[0-9.]++)\s*+\}|([0-9]))"
+    r"\s*+(?:\{\s*+([0-9]++)\s*+\}|([0-9]))"
+)
+_LATEX_WORDS = re.compile(r"\\(?:text|mathrm|mbox)[a-z]*+\{[^{}]*\}")
+_CHAIN = re.compile(r"(?<![0-9])[0-9]++(?:[.,'_\xa0][0-9]++)++")
+_GROUPED = re.compile(
+    r"""(?P<whole>[0-9]{1,3}(?P<by>[.,'_\xa0])[0-9]{3}(?:(?P=by)[0-9]{3})*+
+                 |[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3})
+        (?:(?!(?P=by))[.,](?P<decimals>[0-9]++))?""",
+    re.VERBOSE,
+)
+_SPACED = re.compile(r"(?<![0-9.,])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})++(?![0-9])")
+
+_THOUGHT_START, _THOUGHT_END = (
+    re.compile(rf"[<\[◁]\|?{word}\w{{0,9}}:?(?:think|thought|reason)\w{{0,9}}\|?[>\]▷]", re.I)
+    for word in ("", "(?:/|end_of_)")
+)
+# What a model writes on behind its answer. Behind a `####`, a problem needs no announcement.
+_NEXT_TURN = re.compile(
+    r"^[^\w\n]*+(?:user|human|assistant)[^\w\n]{0,3}?(?:[:.)]|$)|(?<=[^\sa-z])(?:user|assistant)\s*?$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NEXT_QUESTION = re.compile(
+    r"^[^\w\n]*+(?:(?:next|new|another) )?"
+    r"(?:question|problem|exercise|example|query|instruction|task|q)"
+    r" ?#?[0-9]*+[^\w\n]{0,3}?(?:[:.)]|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NEXT_PROBLEM = re.compile(
+    r"^(?=[^\n]*[0-9])(?![^\n]*\b(?:I|[Ww]e|[Ww]ait)\b)[^\n]{40,}\?[ \t]*$", re.MULTILINE
+)
+_TAKEN_BACK = re.compile(
+    r"(?:^|[.!?]\s)\W*+(?:wait|no(?= *+\W)|actually|hmm+|oops|sorry|correction)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+_MARK = re.compile(r"####[ \t*]*+(?P<name>[^0-9=\n]{0,80}+=[ \t]*+)?")
+_NUMBERED_HEADING = re.compile(r"\)|\.[ \t]++\S")  # "#### 2. Add them" is no answer
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*+\{")
+_STATED = re.compile(r"\banswer\W{0,4}?(?:is\b|[:=])\s*+", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+# What makes the number before it the beginning of a sum. None is in "15, because x = 3".
+_SUM = re.compile(
+    r"[^-+*/×÷·^=,;:\\0-9]{0,30}?(?:[-+*/×÷·^]|\\(?:times|cdot|div)\b|\b(?:x|of|times)\b)"
+    r"\s*+[-($.\\0-9][^=\n]{0,200}+=(?![=>])"
+)
+
+
+def extract_number(text: str, *, whole: bool = True) -> str | None:
+    """Return the final answer of a response in canonical form; None where it has no number.
+
+    Args:
+        text: The response.
+        whole: False for one that was cut off: the last number it came to is no answer.
+    """
+    text = _plain(text)
+    first = _NUMBER.search(text)
+    if first is None:
+        return None
+    response = _until(text, first.end(), _NEXT_TURN, _CONTROL)
+    marked = list(_marked(response))
+    found = [*marked, *_boxed(response), *_stated(response)]
+    start = min((start for start, _ in found), default=first.end())
+    response = _until(response, start, _NEXT_QUESTION)
+    if marked:
+        response = _until(response, marked[-1][0], _NEXT_PROBLEM)
+    if found:
+        found = [(start, number) for start, number in found if start < len(response)]
+        last = max(start for start, _ in found)
+        back = max((back.start() for back in _TAKEN_BACK.finditer(response, 0, last)), default=0)
+        return _canonical(next(number for start, number in found if start >= back))
+    if whole or len(response) < len(text):
+        return _canonical(deque(_NUMBER.finditer(response), maxlen=1)[0])
+    return None
+
+
+def is_correct(text: str, reference: str) -> bool:
+    """Whether the final answer of `text` is that of `reference` (a number, or text with one)."""
+    answer = extract_number(text)
+    return answer is not None and answer == extract_number(reference)
+
+
+def majority(answers: Sequence[str | None]) -> int | None:
+    """Return the index of the first response that holds the most common answer.
+
+    Responses without an answer (None) have no vote. Between equally common answers, the one seen
+    first wins. None where nobody votes.
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return None
+    return answers.index(votes.most_common(1)[0][0])  # ties: in the order first met
+
+
+def _plain(text: str) -> str:
+    """The response without its thoughts, its numbers as English has them in ASCII."""
+    text = re.sub(r"[^\x00-\x7f]", lambda m: _ascii(m[0]), text)
+    text = _THOUGHT_START.split(_THOUGHT_END.split(text)[-1])[0]
+    for pattern, plain in _LATEX:
+        text = pattern.sub(plain, text)
+    text = _CHAIN.sub(lambda m: _ungrouped(m[0]), text).replace("\xa0", " ")
+    text = _SPACED.sub(lambda m: m[0].replace(" ", "") if " 0" in m[0] else m[0], text)
+    return _LATEX_FRACTION.sub(
+        lambda m: f"{m['before']}{m['before'] and ' '}{m[2] or m[3]}/{m[4] or m[5]}", text
+    )
+
+
+@cache
+def _ascii(character: str) -> str:
+    if character.isdecimal():  # of any script; superscripts are none
+        return str(unicodedata.decimal(character))
+    category, form = unicodedata.category(character), unicodedata.decomposition(character)
+    if category == "Zs":
+        return "\xa0"
+    if category == "Cf":  # such as the zero-width space of a broken marker
+        return ""
+    if form.startswith(("<wide>", "<small>")):
+        return unicodedata.normalize("NFKC", character)
+    if form.startswith("<fraction>"):
+        return r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", character).split("⁄"))
+    return _SIGNS.get(character, character)
+
+
+def _ungrouped(digits: str) -> str:
+    """Join the groups of one number: "1,234.5", "1 234,5", "1.234.567", "12,34,567"."""
+    match = _GROUPED.fullmatch(digits)
+    if not match or (match["by"] == "." and not match["decimals"] and digits.count(".") == 1):
+        return digits  # several numbers; or "1.234", which are decimals
+    whole = re.sub("[^0-9]", "", match["whole"])
+    return f"{whole}.{match['decimals']}" if match["decimals"] else whole
+
+
+def _until(text: str, start: int, *patterns: re.Pattern[str]) -> str:
+    """The text before the first of the patterns behind `start`."""
+    ends = [pattern.search(text, start) for pattern in patterns]
+    return text[: min((end.start() for end in ends if end), default=None)]
+
+
+# Each yields the answers of its kind with their places, the last one first.
+
+
+def _marked(text: str) -> Iterator[tuple[int, re.Match[str]]]:
+    for mark, rest in _behind(_MARK, text):
+        line = rest.partition("\n")[0]
+        first = _NUMBER.match(line)
+        if first and (mark["name"] or not _NUMBERED_HEADING.match(line, first.end())):
+            yield from _result(mark, line)
+
+
+def _boxed(text: str) -> Iterator[tuple[int, re.Match[str]]]:
+    for box, rest in _behind(_BOX, text):
+        depth = 1
+        for end, character in enumerate(rest):
+            depth += {"{": 1, "}": -1}.get(character, 0)
+            if depth == 0:
+                rest = rest[:end]
+                break
+        yield from _result(box, rest)
+
+
+def _stated(text: str) -> Iterator[tuple[int, re.Match[str]]]:
+    for statement, rest in _behind(_STATED, text):
+        yield from _result(statement, _SENTENCE_END.split(rest, maxsplit=1)[0])
+
+
+def _behind(opening: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str], str]]:
+    """What follows each opening up to the next one, from the last."""
+    end = len(text)
+    for found in reversed(list(opening.finditer(text))):
+        yield found, text[found.end() : end]
+        end = found.start()
+
+
+def _result(place: re.Match[str], text: str) -> Iterator[tuple[int, re.Match[str]]]:
+    """The result of a few words: of "8 * 9 = 72 apples" what follows the `=`."""
+    for part in (_LATEX_WORDS.sub(" ", text), text):
+        part = _SPACED.sub(lambda m: m[0].replace(" ", ""), part)
+        number = result = _NUMBER.search(part)
+        while result is not None:
+            number = result
+            total = _SUM.match(part, number.end())
+            result = _NUMBER.search(part, total.end()) if total else None
+        if number:
+            yield place.start(), number
+            return
+
+
+def _canonical(number: re.Match[str]) -> str:
+    sign = number["sign"] or ""
+    top = _trimmed(number["top"])
+    if number["bottom"] is None or len(number[0]) > _LONGEST_FRACTION:
+        return _signed(sign, top)
+    value = int(number["whole"] or 0) + Fraction(top) / int(number["bottom"])
+    with localcontext(prec=10 * _LONGEST_FRACTION) as context:
+        context.traps[Inexact] = True
+        try:
+            text = _trimmed(f"{Decimal(value.numerator) / value.denominator:f}")
+        except Inexact:
+            text = f"{value.numerator}/{value.denominator}"
+    return _signed(sign, text if len(text) < _LONGEST_FRACTION else top)
+
+
+def _trimmed(digits: str) -> str:
+    """Drop the zeros that say nothing: "007.50" -> "7.5". By text, for `int` has a longest."""
+    whole, _, decimals = digits.partition(".")
+    decimals = decimals.rstrip("0")
+    return (whole.lstrip("0") or "0") + ("." + decimals if decimals else "")
+
+
+def _signed(sign: str, text: str) -> str:
+    return text if text == "0" else sign + text

@@ -1,0 +1,254 @@
+"""Drafting: `sample` of the strategies, bound to one turn of one query.
+
+Builds the prompt, shortens drafts to the model's context, derives the seed from the place, asks,
+and applies the policies for drafts that are empty, cut off or filtered. Records all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from aft_factory.asking.asker import Asker
+from aft_factory.asking.journal import Place
+from aft_factory.engines.sampling import Completion, Prompt, Request, Sampling, identity_seed
+from aft_factory.errors import NoAnswer, RecordError
+from aft_factory.inference.accounting import LayerUsage
+from aft_factory.inference.policy import WORDS, Policy, verdict
+from aft_factory.prompts.fitting import Fitter
+from aft_factory.prompts.markers import Markers, known_markers
+from aft_factory.prompts.rendering import AggregatorTemplate, with_aggregator
+from aft_factory.prompts.shortening import DoesNotFit
+from aft_factory.records.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionPrompts:
+    """How a base model is asked, which knows no chat: by a text to complete.
+
+    Attributes:
+        name: Tells it from others, in journals.
+        render: From a conversation to the text.
+        read: From what the model wrote to the draft in it.
+    """
+
+    name: str
+    render: Callable[[Sequence[Message]], str]
+    read: Callable[[Completion], Completion]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all queries of a run have in common.
+
+    Attributes:
+        template: The aggregator prompt.
+        proposal: Sampling of proposals and middle layers.
+        final: Sampling of the final layer.
+        proposer_system: System message of plain queries that have none; None sends none.
+        seed: Of the run.
+        policy: For unusable drafts.
+        completion: How to ask a base model; None asks by chat.
+    """
+
+    template: AggregatorTemplate
+    proposal: Sampling
+    final: Sampling
+    proposer_system: str | None = None
+    seed: int = 42
+    policy: Policy = Policy()  # noqa: RUF009 - frozen
+    completion: CompletionPrompts | None = None
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened to one query: how each layer's drafts came about.
+
+    Attributes:
+        usage: By (turn, layer), of all models.
+        by_model: The same of all layers, by the name of the model; "" is the run's own.
+        drafts: By (turn, layer): (slot, completion) of every draft that was used.
+        events: Every use of a policy: {turn, layer, slot, event}.
+    """
+
+    usage: dict[tuple[int, int], LayerUsage] = field(default_factory=dict)
+    by_model: dict[str, LayerUsage] = field(default_factory=dict)
+    drafts: dict[tuple[int, int], list[tuple[int, Completion]]] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Drafting:
+    """Draws drafts for one turn of one query; implements `strategies.Sample`.
+
+    Args:
+        query: Id of the query.
+        turn: Which of its turns, from 0.
+        settings: Of the run.
+        asker: Asks the model.
+        fitters: Shorten drafts to the model's context, by (model, max_tokens); none where the
+            context or the tokenizer is unknown.
+        trace: Where to record.
+        markers: What is broken in all texts that a model reads, by model; of others, the markers of
+            all known families.
+        identity: What seeds follow from, where it is more than the id.
+    """
+
+    def __init__(
+        self,
+        query: str,
+        turn: int,
+        settings: Settings,
+        asker: Asker,
+        fitters: Mapping[tuple[str, int], Fitter],
+        trace: Trace,
+        markers: Mapping[str, Markers] | None = None,
+        identity: str | None = None,
+    ) -> None:
+        self._query = query
+        self._identity = query if identity is None else identity
+        self._turn = turn
+        self._settings = settings
+        self._asker = asker
+        self._fitters = fitters
+        self._markers = markers or {}
+        self._trace = trace
+
+    async def __call__(
+        self,
+        query: Sequence[Message],
+        drafts: Sequence[Completion] = (),
+        *,
+        layer: int,
+        slot: int = 0,
+        n: int = 1,
+        final: bool = False,
+        model: str | None = None,
+        whole: bool = True,
+    ) -> list[Completion]:
+        """Draw drafts (see `strategies.Sample`).
+
+        Raises:
+            NoAnswer: If too few are usable, or the query does not fit the model.
+            EngineError: If the model gives no reply.
+        """
+        settings = self._settings
+        sampling = settings.final if final else settings.proposal
+        texts = [draft.text for draft in drafts]
+        markers = self._markers.get(model or "") or known_markers()
+        prompt: Prompt
+        if settings.completion is not None:
+            prompt = settings.completion.render(markers.sanitise_all(query))
+        else:
+            prompt = await self._messages(query, texts, sampling, layer, slot, model, markers)
+
+        async def draw(at: int, count: int, attempt: int) -> list[Completion]:
+            seed = identity_seed(settings.seed, self._identity, self._turn, layer, at, attempt)
+            request = Request(prompt, count, sampling, seed, model)
+            place = Place(self._query, self._turn, layer, at, attempt)
+            reply = await self._asker.ask(request, place)
+            self._count(layer, model, LayerUsage.of(reply))
+            read = settings.completion.read if settings.completion else _unchanged
+            restored = (replace(c, text=markers.restore(c.text)) for c in reply.completions)
+            return [read(completion) for completion in restored]
+
+        async def usable(at: int, completion: Completion) -> Completion | None:
+            most = settings.policy.resamples
+            for attempt in range(most + 1):
+                problem, fate = verdict(completion, settings.policy, most - attempt)
+                if problem is not None:
+                    self.note(layer, at, problem)
+                if fate == "keep":
+                    return completion
+                if fate == "reject":
+                    raise NoAnswer(f"layer {layer}, draft {at}: {problem}")
+                if fate == "drop":
+                    break
+                self.note(layer, at, "resampled")
+                [completion] = await draw(at, 1, attempt + 1)
+            self.note(layer, at, "dropped")
+            lost.append(WORDS[str(problem)])
+            return None
+
+        lost: list[str] = []
+        # Greedy drafts are all alike. Servers refuse to write n of them, or take chance for it.
+        alike = n > 1 and sampling.temperature == 0
+        if alike:
+            self.note(layer, slot, f"{n} greedy drafts are alike: asked for once")
+        first = await draw(slot, 1 if alike else n, 0)
+        async with asyncio.TaskGroup() as group:
+            checks = [group.create_task(usable(slot + i, c)) for i, c in enumerate(first)]
+        results = [check.result() for check in checks] * (n if alike else 1)
+        kept = [completion for completion in results if completion is not None]
+        recorded = self._trace.drafts.setdefault((self._turn, layer), [])
+        recorded += [(slot + i, r) for i, r in enumerate(results) if r is not None]
+        if final and whole and n == 1 and not kept:
+            raise NoAnswer(f"layer {layer}: the final answer is {lost[-1]}")
+        if whole:
+            self.require(kept, n, layer=layer)
+        return kept
+
+    def require(self, drafts: Sequence[Completion], n: int, *, layer: int) -> None:
+        """Refuse to go on with too few drafts (see `strategies.Sample`).
+
+        Raises:
+            NoAnswer: If there are fewer than the policy wants.
+        """
+        wanted = min(n, self._settings.policy.min_drafts)
+        if len(drafts) < wanted:
+            place = (self._turn, layer, "filtered")
+            filtered = any((e["turn"], e["layer"], e["event"]) == place for e in self._trace.events)
+            words = "empty, cut off or filtered" if filtered else "empty or cut off"
+            lost = f"{n - len(drafts)} of {n} drafts {words}"
+            raise NoAnswer(f"layer {layer}: {lost}, {wanted} wanted")
+
+    def random(self, layer: int, slot: int) -> random.Random:
+        """Return the source of chance of a place."""
+        place = (self._identity, self._turn, layer, slot, "chance")
+        return random.Random(identity_seed(self._settings.seed, *place))
+
+    def note(self, layer: int, slot: int, event: str) -> None:
+        """Record the use of a policy at a place."""
+        self._trace.events.append(
+            {"turn": self._turn, "layer": layer, "slot": slot, "event": event}
+        )
+
+    def _count(self, layer: int, model: str | None, usage: LayerUsage) -> None:
+        trace, key = self._trace, (self._turn, layer)
+        trace.usage[key] = trace.usage.get(key, LayerUsage()) + usage
+        trace.by_model[model or ""] = trace.by_model.get(model or "", LayerUsage()) + usage
+
+    async def _messages(
+        self,
+        query: Sequence[Message],
+        drafts: Sequence[str],
+        sampling: Sampling,
+        layer: int,
+        slot: int,
+        model: str | None,
+        markers: Markers,
+    ) -> list[Message]:
+        """Return the conversation to send; the query's own is left as it is."""
+        settings = self._settings
+        messages = list(query)
+        if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": settings.proposer_system})
+        fitter = self._fitters.get((model or "", sampling.max_tokens))
+        safe = [markers.sanitise(text) for text in drafts]
+        if fitter is not None:
+            [fitted] = await asyncio.to_thread(fitter.fit_all, [(messages, safe, None)])
+            if isinstance(fitted, DoesNotFit):
+                raise NoAnswer(f"layer {layer}: {fitted}")
+            if fitted.cut:
+                self.note(layer, slot, f"{fitted.cut} drafts shortened")
+            safe = fitted.proposals
+        try:
+            return with_aggregator(markers.sanitise_all(messages), safe, settings.template)
+        except RecordError as error:  # the template fails for these drafts
+            raise NoAnswer(f"layer {layer}: {error}") from error
+
+
+def _unchanged(completion: Completion) -> Completion:
+    return completion

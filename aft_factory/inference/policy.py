@@ -1,0 +1,58 @@
+"""What becomes of a draft that is empty, or did not come to an end of its own. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from aft_factory.engines.sampling import Completion
+
+EmptyPolicy = Literal["resample", "drop", "reject"]
+TruncatedPolicy = Literal["keep", "resample", "drop", "reject"]
+FilteredPolicy = Literal["resample", "keep", "drop", "reject"]
+WORDS = {"empty": "empty", "truncated": "cut off", "filtered": "cut off by a filter of contents"}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What becomes of a draft that is empty, or that `max_tokens` or a filter of contents cut off.
+
+    Attributes:
+        empty: `resample` under another seed, then drop; `drop`; or `reject` the whole query.
+        truncated: The same, or `keep`. After resampling in vain, a cut-off draft is kept.
+        resamples: How often to resample one draft.
+        min_drafts: With fewer usable drafts in a layer the query is rejected.
+        filtered: As `empty`, or `keep` what was written before a filter of contents ended it.
+    """
+
+    empty: EmptyPolicy = "resample"
+    truncated: TruncatedPolicy = "keep"
+    resamples: int = 2
+    min_drafts: int = 1
+    filtered: FilteredPolicy = "resample"
+
+
+def verdict(completion: Completion, policy: Policy, left: int) -> tuple[str | None, str]:
+    """Return what is wrong with a draft, if anything is, and its fate by the policy.
+
+    Args:
+        completion: The draft.
+        policy: For unusable drafts.
+        left: How often it may be resampled yet; in vain, it is dropped, but kept if cut off.
+
+    Returns:
+        The event to record, and `keep`, `resample`, `drop` or `reject`.
+    """
+    blank = not completion.text.strip()
+    fate: str
+    if completion.filtered and not (blank and policy.filtered == "keep"):
+        problem, fate = "filtered", policy.filtered
+    elif blank:
+        problem, fate = "empty", policy.empty
+    elif completion.cut_off:
+        problem, fate = "truncated", policy.truncated
+    else:
+        return None, "keep"
+    if fate == "resample" and not left:
+        fate = "keep" if problem == "truncated" else "drop"
+    return problem, fate

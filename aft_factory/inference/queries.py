@@ -1,0 +1,61 @@
+"""Queries: what is asked, in one or more turns, and records as such. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aft_factory.errors import RecordError
+from aft_factory.prompts.selection import usable
+from aft_factory.records.messages import Message
+from aft_factory.records.record import USUAL_COLUMNS, Columns, Row, content_id, record_from_row
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked, in one or more turns.
+
+    Attributes:
+        id: Stable name: given by the row, or a hash of its content.
+        turns: `turns[0]` is the conversation up to the first query (a system message and earlier
+            turns allowed); `turns[i]` is what is said after answer i.
+        row: The input row as read; never changed.
+        proposals: Drafts of an answer to the first query that the row brings along.
+        final: Settings of the final sampling that this query overrides.
+        events: What reading the row left out: {turn, layer, slot, event}, as outcomes have them.
+    """
+
+    id: str
+    turns: list[list[Message]]
+    row: Row
+    proposals: list[str] = field(default_factory=list)
+    final: Mapping[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def identity(self) -> str:
+        """What its seeds follow from: rows of equal id and text with other proposals are two."""
+        return f"{self.id}+{content_id([], self.proposals)}" if self.proposals else self.id
+
+
+def read_record(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
+    """Read a record. Earlier turns of its conversation are given, so it has one turn to answer."""
+    record = record_from_row(row, columns)
+    return Query(record.id, [record.messages], row, record.proposals)
+
+
+def with_proposals(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
+    """Read a record that has proposals; blank ones are left out, as from training, and counted.
+
+    Raises:
+        RecordError: If it has none.
+    """
+    record = record_from_row(row, columns)
+    kept = usable(record)
+    if not kept:
+        raise RecordError("proposals", "missing or blank; sample some first")
+    texts = [record.proposals[i] for i in kept]
+    left_out = {"turn": 0, "layer": 0, "event": "blank proposal left out"}
+    blank = [{**left_out, "slot": i} for i in range(len(record.proposals)) if i not in kept]
+    return Query(record.id, [record.messages], row, texts, events=blank)

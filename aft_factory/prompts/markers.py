@@ -1,0 +1,127 @@
+"""Control-token markers, and how text is kept from being taken for them.
+
+A text of a model or a data set that holds `<|eot_id|>` or `[INST]` would be turned into real
+control tokens by LLaMA-Factory and by vLLM. `sanitise` breaks such markers wherever the text comes
+from, in proposals, queries and targets alike; `restore` mends them in what a model wrote. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
+
+from aft_factory.records.messages import Message
+
+ZERO_WIDTH_SPACE = "\u200b"
+
+# What is taken for a marker where the tokenizer is not known. An entry is a whole marker or the
+# beginning of a family of them; `templates/chat/*.jinja` repeat the list (tested).
+MARKERS = (
+    *(f"<|{letter}" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"),
+    *('<|"|>', "<｜", "<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<mask>", "<cls>"),
+    *("<sep>", "<start_of_", "<end_of_", "<start_function_", "<end_function_"),
+    *(
+        "<image_soft_token>",
+        "<audio_soft_token>",
+        "<unused",
+        "<turn|>",
+        "<channel|>",
+        "<tool|>",
+        "<tool_call|>",
+    ),
+    *("<tool_response|>", "<image|>", "<audio|>", "<video|>", "<image>", "</image>", "<video>"),
+    *("</video>", "<audio>", "</audio>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
+    *("<tool_response>", "</tool_response>", "<tools>", "</tools>", "<fim_", "<file_sep>"),
+    *("<reponame>", "<filename>", "<jupyter_", "<<SYS>>", "<</SYS>>", "[INST]", "[/INST]"),
+    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+    *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CONTENT]", "[ARGS]", "[CALL_ID]"),
+    *("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[AUDIO]", "[BEGIN_AUDIO]", "[PREFIX]", "[MIDDLE]"),
+    *("[SUFFIX]", "[THINK]", "[/THINK]", "[MODEL_SETTINGS]", "[/MODEL_SETTINGS]"),
+    *("[REFERENCE_DOC_", "[gMASK]", "[MASK]", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[BOS]", "[EOS]"),
+)
+
+
+class Markers:
+    """A set of markers.
+
+    Attributes:
+        words: The markers, or beginnings of families of them; the longest first.
+    """
+
+    def __init__(self, words: Iterable[str] = MARKERS) -> None:
+        self.words = tuple(sorted(set(words), key=lambda word: (-len(word), word)))
+        rests: dict[str, list[str]] = {}
+        for word in self.words:
+            rests.setdefault(word[0], []).append(re.escape(word[1:]))
+        # By first character: a pattern that begins with a literal runs fastest.
+        self._breaks = {f: re.compile(f"{re.escape(f)}(?={_any(r)})") for f, r in rests.items()}
+        self._broken = {
+            f: re.compile(f"{re.escape(f)}{ZERO_WIDTH_SPACE}(?={_any(r)})")
+            for f, r in rests.items()
+        }
+
+    def sanitise(self, text: str) -> str:
+        r"""Break every marker in a text by a zero-width space.
+
+        The space goes after the marker's first character: the text reads the same, but neither a
+        tokenizer nor LLaMA-Factory finds a control token or a media placeholder in it. Idempotent.
+
+        Example:
+            >>> Markers().sanitise("fine <|eot_id|>")
+            'fine <\u200b|eot_id|>'
+        """
+        for first, pattern in self._breaks.items():
+            if first in text:
+                text = pattern.sub(_break, text)
+        return text
+
+    def restore(self, text: str) -> str:
+        r"""Undo `sanitise` in what a model wrote, as it copies from its prompt and its training.
+
+        Example:
+            >>> Markers().restore("fine <\u200b|eot_id|>")
+            'fine <|eot_id|>'
+        """
+        if ZERO_WIDTH_SPACE in text:
+            for pattern in self._broken.values():
+                text = pattern.sub(_mend, text)
+        return text
+
+    def sanitise_all(self, messages: Sequence[Message]) -> list[Message]:
+        """Return a conversation without markers; the input is not changed."""
+        return [{"role": m["role"], "content": self.sanitise(m["content"])} for m in messages]
+
+
+@cache
+def known_markers() -> Markers:
+    """Return the markers of the known families, for when the tokenizer is not known."""
+    return Markers()
+
+
+@lru_cache(maxsize=64)
+def markers_of(tokens: frozenset[str], template: str) -> Markers:
+    """Return the markers of a tokenizer.
+
+    Args:
+        tokens: Its control tokens.
+        template: The chat template, in which control words may stand that are no tokens of their
+            own (`[INST]` under Llama 2's vocabulary); Jinja or any other text.
+    """
+    written = {word for word in _WORD.findall(template) if word.startswith(MARKERS)}
+    return Markers(tokens | written)
+
+
+def _any(rests: Iterable[str]) -> str:
+    return "|".join(rests)
+
+
+def _break(match: re.Match[str]) -> str:
+    return match[0] + ZERO_WIDTH_SPACE
+
+
+def _mend(match: re.Match[str]) -> str:
+    return match[0][:-1]
+
+
+_WORD = re.compile(r"<<?[^<>\s'\"]+>>?|\[[^\[\]\s'\"]+\]")

@@ -1,0 +1,1 @@
+"""Reward-model scores; the best proposals: `python -m aft_factory.rank`."""

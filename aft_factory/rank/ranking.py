@@ -1,0 +1,128 @@
+"""STAGE 3, `python -m aft_factory.rank`: scores proposals with a reward model and keeps the top k.
+
+Reads records with proposals; writes them with the k best, in order of their scores (2501.11877,
+section 3.2). The scores of all proposals, kept or not, stand in the record's `meta`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from aft_factory.engines.sampling import Completion, Sampling
+from aft_factory.engines.scripted import ScriptedEngine
+from aft_factory.inference.drafting import Settings
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query, with_proposals
+from aft_factory.inference.scoring import Longest, Scores
+from aft_factory.inference.strategies import Answer, Conversation, Sample, scored
+from aft_factory.prompts.rendering import load_template
+from aft_factory.prompts.selection import usable
+from aft_factory.records.record import Record, Row, record_from_row
+from aft_factory.stage.declaring import setting
+from aft_factory.stage.engines import Opened
+from aft_factory.stage.job_settings import JobSettings, at_least
+from aft_factory.stage.reward import RewardSettings, opened_scorer
+from aft_factory.stage.stage import Stage
+
+ADMITTED = 1024  # queries whose proposals are sorted and scored together
+
+
+@dataclass(frozen=True, slots=True)
+class RankSettings(RewardSettings, JobSettings):
+    """How proposals are ranked; see the help texts."""
+
+    top_k: int = setting(5, "proposals to keep")
+    scripted: bool = setting(False, "no model: the longest is best, to try a configuration")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings."""
+        return JobSettings.problems(self) + self.reward_problems() + at_least(self, ("top_k", 1))
+
+
+async def rank_proposals(
+    query: Conversation, sample: Sample, *, proposals: Sequence[Completion], score: Scores
+) -> Answer:
+    """Score the proposals that a record brings along; the answer is the best one."""
+    best, scores, problems = await scored(query, sample, proposals, score.score_each)
+    about = {"model": score.model, "scores": scores, "problems": problems}
+    return Answer(proposals[best], about)
+
+
+def ranked_row(query: Query, outcome: Outcome, settings: RankSettings) -> Row:
+    """Return the record with its best proposals, in order of their scores."""
+    record = record_from_row(query.row, settings.columns())
+    [details] = outcome.details
+    scores: dict[int, float | None] = dict(zip(usable(record), details["scores"], strict=True))
+    known = [(score, i) for i, score in scores.items() if score is not None]
+    kept = [i for _, i in sorted(known, key=lambda pair: (-pair[0], pair[1]))[: settings.top_k]]
+    about: dict[str, Any] = {
+        "model": details["model"],
+        "scores": [scores.get(i) for i in range(len(record.proposals))],
+        "kept": kept,
+        "problems": details["problems"],
+    }
+    models = record.proposal_models
+    return replace(
+        record,
+        proposals=[record.proposals[i] for i in kept],
+        scores=[scores[i] for i in kept],
+        proposal_models=models and [models[i] for i in kept],
+        meta=record.meta | sampling_of(record, kept) | {"ranking": about},
+    ).to_row()
+
+
+def sampling_of(record: Record, kept: Sequence[int]) -> dict[str, Any]:
+    """Return what `meta` says about the sampling, its lists cut to the proposals that are kept."""
+    sampling = record.meta.get("sampling")
+    if not isinstance(sampling, dict):
+        return {}
+    count = len(record.proposals)
+    parallel = {
+        name: [values[i] for i in kept]
+        for name, values in sampling.items()
+        # Events are the query's, however many there are.
+        if isinstance(values, list) and len(values) == count and name != "events"
+    }
+    return {"sampling": sampling | parallel}
+
+
+@contextlib.asynccontextmanager
+async def opened_reward(settings: RankSettings) -> AsyncIterator[Opened]:
+    """Open the reward model; no other model is asked."""
+    if settings.scripted:
+        yield only(Longest())
+        return
+    opening = opened_scorer(settings, timeout=settings.timeout, retries=settings.retries)
+    async with opening as scorer:
+        yield only(scorer)
+
+
+def only(scores: Scores) -> Opened:
+    """Return what a job asks that asks nothing but a reward model."""
+    return Opened(
+        {"": ScriptedEngine(model="none")},
+        {},
+        ADMITTED // 4,
+        None,
+        score=scores,
+        scorer=scores.identity,
+        stop=scores.stop,
+    )
+
+
+def build_stage(settings: RankSettings) -> Stage:
+    """Return what happens to a row."""
+    return Stage(
+        read_row=partial(with_proposals, columns=settings.columns()),
+        strategy=rank_proposals,
+        options={},
+        drafting=lambda: Settings(load_template("paper"), Sampling(), Sampling()),
+        write_row=lambda query, outcome: ranked_row(query, outcome, settings),
+        open=lambda: opened_reward(settings),
+        dry=only(Longest()),
+        dry_note="nothing but the reward model's work: each proposal is read once",
+    )

@@ -1,0 +1,67 @@
+"""Leftovers: columns of a row that may belong to its query and were not read. Pure.
+
+A name tells: its last word, as in `retrieved_documents` or `userPrompt`. `prompt_id`, `num_tokens`
+and `question_type` tell of a query without being part of it, and so does a number, such as how many
+turns there are. What says only what the conversation says as well is no loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from aft_factory.errors import RecordError
+from aft_factory.records.fields import is_blank, kind, leaves
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+")
+_FORM = re.compile(r"content|json|list|raw|str|string|text")  # a last word that says nothing
+_PART = re.compile(
+    r"(?:article|attachment|audio|background|call|chat|choice|context|conversation|dialog|dialogue"
+    r"|document|excerpt|function|history|hypothesis|image|input|instruction|media|message|option"
+    r"|paragraph|passage|persona|premise|prompt|query|question|sentence|system|tool|turn|user"
+    r"|utterance|video)s?|queries|histories|hypotheses"
+)
+
+
+@cache
+def may_belong(name: str) -> bool:
+    """Tell whether a column's name is that of a part of a query.
+
+    Example:
+        >>> [may_belong(name) for name in ("chatHistory", "context_text", "prompt_id", "note")]
+        [True, True, False, False]
+    """
+    words = [word.lower() for word in _WORD.findall(name)]
+    while len(words) > 1 and _FORM.fullmatch(words[-1]):
+        words.pop()
+    return bool(words and _PART.fullmatch(words[-1]))
+
+
+def refuse_leftovers(row: Mapping[str, Any], said: Iterable[str], read: Collection[str]) -> None:
+    """Refuse a column that may belong to the query and says what the conversation does not.
+
+    Args:
+        row: The row.
+        said: The texts of the conversation.
+        read: The columns that it was read from, or that are known to be something else.
+
+    Raises:
+        RecordError: With the first such column.
+    """
+    texts: set[str] | None = None
+    for name, value in row.items():
+        if name in read or not may_belong(str(name)) or is_blank(value):
+            continue
+        texts = {text.strip() for text in said} if texts is None else texts
+        if isinstance(value, int | float) or all(
+            isinstance(leaf, str) and leaf.strip() in texts for leaf in leaves(value)
+        ):
+            continue
+        raise RecordError(
+            str(name),
+            f"may belong to the query, which was read from other columns, got {kind(value)}; "
+            "name the columns of the query (messages=COLUMN, system=COLUMN ...), or leave this "
+            f"one out of it (ignore={name})",
+        )

@@ -1,0 +1,297 @@
+"""The shapes that cross stages: one query with its proposals and, once made, its aggregation.
+
+Reads and writes nothing; knows no file format, template or model. On disk a record is one object:
+
+    {"id": "gsm8k-17", "messages": [{"role": "user", "content": "6 pails of 5 litres?"}],
+     "proposals": ["6 x 5 = 30", "It is 11."], "aggregation": "6 x 5 = 30 litres.",
+     "reference": null, "source": "gsm8k", "scores": [0.9, 0.1], "proposal_models": null,
+     "meta": "{}"}
+
+Every key is always written and `meta` is JSON text, so that Arrow finds equal columns in every row.
+(It takes a column's type from the first 10 MB of a JSON file: where a key is null in all of these
+and not later, `datasets` refuses the file. Parquet has no such trap.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from aft_factory.errors import RecordError, UsageError, suggest
+from aft_factory.records import exact_json
+from aft_factory.records.fields import (
+    LIST,
+    OBJECT,
+    items_of,
+    kind,
+    known,
+    names_of,
+    optional_text,
+    parse_id,
+    parse_list,
+)
+from aft_factory.records.messages import Asked, Message, read_query, text_of_parts
+
+Row = dict[str, Any]
+
+PROPOSAL_KEYS = ("proposals", "responses")
+TEXT_KEYS = ("response", "text", "content", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One query with its drafts (PAPER vocabulary: proposals) and the targets to train on.
+
+    Attributes:
+        id: Stable name of the row: as given, or a hash of its content.
+        messages: The conversation: an optional system message, then user and assistant turns in
+            alternation; the last message is the user's query.
+        proposals: Drafts of an answer to the query, in order. May hold empty texts and duplicates.
+        aggregation: The refined answer, the target of AFT.
+        reference: The answer to train the SFT baseline on.
+        source: Which data set the row came from.
+        scores: One number per proposal (None where unknown), or None.
+        proposal_models: The model that wrote each proposal, or None.
+        meta: Everything else the input row held; carried along, never interpreted.
+    """
+
+    id: str
+    messages: list[Message]
+    proposals: list[str]
+    aggregation: str | None = None
+    reference: str | None = None
+    source: str = ""
+    scores: list[float | None] | None = None
+    proposal_models: list[str | None] | None = None
+    meta: Row = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", content_id(self.messages, self.proposals))
+
+    def to_row(self) -> Row:
+        """Return the JSON object of this record, keys in the documented order."""
+        return {
+            "id": self.id,
+            "messages": self.messages,
+            "proposals": self.proposals,
+            "aggregation": self.aggregation,
+            "reference": self.reference,
+            "source": self.source,
+            "scores": self.scores,
+            "proposal_models": self.proposal_models,
+            # As JSON text: objects of varying shape would give Arrow no stable type.
+            "meta": exact_json.dump(self.meta, default=str).decode(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The column that holds each field of a record; None takes the usual names.
+
+    Attributes:
+        messages: The query, or the conversation that ends with it.
+        input: Joined to the query, as in Alpaca's layout.
+        ignore: Columns, parted by commas, that do not belong to the query whatever their names.
+    """
+
+    id: str | None = None
+    messages: str | None = None
+    input: str | None = None
+    system: str | None = None
+    history: str | None = None
+    proposals: str | None = None
+    aggregation: str | None = None
+    reference: str | None = None
+    source: str | None = None
+    ignore: str | None = None
+
+    @classmethod
+    def from_mapping(cls, names: Mapping[str, Any]) -> Columns:
+        """Build from `{"proposals": "drafts"}`.
+
+        Raises:
+            UsageError: If a key is no field of a record, or a name is no text.
+        """
+        for key, name in names.items():
+            if key not in cls.__dataclass_fields__:
+                raise UsageError(
+                    f"columns: unknown field {key!r}; {suggest(key, cls.__dataclass_fields__)}"
+                )
+            if not isinstance(name, str) or not name:
+                raise UsageError(f"columns.{key}: expected a column name, got {name!r}")
+        return cls(**names)
+
+    def query_of(self, row: Mapping[str, Any]) -> Asked:
+        """Read what a row asks; see `messages.read_query`.
+
+        Raises:
+            RecordError: If it asks nothing, or something that is not understood.
+        """
+        # What another field is read from is no part of the query.
+        others = (self.proposals, self.aggregation, self.reference, self.source, self.id)
+        ignored = [*(self.ignore or "").split(","), *filter(None, others)]
+        return read_query(
+            row,
+            main=self.messages,
+            more=self.input,
+            system=self.system,
+            history=self.history,
+            ignored=ignored,
+        )
+
+
+USUAL_COLUMNS = Columns()
+
+
+def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
+    """Read a record from a row of any of the accepted layouts.
+
+    Args:
+        row: The query as `messages` has it; `proposals` (or `responses`) is a list of texts or of
+            objects `{"response" or "text", "model", "score"}`, in which what is missing is blank.
+            The reference is `reference`, else Alpaca's `output`, else the answer that the
+            conversation ends with (otherwise that is "answer" in `meta`). Other columns go to
+            `meta`, and so do `reference`, `source`, `scores`, `proposal_models` and `meta` of
+            other types than ours.
+        columns: Names of the columns, where they are not the usual ones.
+
+    Raises:
+        RecordError: If the row is no record; names the field.
+    """
+    if not isinstance(row, OBJECT):
+        raise RecordError("row", f"expected an object, got {kind(row)}")
+    asked = columns.query_of(row)
+    used = set(asked.used)
+
+    def take(*names: str, given: str | None) -> tuple[str, Any]:
+        if given is not None:
+            if given not in row:
+                raise RecordError(given, f"no such column; the row has: {names_of(row)}")
+            names = (given,)
+        present = [name for name in names if name in row]
+        name = next((n for n in present if known(row[n]) is not None), next(iter(present), ""))
+        used.add(name)
+        return name or names[0], known(row.get(name))
+
+    name, value = take(*PROPOSAL_KEYS, given=columns.proposals)
+    proposals, models, scores = _parse_proposals(value, name)
+    beside: dict[str, list[Any] | None] = {}
+    for name, types in (("scores", (int, float)), ("proposal_models", (str,))):
+        value = known(row.get(name))
+        if value is None or (isinstance(value, LIST) and not isinstance(value, str)):
+            used.add(name)
+            beside[name] = parse_list(value, name, types, len(proposals))
+    scores = beside.get("scores") or scores
+    models = beside.get("proposal_models") or models
+
+    name, value = take("id", given=columns.id)
+    identity = parse_id(value, name)
+    name, value = take("aggregation", given=columns.aggregation)
+    aggregation = optional_text(value, name)
+    texts: dict[str, str | None] = {}
+    for key, given in (("reference", columns.reference), ("source", columns.source)):
+        name, value = take(key, given=given)
+        if given is None and not isinstance(value, str | None):
+            used.discard(name)  # the user's own column of that name
+            value = None
+        texts[key] = optional_text(value, name)
+    reference = texts["reference"]
+    if reference is None and columns.reference is None and "output" not in used:
+        output = row.get("output")
+        if isinstance(output, str):
+            used.add("output")
+            reference = output
+
+    if reference is None:
+        reference = asked.answer
+    elif asked.answer not in (None, reference):
+        row = {**row, "answer": asked.answer}
+    meta = _parse_meta(row["meta"]) if "meta" in row else {}
+    if meta is not None:
+        used.add("meta")
+    return Record(
+        id=identity,
+        messages=asked.messages,
+        proposals=proposals,
+        aggregation=aggregation,
+        reference=reference,
+        source=texts["source"] or "",
+        scores=None if scores is None else [None if s is None else float(s) for s in scores],
+        proposal_models=models,
+        meta=(meta or {}) | {str(key): value for key, value in row.items() if key not in used},
+    )
+
+
+def content_id(messages: Sequence[Message], proposals: Sequence[str]) -> str:
+    """Name a row by its content: 16 hexadecimal digits, the same on every machine."""
+    data = orjson.dumps([messages, proposals])
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def required_aggregation(record: Record) -> str:
+    """The text that AFT trains on; RecordError if the record has none."""
+    if record.aggregation is None or not record.aggregation.strip():
+        raise RecordError(
+            "aggregation", "missing or empty; write --target aggregation and aggregate first"
+        )
+    return record.aggregation
+
+
+def _parse_proposals(
+    value: Any, field: str
+) -> tuple[list[str], list[str | None] | None, list[float | None] | None]:
+    if value is None:
+        return [], None, None
+    items = items_of(value)
+    if items is None:
+        raise RecordError(field, f"expected a list, got {kind(value)}")
+    texts: list[str] = []
+    models: list[str | None] = []
+    scores: list[float | None] = []
+    for index, item in enumerate(items):
+        model = score = None
+        text = item
+        if isinstance(item, OBJECT):
+            key = next((key for key in TEXT_KEYS if key in item), None)
+            if key is None:
+                raise _no_proposal(field, index, item)
+            text, model, score = item[key], known(item.get("model")), known(item.get("score"))
+        text = "" if known(text) is None else text  # a draft that is missing
+        if isinstance(text, LIST) and not isinstance(text, str):
+            text = text_of_parts(text, f"{field}[{index}]")
+        if not isinstance(text, str):
+            raise _no_proposal(field, index, item)
+        if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
+            raise RecordError(f"{field}[{index}].score", f"expected a number, got {kind(score)}")
+        if model is not None and not isinstance(model, str):
+            raise RecordError(f"{field}[{index}].model", f"expected a text, got {kind(model)}")
+        texts.append(text)
+        models.append(model)
+        scores.append(score)
+    return (
+        texts,
+        models if any(models) else None,
+        scores if any(s is not None for s in scores) else None,
+    )
+
+
+def _no_proposal(field: str, index: int, item: Any) -> RecordError:
+    expected = f"a text, or an object with {' or '.join(TEXT_KEYS)}"
+    return RecordError(f"{field}[{index}]", f"expected {expected}, got {kind(item)}")
+
+
+def _parse_meta(value: Any) -> Row | None:
+    """Read our own column; None for one of the user's, which goes by that name into ours."""
+    if isinstance(value, str):
+        try:
+            value = exact_json.load(value)
+        except ValueError:
+            return None
+    if value is None:
+        return {}
+    return dict(value) if isinstance(value, OBJECT) else None

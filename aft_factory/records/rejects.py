@@ -1,0 +1,76 @@
+"""Rejects: the rows that could not be used, each with its reason, in a file of JSON Lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+from typing import IO, Any
+
+from aft_factory.records.files import check_writable, named, replacing
+from aft_factory.records.record import Row
+from aft_factory.records.tables import Line
+
+
+def rejects_path(output: Path) -> Path:
+    """Return where the rejects of an output go: `out.rejects.jsonl` for `out.jsonl`.
+
+    The whole name of another format stays: `out.parquet` may stand beside `out.jsonl`.
+
+    Example:
+        >>> str(rejects_path(Path("data/out.v1.jsonl.gz")))
+        'data/out.v1.jsonl.gz.rejects.jsonl'
+    """
+    return output.with_name(f"{output.name.removesuffix('.jsonl')}.rejects.jsonl")
+
+
+class Rejects:
+    """Keeps the rows that could not be used.
+
+    Without rejects there is no file; one left by an earlier run is removed. Without a path, rejects
+    are counted only.
+    """
+
+    def __init__(self, path: Path | None, *, overwrite: bool = False) -> None:
+        self.path = path
+        self.count = 0
+        self.by_field: dict[str, tuple[int, str]] = {}  # field: how often, the first reason
+        if path is not None:
+            check_writable(path, overwrite=overwrite)
+        self._stack = contextlib.ExitStack()
+        self._stream: IO[bytes] | None = None
+
+    def __enter__(self) -> Rejects:
+        return self
+
+    def add(self, line: Line, reason: str, field: str | None = None) -> None:
+        """Keep a row with the reason why it was not used."""
+        self.count += 1
+        key = re.sub(r"\[\d+\]", "[]", field or "row")
+        count, first = self.by_field.get(key, (0, reason))
+        self.by_field[key] = (count + 1, first)
+        if self.path is None:
+            return
+        if self._stream is None:
+            aside = self._stack.enter_context(replacing(self.path))
+            self._stream = self._stack.enter_context(aside.open("wb"))
+        row = {"file": line.source, "line": line.number, "field": field, "reason": reason}
+        row |= {"text": line.text} if line.value is None and line.text else {"row": line.value}
+        try:
+            self._stream.write(_dump_anything(row) + b"\n")
+        except OSError as error:
+            raise named(error, self.path) from None
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._stack.__exit__(kind, *error)
+        if self._stream is None and self.path is not None and kind is None:
+            self.path.unlink(missing_ok=True)
+
+
+def _dump_anything(row: Row) -> bytes:
+    """JSON of whatever a reader gave; of a row nested too deeply for that, only the place."""
+    try:
+        return json.dumps(row, default=str).encode("ascii")
+    except RecursionError:
+        return _dump_anything(row | {"row": None})

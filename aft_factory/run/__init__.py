@@ -1,0 +1,1 @@
+"""A data set through propose-and-aggregate: `python -m aft_factory.run`."""

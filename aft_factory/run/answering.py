@@ -1,0 +1,116 @@
+"""STAGE 5, `python -m aft_factory.run`: a data set through propose-and-aggregate.
+
+Reads queries; writes one row per query in the input's order, what could not be answered to a
+rejects file, and a summary. Everything answered is in the journal at once: a run can be killed at
+any moment, and the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from aft_factory.errors import UsageError
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query, read_record
+from aft_factory.inference.scoring import Longest, Scores
+from aft_factory.inference.strategies import STRATEGIES
+from aft_factory.inference.tasks import TASKS
+from aft_factory.records.record import Row
+from aft_factory.run.decoding import decoded, decoding_told, used
+from aft_factory.run.settings import RunSettings
+from aft_factory.stage.engines import Opened, dry, dry_note, opened
+from aft_factory.stage.reward import opened_scorer
+from aft_factory.stage.stage import Stage
+
+_log = logging.getLogger(__name__)
+
+
+def build_stage(settings: RunSettings, name: str) -> Stage:
+    """Return what a run does with a row of a task."""
+    task = TASKS[name]
+    if problems := settings.output_problems(name):
+        raise UsageError("\n".join(problems))
+    for told in decoding_told(settings, name):
+        _log.warning("%s", told)
+    longest = Longest() if settings.strategy == "best_of_n" else None
+    pretended = dry(settings, proposers_of(settings), longest and longest.score_each)
+    if longest is not None:
+        pretended = replace(pretended, count=longest.count, reward_shape=settings.reward_shape)
+    generator = settings.generator or settings.model or "aft"
+    write = task.write_row
+    read_row = task.read_row
+    if name == "records":
+        read_row = partial(read_record, columns=settings.columns())
+    elif settings.column:
+        raise UsageError(f"column: the layout of {name} is known; --task records takes it")
+    return Stage(
+        read_row=lambda row: decoded(read_row(row), settings, task),
+        strategy=STRATEGIES[settings.strategy],
+        options=settings.options(),
+        drafting=settings.drafting,
+        write_row=lambda query, outcome: output_row(query, outcome, settings),
+        keep_drafts=settings.keep_drafts,
+        open=lambda: opened_run(settings, proposers_of(settings)),
+        dry=pretended,
+        dry_note=dry_note(settings),
+        task_row=write and (lambda query, answers: write(query, answers, generator)),
+        unread=task.unread,
+        is_right=task.is_right,
+        used=used(settings, name),
+    )
+
+
+def proposers_of(settings: RunSettings) -> dict[str, list[str]]:
+    """Return the models that draft beside the run's own, and their own servers."""
+    urls = settings.proposer_urls
+    return {name: [str(urls[name])] if name in urls else [] for name in settings.proposers}
+
+
+@contextlib.asynccontextmanager
+async def opened_run(
+    settings: RunSettings, proposers: Mapping[str, Sequence[str]]
+) -> AsyncIterator[Opened]:
+    """Open what a run asks, and close it in the end."""
+    async with contextlib.AsyncExitStack() as stack:
+        engines = await stack.enter_async_context(opened(settings, settings.template, proposers))
+        if settings.strategy == "best_of_n":
+            scores: Scores = Longest()
+            if settings.has_reward:
+                opening = opened_scorer(
+                    settings, timeout=settings.timeout, retries=settings.retries
+                )
+                scores = await stack.enter_async_context(opening)
+            engines = replace(
+                engines,
+                score=scores.score_each,
+                count=scores.count,
+                scorer=scores.identity,
+                stop=scores.stop,
+                reward_shape=settings.reward_shape,
+            )
+        yield engines
+
+
+def output_row(query: Query, outcome: Outcome, settings: RunSettings) -> Row:
+    """Return a row: the input's columns, the response, and how it came about."""
+    own: Row = {"response": outcome.answers[-1]}
+    if len(query.turns) > 1:
+        own["responses"] = outcome.answers
+    own["finish_reasons"] = outcome.finish_reasons
+    if any(outcome.details):
+        own["details"] = outcome.details
+    own |= {"seed": settings.seed, "usage": outcome.usage, "events": outcome.events}
+    if settings.keep_drafts:
+        own["layers"] = outcome.layers
+    columns: Row = {}
+    for name, value in query.row.items():
+        if name == "id" and (value in (None, "") or str(value) == query.id):
+            continue
+        while name in own or name == "id" or name in columns:
+            name = f"input_{name}"
+        columns[name] = value
+    return {"id": query.id, **columns, **own}

@@ -1,0 +1,161 @@
+"""The settings of `python -m aft_factory.run`: those of every command that asks, and its own."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from aft_factory.engines.sampling import Sampling
+from aft_factory.errors import UsageError, suggest
+from aft_factory.inference.drafting import Settings
+from aft_factory.inference.strategies import STRATEGIES, WITHOUT_FINAL
+from aft_factory.inference.tasks import TASKS
+from aft_factory.prompts.rendering import load_template
+from aft_factory.records.tables import table_format
+from aft_factory.stage.declaring import setting
+from aft_factory.stage.job_settings import AskSettings, at_least
+from aft_factory.stage.reward import RewardSettings
+
+PRESETS = Path(__file__).parents[1] / "presets"
+FINAL = ("final_temperature", "final_top_p", "final_top_k", "final_max_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings(RewardSettings, AskSettings):
+    """What a run is to do; see the help texts."""
+
+    strategy: str = setting("propose_and_aggregate", f"one of {', '.join(STRATEGIES)}")
+    width: int | None = setting(None, "K: drafts per layer (rsa: population)", "K")
+    layers: int | None = setting(None, "L: rounds of aggregation", "L")
+    subset: int | None = setting(None, "rsa: drafts that a member reads")
+    window: int | None = setting(None, "self_moa_seq: drafts per step")
+    proposers: list[str] = setting([], "moa: the models that draft", "MODEL")
+    proposer_urls: dict[str, Any] = setting({}, "moa: servers of proposers, as MODEL=URL")
+    template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
+    proposer_system: str | None = setting(None, "system message of plain queries without one")
+    final_temperature: float | None = setting(None, "of the final layer, if it differs")
+    final_top_p: float | None = setting(None, "of the final layer, if it differs")
+    final_top_k: int | None = setting(None, "of the final layer, if it differs")
+    final_max_tokens: int | None = setting(None, "of the final layer, if it differs")
+    task: str | None = setting(None, f"layout of the input: {', '.join(TASKS)} (default: by keys)")
+    task_output: Path | None = setting(None, "also write the benchmark's own format here")
+    generator: str | None = setting(None, "name of the model in --task-output")
+    keep_drafts: bool = setting(False, "write all drafts of all layers into the output rows")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings."""
+        problems = AskSettings.problems(self) + self.reward_problems()
+        for name, known in (("strategy", STRATEGIES), ("task", TASKS)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                problems.append(f"{name}: unknown {value!r}; {suggest(value, known)}")
+        problems += at_least(self, ("width", 1), ("layers", 0), ("subset", 1), ("window", 2))
+        for check in (self.final, lambda: load_template(self.template)):
+            try:
+                check()
+            except UsageError as error:
+                problems.append(str(error))
+        return problems + self._strategy_problems() + self.output_problems(self.task)
+
+    def _strategy_problems(self) -> list[str]:
+        if self.strategy not in STRATEGIES:
+            return []
+        taken = inspect.signature(STRATEGIES[self.strategy]).parameters
+        problems = [
+            f"{name}: {self.strategy} has no such option; it takes: {', '.join(self._takes())}"
+            for name in ("width", "layers", "subset", "window")
+            if getattr(self, name) is not None and name not in taken
+        ]
+        problems += [
+            f"{name}: {self.strategy} has no final layer; set {name.removeprefix('final_')}"
+            for name in FINAL
+            if self.strategy in WITHOUT_FINAL and getattr(self, name) is not None
+        ]
+        if self.strategy == "moa" and not self.proposers:
+            problems.append("proposers: moa needs the models that draft")
+        if self.strategy == "moa" and not (self.base_url or self.scripted):
+            problems.append("base_url: moa asks several models, which takes servers")
+        if self.strategy == "best_of_n" and not (self.has_reward or self.scripted):
+            problems.append("reward_model: best_of_n needs one, or a reward_url")
+        if "score" not in taken:
+            default = RewardSettings()
+            problems += [
+                f"{field.name}: {self.strategy} asks no reward model; best_of_n does"
+                for field in fields(RewardSettings)
+                if getattr(self, field.name) != getattr(default, field.name)
+            ]
+        for name in self.proposer_urls:
+            if name not in self.proposers:
+                problems.append(f"proposer_urls: {name!r} is not among the proposers")
+        return problems
+
+    def output_problems(self, name: str | None) -> list[str]:
+        """Return what is wrong with the benchmark's file, if the task is of this name."""
+        problems = []
+        if self.task_output is not None:
+            try:
+                suffix = table_format(self.task_output)
+            except UsageError as error:
+                return [f"task_output: {error}"]
+            task = TASKS.get(name or "")
+            if task is None or task.write_row is None:
+                own = [name for name, task in TASKS.items() if task.write_row is not None]
+                problems.append(f"task_output: needs --task, one of {', '.join(own)}")
+            elif suffix not in task.suffixes:
+                expected = " or ".join(task.suffixes)
+                problems.append(f"task_output: {name} wants a file that ends in {expected}")
+        return problems
+
+    def _takes(self) -> list[str]:
+        signature = inspect.signature(STRATEGIES[self.strategy])
+        options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        return ["proposers" if name == "models" else name for name in options if name != "score"]
+
+    @property
+    def reward_shape(self) -> str | None:
+        """Folder or name of the reward model, where its size is to be read."""
+        return self.reward_model if self.reward_url is None else self.reward_tokenizer
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of the strategy: its own defaults where nothing was said."""
+        options = {}
+        for name, parameter in inspect.signature(STRATEGIES[self.strategy]).parameters.items():
+            if name == "models":
+                options[name] = self.proposers
+            elif parameter.kind is parameter.KEYWORD_ONLY and name != "score":
+                given = getattr(self, name)
+                options[name] = parameter.default if given is None else given
+        return options
+
+    def final(self) -> Sampling:
+        """Return the sampling of the final layer."""
+
+        def chosen(name: str) -> Any:
+            value = getattr(self, f"final_{name}")
+            return getattr(self, name) if value is None else value
+
+        return Sampling(
+            temperature=chosen("temperature"),
+            top_p=chosen("top_p"),
+            top_k=chosen("top_k"),
+            max_tokens=chosen("max_tokens"),
+            extra=self.sampling_args,
+        )
+
+    def drafting(self) -> Settings:
+        """Return what all queries of the run have in common."""
+        return Settings(
+            load_template(self.template),
+            self.proposal(),
+            self.final(),
+            self.proposer_system,
+            self.seed,
+            self.policy(),
+        )
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))

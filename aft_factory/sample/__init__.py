@@ -1,0 +1,1 @@
+"""On-policy proposals from a base model: `python -m aft_factory.sample`."""

@@ -1,0 +1,188 @@
+"""The settings of every command that asks a model: what answers, how it decodes, what is read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from aft_factory.engines.sampling import Request, Sampling
+from aft_factory.errors import UsageError
+from aft_factory.inference.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
+from aft_factory.records.record import Columns
+from aft_factory.stage.declaring import setting
+
+SYNONYMS = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
+# What a run sets itself, by what it asks and by how engines ask it; `sampling_args` adds to these.
+OWNED = frozenset(
+    {field.name for kind in (Sampling, Request) for field in fields(kind)} - {"extra", "sampling"}
+    | {"messages", "best_of", "echo", "stream", "stream_options", "output_kind", *SYNONYMS}
+)
+DEFAULT_IN_FLIGHT = 256  # samples a server; vLLM's works on 256 to 1024 at once, by the GPU
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """What every job reads and keeps; see the help texts."""
+
+    split: str = setting("train", "split of a hub data set or saved DatasetDict")
+    limit: int | None = setting(None, "only the first N rows", "N")
+    column: dict[str, Any] = setting(
+        {},
+        "read a field from another column (FIELD=NAME): messages=ask, ignore=context",
+    )
+    journal: Path | None = setting(None, "what was asked and answered (default: OUTPUT.journal)")
+    rejects: Path | None = setting(None, "rows without answer (default: OUTPUT.rejects.jsonl)")
+    admit: int | None = setting(
+        None,
+        "most queries under way: fewer end sooner (default: a quarter more than --in-flight)",
+    )
+    timeout: float = setting(600.0, "seconds until a server's answer is given up")
+    retries: int = setting(10, "attempts after a failed one")
+    by_flag: tuple[str, ...] = ()  # which of these were given as flags, not in a file or a preset
+
+    def check(self) -> None:
+        """Refuse what cannot be meant, all at once.
+
+        Raises:
+            UsageError: With every problem found.
+        """
+        problems = self.problems()
+        if problems:
+            raise UsageError("\n".join(dict.fromkeys(problems)))
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings; a command's own add theirs."""
+        problems = at_least(self, ("retries", 0), ("admit", 1), ("limit", 1))
+        try:
+            self.columns()
+        except UsageError as error:
+            problems.append(str(error))
+        if not self.timeout > 0:
+            problems.append(f"timeout: expected seconds, got {self.timeout}")
+        return problems
+
+    def columns(self) -> Columns:
+        """Return the columns to read rows from.
+
+        Raises:
+            UsageError: If a field is unknown.
+        """
+        return Columns.from_mapping(self.column)
+
+
+@dataclass(frozen=True, slots=True)
+class AskSettings(JobSettings):
+    """What to ask, and how; see the help texts."""
+
+    model: str | None = setting(None, "model folder or hub name; with --base-url, the served name")
+    adapter: Path | None = setting(None, "LoRA adapter folder, as LLaMA-Factory saves it")
+    base_url: list[str] = setting(
+        [], "OpenAI-compatible servers to share the load, such as http://host:8000/v1", "URL"
+    )
+    tokenizer: str | None = setting(
+        None, "the served model's folder or name: fits drafts to its context, counts FLOPs"
+    )
+    chat_template: str = setting("auto", "auto, own, llama3, mistral or a path")
+    engine_args: dict[str, Any] = setting({}, "passed to vLLM, such as tensor_parallel_size=2")
+    split_samples: bool = setting(False, "ask for K samples one by one (servers without n)")
+    scripted: bool = setting(False, "no model: made-up answers, to try a configuration")
+    temperature: float = setting(0.7, "of sampling; 0 is greedy")
+    top_p: float = setting(0.95, "of sampling")
+    top_k: int | None = setting(None, "of sampling")
+    max_tokens: int = setting(4096, "most tokens of an answer")
+    sampling_args: dict[str, Any] = setting(
+        {}, "further sampling settings or, for a server, fields of the body, such as min_p=0.05"
+    )
+    seed: int = setting(42, "of the run; the seed of each request follows from it and its place")
+    on_empty: EmptyPolicy = setting("resample", "what becomes of an empty draft")
+    on_truncated: TruncatedPolicy = setting("keep", "what becomes of a draft cut by max_tokens")
+    on_filtered: FilteredPolicy = setting(
+        "resample",
+        "what becomes of a draft that a filter of contents ended; resampled in vain, it is dropped",
+    )
+    resamples: int = setting(2, "most resamplings of one draft")
+    min_drafts: int = setting(1, "reject a query with fewer usable drafts in a layer")
+    in_flight: int | None = setting(
+        None,
+        f"most samples in flight (default: {DEFAULT_IN_FLIGHT} a server; in process, twice what "
+        "vLLM works on at once)",
+    )
+    draft_tokens: int = setting(512, "--dry-run: length of an answer to reckon with")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings; a command's own add theirs."""
+        problems = JobSettings.problems(self)
+        problems += at_least(
+            self, ("resamples", 0), ("min_drafts", 1), ("in_flight", 1), ("draft_tokens", 1)
+        )
+        problems += [self._owner(name) for name in self.sampling_args if name in OWNED]
+        try:
+            self.proposal()
+        except UsageError as error:
+            problems.append(str(error))
+        if self.scripted:
+            return problems
+        if self.model is None and not self.base_url:
+            problems.append("name what answers: --model DIR_OR_NAME or --base-url URL")
+        for name in ("adapter", "engine_args"):
+            if getattr(self, name) and self.base_url:
+                problems.append(f"{name}: for a model in this process, not for --base-url")
+        for name in ("tokenizer", "split_samples"):
+            if getattr(self, name) and not self.base_url:
+                problems.append(f"{name}: for servers, needs --base-url")
+        return problems
+
+    def _owner(self, name: str) -> str:
+        """Say what sets what `sampling_args` would set behind its back."""
+        setting = SYNONYMS.get(name, name)
+        if not hasattr(self, setting):
+            return f"sampling_args: {name} is the run's own to set; leave it out"
+        settings = [setting, f"final_{setting}"] if hasattr(self, f"final_{setting}") else [setting]
+        flags = " and ".join(f"--{own.replace('_', '-')}" for own in settings)
+        return f"sampling_args: {name} is set by {flags}"
+
+    def proposal(self) -> Sampling:
+        """Return the sampling of proposals and middle layers."""
+        return Sampling(
+            self.temperature, self.top_p, self.top_k, self.max_tokens, extra=self.sampling_args
+        )
+
+    def final(self) -> Sampling:
+        """Return the sampling of the final layer."""
+        return self.proposal()
+
+    def policy(self) -> Policy:
+        """Return the policies for unusable drafts."""
+        return Policy(
+            self.on_empty, self.on_truncated, self.resamples, self.min_drafts, self.on_filtered
+        )
+
+
+def at_least(settings: object, *limits: tuple[str, int]) -> list[str]:
+    """Return a problem for each number that is set and below its limit."""
+    return [
+        f"{name}: expected a number from {least}, got {value}"
+        for name, least in limits
+        if (value := getattr(settings, name)) is not None and value < least
+    ]
+
+
+def check_paths(reads: dict[str, str], writes: dict[str, Path | None]) -> None:
+    """Refuse to write two things into one file, or over an input.
+
+    Args:
+        reads: By flag, what is read.
+        writes: By flag, what is written.
+
+    Raises:
+        UsageError: With the first clash.
+    """
+    taken = {os.path.realpath(name): flag for flag, name in reads.items()}
+    for flag, path in writes.items():
+        if path is None:
+            continue
+        other = taken.setdefault(os.path.realpath(path), flag)
+        if other != flag:
+            raise UsageError(f"{flag} and {other} are one file: {path}; name another")

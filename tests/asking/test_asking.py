@@ -1,0 +1,326 @@
+"""Asking: the limit in flight, retries, the journal in between, stopping."""
+
+import asyncio
+import re
+
+import pytest
+from asking_tools import QUICK
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aft_factory.asking.asker import Asker, Retries
+from aft_factory.asking.journal import Journal, Place
+from aft_factory.asking.limiter import Limiter, Stopped
+from aft_factory.engines.engine import EngineError
+from aft_factory.engines.sampling import Completion, Reply, Request, Sampling, Usage
+from aft_factory.engines.scripted import ScriptedEngine
+
+PLACE = Place("q", 0, 0, 0)
+
+
+def request(text="?", n=1, seed=1):
+    return Request([{"role": "user", "content": text}], n, Sampling(), seed)
+
+
+def flaky(*problems):
+    """A script that raises each problem once, and then answers."""
+    left = list(problems)
+    return lambda r: left.pop(0) if left else ["fine"] * r.n
+
+
+def ask(engine, journal=None, retries=QUICK, asked=None):
+    async def run():
+        async with Asker({"": engine}, journal, 10, retries) as asker:
+            return await asker.ask(asked or request(), PLACE), asker
+
+    return asyncio.run(run())
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    limit=st.integers(1, 8),
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=30),
+    cancelled=st.sets(st.integers(0, 29)),
+)
+def test_the_limit_is_never_passed_never_leaks_and_lets_all_in_first_come_first_served(
+    limit, sizes, cancelled
+):
+    entered = []
+
+    async def run():
+        limiter = Limiter(limit)
+
+        async def one(i, n):
+            await limiter.enter(n)
+            try:
+                entered.append(i)
+                assert limiter.taken <= limit
+                await asyncio.sleep(0)
+            finally:
+                limiter.leave(n)
+
+        tasks = [asyncio.create_task(one(i, n)) for i, n in enumerate(sizes)]
+        await asyncio.sleep(0)
+        for i in cancelled & set(range(len(sizes))):
+            tasks[i].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert limiter.taken == 0
+        return limiter
+
+    limiter = asyncio.run(run())
+    assert entered == sorted(entered)
+    assert set(entered) >= set(range(len(sizes))) - cancelled
+    assert limiter.most <= limit
+
+
+def test_one_who_waits_no_longer_does_not_keep_out_who_stands_behind():
+    async def run():
+        limiter = Limiter(10)
+        await limiter.enter(8)
+        big, small = (asyncio.create_task(limiter.enter(n)) for n in (5, 2))
+        await asyncio.sleep(0)
+        big.cancel()
+        await asyncio.wait_for(small, 60)
+        assert limiter.taken == 10
+
+    asyncio.run(run())
+
+
+def test_stopping_turns_away_who_waits_and_leaves_who_is_in():
+    async def run():
+        limiter = Limiter(1)
+        out = []
+
+        async def one(i):
+            try:
+                await limiter.enter(1)
+                await asyncio.sleep(0.01)
+                out.append(f"{i} done")
+            except Stopped:
+                out.append(f"{i} stopped")
+
+        tasks = [asyncio.create_task(one(i)) for i in range(3)]
+        await asyncio.sleep(0)
+        limiter.stop()
+        await asyncio.gather(*tasks)
+        return out
+
+    assert asyncio.run(run()) == ["1 stopped", "2 stopped", "0 done"]
+
+
+def test_a_passing_failure_is_asked_again():
+    engine = ScriptedEngine(flaky(EngineError("busy", "retry"), EngineError("reset", "retry")))
+    reply, asker = ask(engine)
+    assert reply.completions[0].text == "fine"
+    assert (len(engine.requests), asker.counts.retried, asker.counts.asked) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("kind", ["refused", "fatal"])
+def test_a_final_failure_is_not_asked_again(kind):
+    engine = ScriptedEngine(flaky(EngineError("too long", kind)))
+    with pytest.raises(EngineError, match="too long"):
+        ask(engine)
+    assert len(engine.requests) == 1
+
+
+class Nobody(ScriptedEngine):
+    """Fails every request for a passing reason, and may not even be there."""
+
+    def __init__(self, there, **options):
+        super().__init__(lambda r: EngineError("no route", "retry"), **options)
+        self.there = there
+
+    async def reachable(self):
+        return self.there
+
+
+def give_up(engine, count, in_flight=10):
+    """The kinds of the errors of so many requests at once, in order."""
+
+    async def run():
+        async with Asker({"": engine}, None, in_flight, QUICK) as asker:
+            asked = (asker.ask(request(seed=seed), PLACE) for seed in range(count))
+            errors = await asyncio.gather(*asked, return_exceptions=True)
+        return sorted(errors, key=lambda error: error.kind)
+
+    return asyncio.run(run())
+
+
+def test_who_gets_no_answer_from_an_engine_that_is_gone_ends_the_run():
+    fatal, first = give_up(Nobody(there=False), 2)  # one alone may be at fault itself
+    assert (fatal.kind, first.kind) == ("fatal", "retry")
+    assert re.search("answered nothing .* 4 attempts; the last: no route", str(fatal))
+
+
+def test_the_last_rows_of_a_run_may_all_be_at_fault_themselves():
+    errors = give_up(Nobody(there=True), 10)
+    assert {error.kind for error in errors} == {"retry"}
+
+
+def test_an_engine_that_is_there_but_answers_nobody_ends_the_run():
+    kinds = [error.kind for error in give_up(Nobody(there=True), 12, in_flight=10)]
+    assert kinds.count("retry") == 10  # as many as may be in flight
+
+
+def test_who_gets_no_answer_while_others_do_fails_alone():
+    """Not even when they all fail, and nobody is there at the moment."""
+
+    class Passing(Nobody):
+        async def sample(self, r):
+            if r.seed < 100:
+                await asyncio.sleep(0.001)
+                raise EngineError("bad luck", "retry")
+            return await ScriptedEngine().sample(r)
+
+    async def run():
+        async with Asker({"": Passing(there=False)}, None, 50, Retries(3, 0.01, 0.01)) as asker:
+            failing = [asyncio.create_task(asker.ask(request(seed=i), PLACE)) for i in range(5)]
+            seed = 100
+            while not all(task.done() for task in failing):
+                await asker.ask(request(seed=seed), PLACE)
+                seed += 1
+            return [task.exception().kind for task in failing]
+
+    assert asyncio.run(run()) == ["retry"] * 5
+
+
+def test_what_was_sent_is_kept_though_nobody_waits_for_it(tmp_path):
+    """As when another draft of the query fails, or the run is stopped: it is paid for."""
+
+    async def run(journal, engine):
+        async with Asker({"": engine}, journal, 10, QUICK) as asker:
+            asking = asyncio.create_task(asker.ask(request(), PLACE))
+            while not engine.requests:
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            second = asyncio.create_task(asker.ask(request(), PLACE))  # waits for the first
+            asker.stop()
+            await asyncio.sleep(0)
+        assert asker.limiter.taken == 0
+        return await second
+
+    engine = ScriptedEngine(delay=0.05)
+    with Journal(tmp_path / "j") as journal:
+        reply = asyncio.run(run(journal, engine))
+        assert journal.find(request().key("scripted")) == reply
+    assert len(engine.requests) == 1
+
+
+def test_after_an_error_what_is_in_flight_is_given_up(tmp_path):
+    async def run(engine):
+        async with Asker({"": engine}, None, 10, QUICK) as asker:
+            asking = asyncio.create_task(asker.ask(request(), PLACE))
+            while not engine.requests:
+                await asyncio.sleep(0)
+            raise KeyError
+        await asking
+
+    with pytest.raises(KeyError):
+        asyncio.run(asyncio.wait_for(run(ScriptedEngine(delay=3600)), 60))
+
+
+def test_samples_that_an_engine_gives_one_by_one_are_kept_one_by_one(tmp_path):
+    """A failure of one of them costs no other."""
+    failed = []
+
+    def script(r):
+        if r.seed == 3 and len(failed) < 2:
+            failed.append(r)
+            return EngineError("busy", "retry")
+        return [f"sample {r.seed}"]
+
+    engine = ScriptedEngine(script)
+    engine.most_samples = 1
+    with Journal(tmp_path / "j") as journal:
+        reply, asker = ask(engine, journal, asked=request(n=4, seed=1))
+        places = [place for place, _, _ in journal.replies()]
+    assert [c.text for c in reply.completions] == ["sample 1", "sample 2", "sample 3", "sample 4"]
+    assert [place.slot for place in places] == [0, 1, 2, 3]
+    assert (len(engine.requests), asker.counts.asked, asker.counts.retried) == (6, 4, 2)
+    assert reply.usage.prompt == 4  # "?" is a token, read four times
+
+
+def test_waits_double_with_jitter_and_honour_retry_after():
+    retries = Retries(most=9, first=1, longest=8)
+    for attempt, top in enumerate([1, 2, 4, 8, 8]):
+        waits = [retries.wait(attempt, None) for _ in range(50)]
+        assert top / 2 <= min(waits) < max(waits) <= top
+    assert retries.wait(0, 7.5) == 7.5
+    assert retries.wait(5000, None) <= 8
+    assert retries.wait(0, 1e9) == 80
+
+
+def test_a_wait_holds_no_place_in_flight():
+    def script(r):
+        return EngineError("busy", "retry") if r.seed == 1 else ["fine"]
+
+    async def run():
+        asker = Asker({"": ScriptedEngine(script)}, None, 1, Retries(1, 3600, 3600))
+        failing = asyncio.create_task(asker.ask(request(seed=1), PLACE))
+        while not asker.counts.retried:
+            await asyncio.sleep(0)
+        await asyncio.wait_for(asker.ask(request(seed=2), PLACE), 60)
+        failing.cancel()
+
+    asyncio.run(run())
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path):
+    first, second = ScriptedEngine(), ScriptedEngine()
+    with Journal(tmp_path / "j") as journal:
+        kept, _ = ask(first, journal)
+    with Journal(tmp_path / "j") as journal:
+        replayed, asker = ask(second, journal)
+    assert replayed == kept
+    assert (second.requests, asker.counts.asked, asker.counts.replayed) == ([], 0, 1)
+
+
+def test_equal_requests_at_the_same_time_are_asked_once(tmp_path):
+    engine = ScriptedEngine(delay=0.01)
+
+    async def run(journal):
+        asker = Asker({"": engine}, journal, 10, QUICK)
+        replies = await asyncio.gather(*(asker.ask(request(), PLACE) for _ in range(5)))
+        assert len({reply.completions for reply in replies}) == 1
+
+    with Journal(tmp_path / "j") as journal:
+        asyncio.run(run(journal))
+    assert len(engine.requests) == 1
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_run(tmp_path):
+    engine = ScriptedEngine(lambda r: ["broken \ud83d emoji"])
+    with Journal(tmp_path / "j") as journal:
+        reply, _ = ask(engine, journal)
+        assert reply.completions[0].text == "broken ? emoji"
+        assert journal.find(request().key("scripted")) == reply
+
+
+def test_the_key_names_all_that_decides_an_answer():
+    base = request()
+    changed = [
+        request("other"),
+        request(n=2),
+        request(seed=2),
+        Request(base.prompt, 1, Sampling(temperature=0.1), 1),
+        Request("?", 1, Sampling(), 1),
+        Request(base.prompt, 1, Sampling(extra={"min_p": 0.1}), 1),
+    ]
+    keys = [r.key("m") for r in [base, *changed]] + [base.key("other model")]
+    assert len(set(keys)) == len(keys)
+    assert base.key("m") == request().key("m")
+
+
+def test_unknown_usage_stays_unknown():
+    assert Usage(1, None, 2) + Usage(3, 4, None) == Usage(4, None, None)
+    assert sum([Usage(1, 2, 3)] * 2, Usage()) == Usage(2, 4, 6)
+
+
+def test_a_reply_survives_the_journal(tmp_path):
+    reply = Reply(
+        (Completion("a\x00\n", "stop", 3), Completion("", "length", None)), Usage(7, None, 9)
+    )
+    with Journal(tmp_path / "j") as journal:
+        journal.keep(b"k", PLACE, "m", request(n=2), reply)
+        assert journal.find(b"k") == reply

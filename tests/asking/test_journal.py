@@ -1,0 +1,66 @@
+"""The journal: what a run leaves in it, whatever ends the run. Run: pytest tests/asking/test_journal.py"""
+
+import time
+
+import pytest
+
+from aft_factory.asking.journal import Journal, Place
+from aft_factory.engines.sampling import Completion, Reply, Request, Sampling, Usage
+
+REPLY = Reply((Completion("a"),), Usage(1, 0, 1))
+
+
+def keep(journal, name):
+    request = Request(name, 1, Sampling(), 1)
+    journal.keep(request.key("m"), Place(name, 0, 0, 0), "m", request, REPLY)
+    return request.key("m")
+
+
+def sessions(path):
+    """What another process would find now, so also what is left if the writer is killed now."""
+    with Journal(path, read_only=True) as journal:
+        return journal.sessions()
+
+
+def test_what_a_session_took_is_known_however_it_ended(tmp_path):
+    with Journal(tmp_path / "j") as journal:
+        journal.begin_run("settings", began=time.time() - 100)
+        [begun] = sessions(tmp_path / "j")
+        assert (begun["requests_asked"], begun["seconds"]) == (0, pytest.approx(100, abs=60))
+        keep(journal, "one")
+        time.sleep(0.01)
+        journal.keep_outcome(b"o", {}, query="one", done=True)
+        [ended] = sessions(tmp_path / "j")
+        assert ended["requests_asked"] == 1
+        assert ended["seconds"] > begun["seconds"]
+
+
+def test_sessions_are_those_of_the_last_run_and_its_settings(tmp_path):
+    for settings, names in (("a", ["1", "2"]), ("b", ["3"]), ("a", ["1", "4"]), ("a", [])):
+        with Journal(tmp_path / "j") as journal:
+            journal.begin_run(settings)
+            for name in names:
+                if journal.find(Request(name, 1, Sampling(), 1).key("m")) is None:
+                    keep(journal, name)
+    assert [session["requests_asked"] for session in sessions(tmp_path / "j")] == [2, 1, 0]
+
+
+def test_a_reply_belongs_to_every_run_that_used_it(tmp_path):
+    with Journal(tmp_path / "j") as journal:
+        journal.begin_run("a")
+        key = keep(journal, "q")
+        journal.begin_run("b")
+        assert journal.runs_of("q") == [1]
+        journal.find(key)
+        assert journal.runs_of("q") == [1, 2]
+        assert len(list(journal.replies("q", 1))) == len(list(journal.replies("q", 2))) == 1
+        journal.begin_run("a")  # goes on with the first
+        assert journal.runs_of("q") == [2, 1]
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with Journal(tmp_path / "j"), pytest.raises(ValueError, match="another run is using this"):
+        Journal(tmp_path / "j")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written: "):
+        Journal(tmp_path / "file" / "j")

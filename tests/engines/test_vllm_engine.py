@@ -1,0 +1,632 @@
+"""vLLM in this process: equal to Hugging Face and to training, one engine for the whole file."""
+
+import asyncio
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from types import SimpleNamespace
+
+import pytest
+from conftest import demo_rows
+from shared_data import shared_path, shared_rows
+
+from aft_factory.engines.engine import EngineError
+from aft_factory.engines.sampling import Request, Sampling
+from aft_factory.engines.vllm_engine import VllmEngine, check_sampling, fingerprint, stop_token_ids
+from aft_factory.engines.vllm_loading import adapter_rank
+from aft_factory.errors import UsageError
+from aft_factory.prompts.markers import known_markers
+from aft_factory.prompts.rendering import chat_template, load_template, with_aggregator
+from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
+from aft_factory.records.record import record_from_row
+
+QUESTION = [{"role": "user", "content": "How many pails are there, if each of six holds one?"}]
+ARGS = {"enforce_eager": True, "dtype": "float32", "max_model_len": 2048, "max_num_seqs": 64}
+GREEDY = Sampling(temperature=0, max_tokens=24, extra={"ignore_eos": True})
+SHORT = Sampling(max_tokens=1)
+EOT = 5  # <|eot_id|> in the tiny tokenizer
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Runs a coroutine in the one event loop that an engine lives in."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")  # or it compiles for a minute
+        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(240)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def engine(run, tiny_llama):
+    engine = run(VllmEngine.start(str(tiny_llama), engine_args=ARGS))
+    yield engine
+    run(engine.close())
+
+
+@pytest.fixture
+def ask(run, engine):
+    """Sends requests all at once and returns their replies."""
+    return lambda *requests: run(gather(engine, requests))
+
+
+async def gather(engine, requests):
+    return await asyncio.gather(*map(engine.sample, requests))
+
+
+def save_adapter(model, folder, *, random_weights=True, **options):
+    """Write a LoRA adapter whose weights change the model's text; the peft model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=12, lora_alpha=24, target_modules=["q_proj", "down_proj"], **options)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    adapted = get_peft_model(base, config)
+    torch.manual_seed(1)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name and random_weights:
+            torch.nn.init.normal_(weight)
+    adapted.save_pretrained(folder)
+    return adapted.eval()
+
+
+def hugging_face_greedy(model, ids, count):
+    import torch
+
+    out = model.generate(
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=count,
+        min_new_tokens=count,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return tuple(out[0, len(ids) :].tolist())
+
+
+# Without vLLM
+
+
+def test_an_adapter_that_vllm_cannot_serve_is_refused_before_loading(run, tiny_llama, tmp_path):
+    def refused(folder, words):
+        with pytest.raises(UsageError, match=words):
+            run(VllmEngine.start(str(tiny_llama), adapter=str(folder)))
+
+    refused(tmp_path / "none", "has no adapter_config.json")
+    save_adapter(tiny_llama, tmp_path / "whole", modules_to_save=["lm_head"])
+    refused(
+        tmp_path / "whole", r"modules_to_save=\['lm_head'\]; merge it .*llamafactory-cli export"
+    )
+    save_adapter(tiny_llama, tmp_path / "dora", use_dora=True)
+    refused(tmp_path / "dora", "use_dora=True; merge it")
+    config = tmp_path / "whole" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"modules_to_save": None}))
+    refused(tmp_path / "whole", "cannot serve the trained .*lm_head.weight; merge it")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 1024}))
+    (tmp_path / "whole" / "adapter_model.safetensors").unlink()
+    refused(tmp_path / "whole", "ranks up to 512, this is 1024; merge it")
+    config.write_text("[]")
+    refused(tmp_path / "whole", "not an adapter's")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("alpha_pattern", {"q_proj": 64}),
+        ("rank_pattern", {"q_proj": 4}),
+        ("lora_bias", True),
+        ("layer_replication", [[0, 2]]),
+        ("target_parameters", ["w"]),
+        ("trainable_token_indices", [1, 2]),
+        ("use_qalora", True),
+        ("megatron_config", {"a": 1}),
+        ("alora_invocation_tokens", [7]),
+        ("a_field_of_tomorrow", "on"),
+    ],
+)
+def test_a_field_of_an_adapter_that_vllm_does_not_read_is_refused_by_name(
+    field, value, tiny_llama, tmp_path
+):
+    save_adapter(tiny_llama, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(UsageError, match=f"vLLM cannot serve {field}=.*; merge it into the model"):
+        adapter_rank(tmp_path)
+
+
+def test_adapters_as_they_are_usually_trained_are_served(tiny_llama, tmp_path):
+    usual = {
+        "plain": {},
+        "rslora": {"use_rslora": True},
+        "some layers": {"layers_to_transform": [0], "layers_pattern": "layers"},
+        "dropout": {"lora_dropout": 0.1, "init_lora_weights": "gaussian"},
+    }
+    for name, options in usual.items():
+        save_adapter(tiny_llama, tmp_path / name, **options)
+        assert adapter_rank(tmp_path / name) == 16  # room for 12
+
+
+def test_the_rank_of_an_adapter_is_the_largest_of_its_weights(tiny_llama, tmp_path):
+    save_adapter(tiny_llama, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 4}))
+    assert adapter_rank(tmp_path) == 16
+
+
+def test_a_real_adapter_with_an_alpha_pattern_is_refused():
+    with pytest.raises(UsageError, match=r"alpha_pattern=.*merge it"):
+        adapter_rank(shared_path("../cases/adapter_alpha_pattern"))
+
+
+def test_a_sampling_setting_that_vllm_has_not_is_refused_before_loading():
+    with pytest.raises(UsageError, match="vLLM has no 'min_pp'; did you mean 'min_p'"):
+        check_sampling({"min_pp": 0.1})
+    check_sampling({"min_p": 0.1, "ignore_eos": True})
+
+
+def test_a_model_or_template_that_is_not_there_is_refused_before_loading(run, tiny_llama, tmp_path):
+    with pytest.raises(UsageError, match=f"no model folder '{tmp_path}/none'"):
+        run(VllmEngine.start(f"{tmp_path}/none"))
+    with pytest.raises(UsageError, match="cannot load the tokenizer"):
+        run(VllmEngine.start(str(tmp_path)))
+    with pytest.raises(UsageError, match="no chat template 'lama3'; did you mean 'llama3'"):
+        run(VllmEngine.start(str(tiny_llama), chat_template="lama3"))
+
+
+def test_answers_end_at_the_end_of_text_and_at_the_templates_end_of_a_turn(
+    tiny_llama, tiny_mistral
+):
+    llama, mistral = load_tokenizer(str(tiny_llama)), load_tokenizer(str(tiny_mistral))
+    ends = stop_token_ids(llama, chat_template("llama3"))
+    assert llama.convert_ids_to_tokens(ends) == ["<|end_of_text|>", "<|eot_id|>"]
+    assert stop_token_ids(mistral, chat_template("mistral")) == [mistral.eos_token_id]
+    assert stop_token_ids(llama, None) == [llama.eos_token_id]
+    assert stop_token_ids(llama, "{{ raise_exception('no') }}") == [llama.eos_token_id]
+    several = "{% for m in messages %}{{ m.content }}<|eom_id|>{% endfor %}<|eot_id|>"
+    ends = stop_token_ids(llama, several)
+    assert llama.convert_ids_to_tokens(ends) == ["<|end_of_text|>", "<|eom_id|>"]
+
+
+def test_a_model_is_known_by_its_place_and_its_files(tiny_llama, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    first = fingerprint(str(folder))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(folder)
+    assert {fingerprint("model"), fingerprint("./link"), fingerprint("model/")} == {first}
+    (folder / "trainer_log.jsonl").write_text("{}")
+    assert fingerprint(str(folder)) == first
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    trained_anew = fingerprint(str(folder))
+    assert trained_anew != first
+    (folder / "adapter_config.json").write_text("{}")
+    assert fingerprint(str(folder)) not in (first, trained_anew)
+    assert fingerprint("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
+
+
+def engine_of_nothing(tokenizer, **caching):
+    """An engine without vLLM behind it, to say what its samples do."""
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=2048),
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+        cache_config=SimpleNamespace(**{"enable_prefix_caching": True, **caching}),
+    )
+    llm = SimpleNamespace(vllm_config=config, shutdown=lambda: None)
+    return VllmEngine(llm, model="m", tokenizer=tokenizer, chat_template=None)
+
+
+def test_without_prefix_caching_samples_are_asked_for_one_by_one(tiny_llama):
+    """So that a prompt, which each sample then reads by itself, is counted as often."""
+    tokenizer = load_tokenizer(str(tiny_llama))
+    assert engine_of_nothing(tokenizer).most_samples is None
+    assert engine_of_nothing(tokenizer, enable_prefix_caching=False).most_samples == 1
+
+
+@pytest.mark.parametrize("end", ["failure", "cancellation"])
+def test_when_one_sample_fails_the_others_have_ended_before_that_is_said(tiny_llama, end):
+    """Or the next attempt would run beside them, beyond what may be in flight."""
+    engine, running = engine_of_nothing(load_tokenizer(str(tiny_llama))), set()
+
+    async def one(ids, request, index):
+        running.add(index)
+        try:
+            while index != 1 or end == "cancellation" or len(running) < 3:
+                await asyncio.sleep(0.01)
+            raise EngineError("it failed", "retry")
+        finally:
+            await asyncio.sleep(0.01)  # to abort takes a while
+            running.remove(index)
+
+    async def main():
+        engine._one = one
+        asking = asyncio.create_task(engine.sample(Request("Six pails", 3, SHORT, 0)))
+        while len(running) < 3:
+            await asyncio.sleep(0.01)
+        if end == "cancellation":
+            asking.cancel()
+        await asyncio.wait([asking])
+        still = set(running)
+        await engine.close()
+        return still, asking
+
+    still, asking = asyncio.run(main())
+    assert (still, asking.cancelled()) == (set(), end == "cancellation")
+    if end == "failure":
+        assert str(asking.exception()) == "it failed"
+
+
+PARENT = """
+import subprocess, sys, time
+from aft_factory.engines.vllm_loading import _watch
+child, other = (subprocess.Popen(["sleep", "1000"]) for _ in range(2))
+_watch([child.pid])
+print(child.pid, other.pid, flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+@pytest.mark.parametrize("seconds", ["1000", "0"])
+def test_what_is_watched_dies_with_its_parent_however_that_ends(seconds):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, seconds], stdout=subprocess.PIPE)
+    child, other = map(int, parent.stdout.readline().split())
+    assert is_alive(other)
+    if seconds != "0":
+        assert is_alive(child)
+        parent.kill()
+    wait_until(lambda: not is_alive(child))
+    assert is_alive(other)
+    os.kill(other, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+
+
+def is_alive(process):
+    """Whether a process is there and no zombie."""
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_an_unknown_engine_argument_is_refused_with_a_suggestion(run, tiny_llama):
+    with pytest.raises(UsageError, match="'max_model_length'; did you mean 'max_model_len'"):
+        run(VllmEngine.start(str(tiny_llama), engine_args={"max_model_length": 10}))
+
+
+# With one engine
+
+
+@pytest.mark.slow
+def test_what_the_engine_tells_of_itself(engine, tiny_llama):
+    assert engine.model.startswith(f"{fingerprint(str(tiny_llama))}+")
+    assert (engine.context, engine.max_sequences, engine.most_samples) == (2048, 64, None)
+    assert engine.chat_template == resolve_chat_template("llama3", engine.tokenizer)
+
+
+@pytest.mark.slow
+def test_it_works_on_as_much_at_once_as_vllms_offline_inference(engine):
+    from vllm import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    tokens, _ = AsyncEngineArgs.get_batch_defaults(world_size=1)
+    scheduler = engine._llm.vllm_config.scheduler_config
+    offline = tokens[UsageContext.LLM_CLASS]
+    assert scheduler.max_num_batched_tokens == offline > scheduler.DEFAULT_MAX_NUM_BATCHED_TOKENS
+
+
+@pytest.mark.slow
+def test_samples_come_in_order_each_as_if_asked_alone_under_its_seed(ask):
+    [reply] = ask(Request(QUESTION, 5, Sampling(max_tokens=20), 100))
+    alone = ask(*(Request(QUESTION, 1, Sampling(max_tokens=20), 100 + i) for i in range(5)))
+    assert [c.token_ids for c in reply.completions] == [
+        single.completions[0].token_ids for single in alone
+    ]
+    assert len({c.text for c in reply.completions}) == 5
+
+
+@pytest.mark.slow
+def test_equal_seeds_give_equal_texts_alone_and_among_others(ask):
+    requests = [Request(f"Question {i}: why?", 1, Sampling(max_tokens=16), i) for i in range(20)]
+    alone = [ask(request)[0].completions for request in requests]
+    together = [reply.completions for reply in ask(*requests)]
+    assert together == alone
+
+
+@pytest.mark.slow
+def test_greedy_text_is_that_of_hugging_face(ask, engine, tiny_llama):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    for reply in ask(Request(QUESTION, 1, GREEDY, 0), Request("Six pails", 1, GREEDY, 0)):
+        [completion] = reply.completions
+        expected = hugging_face_greedy(model, list(reply.prompt_ids), 24)
+        assert completion.token_ids == expected
+        assert completion.text == engine.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.slow
+def test_prompts_are_the_training_tokens_of_the_same_record(ask, engine):
+    records = [record_from_row(row) for row in demo_rows()[:30]]
+    template = load_template("paper")
+    prompts = [
+        with_aggregator(
+            r.messages, [known_markers().sanitise(text) for text in r.proposals], template
+        )
+        for r in records
+    ]
+    replies = ask(*(Request(prompt, 1, SHORT, 0) for prompt in prompts))
+    for record, reply in zip(records, replies, strict=True):
+        trained = engine.tokenizer.apply_chat_template(
+            record.messages,
+            proposals=record.proposals,
+            chat_template=chat_template("llama3"),
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        assert list(reply.prompt_ids) == trained
+
+
+@pytest.mark.slow
+def test_a_text_prompt_begins_with_the_beginning_of_text(ask, engine):
+    [reply] = ask(Request("Six pails", 1, SHORT, 0))
+    assert list(reply.prompt_ids) == [
+        engine.tokenizer.bos_token_id,
+        *engine.tokenizer.encode("Six pails", add_special_tokens=False),
+    ]
+
+
+@pytest.mark.slow
+def test_release_prompts_are_those_of_the_published_code(ask, engine):
+    """Restated from Linzwcs/AFT; LLM.chat renders, then encodes without special tokens."""
+    rows = shared_rows("alpaca_eval_v2.aft.jsonl")[:100]
+    responses = shared_rows("alpaca_eval_proposals.jsonl.gz")[:100]
+    head = load_template("release").render([])  # compared with the code's own text elsewhere
+    requests, expected = [], []
+    for row, answers in zip(rows, responses, strict=True):
+        [user] = row["query"]
+        drafts = [answer["response"][:120] for answer in answers["responses"][-5:]]
+        assert drafts == [known_markers().sanitise(draft) for draft in drafts]
+        joined = head + "\n" + "\n".join(f"{i + 1}. {draft}" for i, draft in enumerate(drafts))
+        requests.append([{"role": "system", "content": "\n"}, user])
+        requests.append(with_aggregator([user], drafts, load_template("release")))
+        for system in ("\n", joined):
+            text = engine.tokenizer.apply_chat_template(
+                [{"role": "system", "content": system}, user],
+                chat_template=engine.chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            expected.append(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
+    replies = ask(*(Request(prompt, 1, SHORT, 0) for prompt in requests))
+    assert [list(reply.prompt_ids) for reply in replies] == expected
+
+
+@pytest.mark.slow
+def test_usage_counts_the_prompt_once_and_what_was_cached_before(ask, engine):
+    prompt = "A prompt nobody asked before. " * 40
+    size = len(engine.tokenizer.encode(prompt))
+    sampling = Sampling(max_tokens=7, extra={"ignore_eos": True})
+    [first] = ask(Request(prompt, 3, sampling, 0))
+    assert (first.usage.prompt, first.usage.cached, first.usage.completion) == (size, 0, 21)
+    assert [c.tokens for c in first.completions] == [7, 7, 7]
+    [again] = ask(Request(prompt, 3, sampling, 0))
+    assert size - 129 <= again.usage.cached < size  # whole blocks of it
+
+
+@pytest.mark.slow
+def test_an_answer_ends_at_the_end_of_a_turn_at_a_stop_text_or_at_the_limit(ask, engine):
+    ending = Sampling(max_tokens=9, extra={"logit_bias": {EOT: 100.0}})
+    [reply] = ask(Request(QUESTION, 1, ending, 0))
+    [completion] = reply.completions
+    assert (completion.text, completion.finish_reason) == ("", "stop")
+    assert engine.tokenizer.convert_ids_to_tokens(completion.token_ids) == ["<|eot_id|>"]
+    [reply] = ask(Request(QUESTION, 1, GREEDY, 0))
+    [whole] = reply.completions
+    assert (whole.finish_reason, whole.tokens) == ("length", 24)
+    word = engine.tokenizer.decode(whole.token_ids[4:6]).strip()
+    stopping = Sampling(temperature=0, max_tokens=24, stop=(word,))
+    [reply] = ask(Request(QUESTION, 1, stopping, 0))
+    [cut] = reply.completions
+    assert (cut.text, cut.finish_reason) == (whole.text[: whole.text.index(word)], "stop")
+
+
+@pytest.mark.slow
+def test_a_request_that_cannot_be_answered_is_refused(ask, run):
+    def problem(prompt, **sampling):
+        with pytest.raises(EngineError) as caught:
+            ask(Request(prompt, 2, Sampling(**sampling), 0))
+        return caught.value.kind, str(caught.value)
+
+    kind, words = problem("word " * 4000)
+    assert kind == "refused"
+    assert "longer than the maximum model length of 2048" in words
+    kind, words = problem("word", extra={"min_p": 3})
+    assert (kind, words) == ("refused", "vLLM: min_p must be in [0, 1], got 3.")
+    [reply] = ask(
+        Request("word " * 900, 1, Sampling(max_tokens=5000, extra={"ignore_eos": True}), 0)
+    )
+    assert reply.usage.prompt + reply.usage.completion in (2048, 2049)  # the context's end
+    assert reply.completions[0].finish_reason == "length"
+
+
+@pytest.mark.slow
+def test_many_long_prompts_at_once_are_answered(ask):
+    requests = [
+        Request(f"{i} " + f"word{i} " * 150, 2, Sampling(max_tokens=4), i) for i in range(24)
+    ]
+    assert [len(reply.completions) for reply in ask(*requests)] == [2] * 24
+
+
+@pytest.mark.slow
+def test_a_cancelled_request_is_given_up_in_vllm(run, engine):
+    async def cancel():
+        long = Sampling(max_tokens=1900, extra={"ignore_eos": True})
+        task = asyncio.create_task(engine.sample(Request("Go on", 3, long, 0)))
+        while engine._llm.output_processor.get_num_unfinished_requests() < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return engine._llm.output_processor.get_num_unfinished_requests()
+
+    assert run(cancel()) == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_does_not_reach_vllms_processes(run, engine):
+    psutil = pytest.importorskip("psutil")
+
+    async def interrupt():
+        long = Sampling(max_tokens=300, extra={"ignore_eos": True})
+        task = asyncio.create_task(engine.sample(Request("Go on", 2, long, 0)))
+        while engine._llm.output_processor.get_num_unfinished_requests() < 2:
+            await asyncio.sleep(0.01)
+        for core in multiprocessing.active_children():  # other tests' servers are none of them
+            process = psutil.Process(core.pid)
+            for each in (process, *process.children(recursive=True)):
+                each.send_signal(signal.SIGINT)
+        return await task
+
+    assert run(interrupt()).usage.completion == 600
+
+
+# The first engine ends here
+
+
+@pytest.mark.slow
+def test_a_cancelled_start_leaves_no_process_behind(run, engine, tiny_llama):
+    async def cancel():
+        await engine.close()
+        await engine.close()  # once more does no harm
+        assert await left_alone()
+        start = asyncio.create_task(VllmEngine.start(str(tiny_llama), engine_args=ARGS))
+        while not multiprocessing.active_children():
+            await asyncio.sleep(0.1)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert await left_alone()
+
+    async def left_alone():
+        for _ in range(300):
+            if not multiprocessing.active_children():
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    run(cancel())
+
+
+@pytest.mark.slow
+def test_an_adapter_is_served_with_its_own_tokenizer_as_peft_would(
+    run, engine, tiny_llama, tmp_path
+):
+    [plain_ids] = [engine.tokenizer.encode("Six pails")]
+    run(engine.close())  # one engine at a time
+    adapted = save_adapter(tiny_llama, tmp_path)
+    tokenizer = load_tokenizer(str(tiny_llama))
+    tokenizer.eos_token = "<|eot_id|>"  # as LLaMA-Factory does, with its chat template
+    tokenizer.chat_template = chat_template("llama3", "moa")
+    tokenizer.save_pretrained(tmp_path)
+    args = ARGS | {"enable_prefix_caching": False}
+    second = run(VllmEngine.start(str(tiny_llama), adapter=str(tmp_path), engine_args=args))
+    try:
+        assert second.most_samples == 1
+        assert second.model.startswith(
+            f"{fingerprint(str(tiny_llama))}+{fingerprint(str(tmp_path))}+"
+        )
+        assert second.chat_template == chat_template("llama3", "moa")
+        assert second.tokenizer.eos_token == "<|eot_id|>"
+        [reply] = run(gather(second, [Request("Six pails", 1, GREEDY, 0)]))
+        [completion] = reply.completions
+        with adapted.disable_adapter():
+            base = hugging_face_greedy(adapted, plain_ids, 24)
+        assert completion.token_ids == hugging_face_greedy(adapted, plain_ids, 24) != base
+        dies(run, second)
+    finally:
+        run(second.close())
+
+
+def dies(run, engine):
+    """An engine whose process is gone says so, for good."""
+    [process] = multiprocessing.active_children()
+    process.kill()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with pytest.raises(EngineError) as caught:
+            run(gather(engine, [Request("Six pails", 1, Sampling(max_tokens=2000), 0)]))
+        if caught.value.kind == "fatal":
+            break
+    assert caught.value.kind == "fatal"
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(
+    run, engine, tiny_llama, tmp_path
+):
+    psutil = pytest.importorskip("psutil")
+    run(engine.close())
+    rows = [{"id": str(i), "query": row["query"]} for i, row in enumerate(demo_rows()[:40])]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "aft_factory.run", str(source), "--output", str(output)]
+    command += ["--model", str(tiny_llama), "--width", "3", "--layers", "2", "--max-tokens", "64"]
+    command += ["--in-flight", "6", "--quiet", "--keep-drafts"]
+    command += ["--sampling-args", "ignore_eos=true"]  # or a draft may be empty, and drawn anew
+    for name, value in ARGS.items():
+        command += ["--engine-args", f"{name}={value}"]
+
+    def kept():
+        """What was answered so far, by key."""
+        try:
+            uri = f"file:{output}.journal?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True)) as database:
+                return dict(database.execute("SELECT key, reply FROM replies"))
+        except sqlite3.OperationalError:  # it is just being made
+            return {}
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(kept()) >= 10 or process.poll() is not None)
+    family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    process.kill()  # it alone
+    assert process.wait() == -signal.SIGKILL
+    assert len(family) >= 2  # vLLM's core, at least, and who watches it
+    wait_until(lambda: not any(map(is_alive, family)))
+
+    before = kept()
+    subprocess.run(command, check=True, capture_output=True)
+    after = kept()
+    assert len(after) == 3 * len(rows)  # of 3, 3 and 1 samples
+    assert before.items() <= after.items()
+    summary = json.loads((tmp_path / "out.summary.json").read_text())
+    assert summary["session"]["requests_asked"] == len(after) - len(before)
+    assert (summary["read"], summary["written"], summary["rejected"]) == (40, 40, 0)
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in written] == [row["id"] for row in rows]
+    assert {len(layer["drafts"]) for row in written for layer in row["layers"]} == {1, 3}

@@ -1,0 +1,325 @@
+"""Drafting: prompts, seeds, policies for unusable drafts, and what is recorded of them."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from asking_tools import SETTINGS, numbered, solve
+
+from aft_factory.asking.asker import Asker
+from aft_factory.engines.sampling import Completion, Sampling, identity_seed
+from aft_factory.engines.scripted import ScriptedEngine
+from aft_factory.errors import NoAnswer
+from aft_factory.inference.drafting import Drafting, Policy, Settings, Trace
+from aft_factory.prompts.fitting import Fitter
+from aft_factory.prompts.markers import Markers
+from aft_factory.prompts.rendering import load_template
+from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
+
+QUESTION = {"role": "user", "content": "What is 1+1?"}
+
+
+class CutEngine(ScriptedEngine):
+    """Replies that end by a word for being cut off, at the first attempt or at every one."""
+
+    def __init__(self, *, always, word="length", script=None):
+        super().__init__(script or numbered())
+        self.always = always
+        self.word = word
+
+    async def sample(self, request):
+        reply = await super().sample(request)
+        cut = self.always or request.seed == identity_seed(42, "q", 0, 0, 0, 0)
+        reason = self.word if cut else "stop"
+        changed = tuple(replace(c, finish_reason=reason) for c in reply.completions)
+        return replace(reply, completions=changed)
+
+
+def draw(engine, *, policy=None, fitters=None, settings=SETTINGS, drafts=(), **more):
+    trace = Trace()
+    query, markers = more.pop("query", [QUESTION]), more.pop("markers", None)
+
+    async def run():
+        asker = Asker({"": engine}, None, 10)
+        sample = Drafting(
+            "q",
+            0,
+            replace(settings, policy=policy or Policy()),
+            asker,
+            fitters or {},
+            trace,
+            markers,
+        )
+        return await sample(query, drafts, **{"layer": 0, "n": 2} | more)
+
+    return [c.text for c in asyncio.run(run())], trace
+
+
+def events(trace):
+    return [(event["slot"], event["event"]) for event in trace.events]
+
+
+def empty_first():
+    """The second of the first two samples is empty."""
+    count = numbered()
+    return lambda r: ["fine", "  \n"] if r.n == 2 else count(r)
+
+
+def test_the_seed_depends_on_run_query_turn_layer_and_slot_alone():
+    _, engine, _ = solve("propose_and_aggregate", width=3, layers=2)
+    assert [r.seed for r in engine.requests] == [
+        identity_seed(42, "q", 0, layer, 0, 0) for layer in range(3)
+    ]
+    places = [(1, "q", 0), (2, "q", 0), (1, "p", 0), (1, "q", 1), (1, "q", 0, 0)]
+    assert len({identity_seed(*place) for place in places}) == 5
+    assert identity_seed(42, "q", 0, 0, 0, 0) == 1186403652  # the same in every version and machine
+
+
+def test_an_empty_draft_is_resampled_under_another_seed():
+    engine = ScriptedEngine(empty_first())
+    texts, trace = draw(engine)
+    assert texts == ["fine", "draft 0"]
+    assert events(trace) == [(1, "empty"), (1, "resampled")]
+    assert [(r.n, r.seed) for r in engine.requests] == [
+        (2, identity_seed(42, "q", 0, 0, 0, 0)),
+        (1, identity_seed(42, "q", 0, 0, 1, 1)),
+    ]
+
+
+def test_a_draft_that_stays_empty_is_dropped_never_padded():
+    engine = ScriptedEngine(lambda r: ["fine", ""] if r.n == 2 else [" "])
+    texts, trace = draw(engine)
+    assert texts == ["fine"]
+    assert events(trace)[-1] == (1, "dropped")
+    assert len(engine.requests) == 3
+
+
+def test_an_empty_draft_can_be_dropped_at_once_or_reject_the_query():
+    texts, trace = draw(ScriptedEngine(empty_first()), policy=Policy(empty="drop"))
+    assert (texts, events(trace)) == (["fine"], [(1, "empty"), (1, "dropped")])
+    with pytest.RaisesGroup(pytest.RaisesExc(NoAnswer, match="layer 0, draft 1: empty")):
+        draw(ScriptedEngine(empty_first()), policy=Policy(empty="reject"))
+
+
+def test_too_few_usable_drafts_reject_the_query():
+    with pytest.raises(NoAnswer, match="1 of 2 drafts empty or cut off, 2 wanted"):
+        draw(ScriptedEngine(empty_first()), policy=Policy(empty="drop", min_drafts=2))
+
+
+def test_an_empty_final_answer_is_resampled_and_then_rejects_the_query():
+    engine = ScriptedEngine(lambda r: [""])
+    with pytest.raises(NoAnswer, match="the final answer is empty"):
+        draw(engine, n=1, final=True)
+    assert len(engine.requests) == 3
+
+
+def test_a_cut_off_draft_is_kept_and_noted_by_default():
+    texts, trace = draw(CutEngine(always=True))
+    assert texts == ["draft 0", "draft 1"]
+    assert events(trace) == [(0, "truncated"), (1, "truncated")]
+
+
+def test_a_cut_off_draft_can_be_resampled_and_is_kept_if_that_is_in_vain():
+    texts, trace = draw(CutEngine(always=False), policy=Policy(truncated="resample"))
+    assert texts == ["draft 2", "draft 3"]
+    texts, trace = draw(CutEngine(always=True), policy=Policy(truncated="resample"), n=1)
+    assert texts == ["draft 2"]
+    assert events(trace) == [
+        *((0, "truncated"), (0, "resampled"), (0, "truncated"), (0, "resampled")),
+        (0, "truncated"),
+    ]
+
+
+def test_a_cut_off_draft_can_be_dropped():
+    texts, _ = draw(CutEngine(always=True), policy=Policy(truncated="drop"), whole=False)
+    assert texts == []
+
+
+CUT = ["length", "LENGTH", "model_length", "MAX_TOKENS", "max_output_tokens", "FinishReason.MAX_TOKENS"]  # fmt: skip
+FILTERED = ["content_filter", "CONTENT_FILTER", "content-filter", "SAFETY"]
+
+
+@pytest.mark.parametrize("word", CUT)
+def test_a_draft_is_cut_off_by_whatever_word_a_server_has_for_it(word):
+    _, trace = draw(CutEngine(always=True, word=word), n=1)
+    assert events(trace) == [(0, "truncated")]
+    completion = Completion("so", word)
+    assert (completion.cut_off, completion.filtered, completion.whole) == (True, False, False)
+
+
+@pytest.mark.parametrize("word", ["stop", "eos_token", "end_turn", "STOP", "tool_calls", ""])
+def test_other_words_are_for_an_end_of_the_models_own(word):
+    assert Completion("so", word).whole
+    assert events(draw(CutEngine(always=True, word=word), n=1)[1]) == []
+
+
+@pytest.mark.parametrize("word", FILTERED)
+def test_a_draft_that_a_filter_ended_is_resampled_and_in_vain_dropped(word):
+    texts, trace = draw(CutEngine(always=False, word=word))
+    assert texts == ["draft 2", "draft 3"]
+    assert events(trace)[:2] == [(0, "filtered"), (0, "resampled")]
+    engine = CutEngine(always=True, word=word)
+    texts, trace = draw(engine, n=1, whole=False)
+    assert (texts, len(engine.requests)) == ([], 3)
+    assert [event for _, event in events(trace)] == [
+        *("filtered", "resampled", "filtered", "resampled", "filtered", "dropped")
+    ]
+    assert Completion("so", word).filtered
+    assert not Completion("so", word).cut_off
+
+
+@pytest.mark.parametrize(
+    ("fate", "texts", "told"),
+    [
+        ("keep", ["draft 0"], ["filtered"]),
+        ("drop", [], ["filtered", "dropped"]),
+        ("reject", None, []),
+    ],
+)
+def test_the_fate_of_a_filtered_draft_is_a_policy_of_its_own(fate, texts, told):
+    engine = CutEngine(always=True, word="content_filter")
+    policy = Policy(filtered=fate, truncated="reject", empty="reject")
+    if texts is None:
+        with pytest.RaisesGroup(pytest.RaisesExc(NoAnswer, match="draft 0: filtered")):
+            draw(engine, policy=policy, n=1)
+        return
+    found, trace = draw(engine, policy=policy, n=1, whole=False)
+    assert (found, [event for _, event in events(trace)]) == (texts, told)
+
+
+def test_a_filtered_draft_without_a_text_is_empty_where_it_would_be_kept():
+    engine = CutEngine(always=True, word="content_filter", script=lambda r: [" "] * r.n)
+    texts, trace = draw(engine, policy=Policy(filtered="keep", empty="drop"), n=1, whole=False)
+    assert (texts, events(trace)) == ([], [(0, "empty"), (0, "dropped")])
+
+
+def test_a_final_answer_that_a_filter_ended_rejects_the_query_in_these_words():
+    engine = CutEngine(always=True, word="content_filter")
+    with pytest.raises(NoAnswer, match="the final answer is cut off by a filter of contents"):
+        draw(engine, n=1, final=True)
+    with pytest.raises(NoAnswer, match="2 of 2 drafts empty, cut off or filtered, 1 wanted"):
+        draw(engine, policy=Policy(filtered="drop"))
+
+
+def test_what_resampled_drafts_took_is_counted():
+    _, trace = draw(ScriptedEngine(empty_first()))
+    [usage] = trace.usage.values()
+    assert (usage.requests, usage.samples) == (2, 3)
+
+
+def test_greedy_drafts_are_asked_for_once_and_are_as_many():
+    settings = replace(SETTINGS, proposal=Sampling(temperature=0))
+    engine = ScriptedEngine(numbered())
+    texts, trace = draw(engine, settings=settings, n=3)
+    assert texts == ["draft 0"] * 3
+    assert [request.n for request in engine.requests] == [1]
+    assert events(trace) == [(0, "3 greedy drafts are alike: asked for once")]
+    assert [slot for slot, _ in trace.drafts[0, 0]] == [0, 1, 2]
+
+
+def test_chance_depends_on_run_query_turn_layer_and_slot_alone():
+    def chance(query="q", turn=0, seed=42, place=(0, 0)):
+        settings = replace(SETTINGS, seed=seed)
+        return Drafting(query, turn, settings, None, {}, Trace()).random(*place).random()
+
+    places = [{}, {"query": "p"}, {"turn": 1}, {"seed": 1}, {"place": (1, 0)}, {"place": (0, 1)}]
+    assert len({chance(**place) for place in places}) == len(places)
+    assert chance() == chance()
+
+
+def test_a_proposers_system_message_goes_to_plain_queries_without_one():
+    settings = Settings(load_template("release"), Sampling(), Sampling(), proposer_system="\n")
+    _, engine, _ = solve("propose_and_aggregate", settings=settings, width=1, layers=1)
+    assert engine.requests[0].prompt == [{"role": "system", "content": "\n"}, QUESTION]
+    assert engine.requests[1].prompt == [
+        {"role": "system", "content": load_template("release").render(["draft 0"])},
+        QUESTION,
+    ]
+    own = [{"role": "system", "content": "Be brief."}, QUESTION]
+    _, engine, _ = solve("propose_and_aggregate", settings=settings, messages=own, layers=0)
+    assert engine.requests[0].prompt == own
+
+
+def test_control_tokens_in_a_draft_are_broken():
+    engine = ScriptedEngine()
+    draw(engine, drafts=[Completion("so <|eot_id|> [INST]")], layer=1)
+    system = engine.requests[0].prompt[0]["content"]
+    assert "<\u200b|eot_id|>" in system
+    assert "<|eot_id|>" not in system
+
+
+def test_overlong_drafts_are_shortened_to_the_context_and_noted(llama3_tokenizer_dir):
+    tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
+    chat = resolve_chat_template("llama3", tokenizer)
+    fitters = {("", 4096): Fitter(tokenizer, chat, 700, load_template("paper"))}
+    long = Completion("one two three four five " * 200)
+    engine = ScriptedEngine()
+    _, trace = draw(engine, fitters=fitters, drafts=[long, Completion("short"), long], layer=1)
+    assert events(trace) == [(0, "2 drafts shortened")]
+    sent = tokenizer.apply_chat_template(
+        engine.requests[0].prompt, chat_template=chat, add_generation_prompt=True, tokenize=False
+    )
+    length = len(tokenizer(sent, add_special_tokens=False)["input_ids"])
+    assert 600 < length <= 700
+    assert engine.requests[0].prompt[-1] == QUESTION
+    assert "\n2. short\n" in engine.requests[0].prompt[0]["content"]
+
+
+def test_the_final_layer_is_fitted_beside_its_own_answers_length(llama3_tokenizer_dir):
+    tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
+    chat = resolve_chat_template("llama3", tokenizer)
+    template = load_template("paper")
+    settings = replace(SETTINGS, final=Sampling(max_tokens=77))
+    fitters = {
+        ("", 4096): Fitter(tokenizer, chat, 900, template),
+        ("", 77): Fitter(tokenizer, chat, 700, template),
+    }
+    long = Completion("one two three four five " * 400)
+    lengths = []
+    for final in (False, True):
+        engine = ScriptedEngine()
+        draw(engine, fitters=fitters, settings=settings, drafts=[long], layer=1, n=1, final=final)
+        sent = tokenizer.apply_chat_template(
+            engine.requests[0].prompt,
+            chat_template=chat,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        lengths.append(len(tokenizer(sent, add_special_tokens=False)["input_ids"]))
+    assert 800 < lengths[0] <= 900
+    assert 600 < lengths[1] <= 700
+
+
+def test_a_query_that_does_not_fit_at_all_is_rejected_with_its_numbers(llama3_tokenizer_dir):
+    tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
+    chat = resolve_chat_template("llama3", tokenizer)
+    fitters = {("", 4096): Fitter(tokenizer, chat, 5, load_template("paper"))}
+    with pytest.raises(NoAnswer, match=r"layer 0: needs .* tokens .* the limit is 5"):
+        draw(ScriptedEngine(), fitters=fitters)
+
+
+MARKED = "Stop at <|eot_id|> or <s>."
+BROKEN = "Stop at <\u200b|eot_id|> or <\u200bs>."
+
+
+def test_all_texts_that_are_sent_hold_no_control_token():
+    engine = ScriptedEngine(numbered())
+    talk = [{"role": role, "content": MARKED} for role in ("system", "user", "assistant", "user")]
+    draw(engine, query=talk, drafts=[Completion(MARKED)])
+    system, *turns = engine.requests[0].prompt
+    assert MARKED not in system["content"]
+    assert system["content"].count(BROKEN) == 2  # the system message, and the draft
+    assert [turn["content"] for turn in turns] == [BROKEN] * 3
+
+
+def test_markers_of_a_known_model_are_its_own():
+    engine = ScriptedEngine(numbered())
+    html = {"role": "user", "content": "<|eot_id|> <s>old</s>"}
+    draw(engine, query=[html], markers={"": Markers(["<|eot_id|>"])})
+    assert engine.requests[0].prompt[-1]["content"] == "<\u200b|eot_id|> <s>old</s>"
+
+
+def test_what_a_model_writes_broken_is_restored():
+    texts, trace = draw(ScriptedEngine(lambda request: [BROKEN] * request.n))
+    assert texts == [MARKED] * 2
+    assert [completion.text for _, completion in trace.drafts[0, 0]] == [MARKED] * 2

@@ -1,0 +1,113 @@
+"""The autoload hook: it loads in time, costs nothing elsewhere, fails softly.
+
+Run: pytest tests/plugin/test_autoload.py
+"""
+
+import os
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import entry_points
+
+import pytest
+from conftest import ROOT
+
+
+def python(code, *, path=(), **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))} | environment,
+        cwd=path[0] if path else None,
+        check=True,
+    )
+
+
+@pytest.fixture
+def fake_llamafactory(tmp_path):
+    package = tmp_path / "llamafactory" / "data"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "parser.py").write_text("class DatasetAttr:\n    def join(self, attr): pass\n")
+    return tmp_path
+
+
+def test_nothing_of_ours_is_imported_at_start():
+    done = python("import sys; print([name for name in sys.modules if 'aft' in name])")
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_hook_runs_when_llamafactory_is_imported(fake_llamafactory):
+    code = "import llamafactory.data.parser as p; print(p.DatasetAttr.join.__wrapped__.__module__)"
+    assert python(code, path=[fake_llamafactory]).stdout.strip() == "llamafactory.data.parser"
+
+
+def test_it_can_be_turned_off(fake_llamafactory):
+    code = "import llamafactory.data.parser as p; print(hasattr(p.DatasetAttr.join, '__wrapped__'))"
+    assert (
+        python(code, path=[fake_llamafactory], AFT_FACTORY_AUTOLOAD="0").stdout.strip() == "False"
+    )
+
+
+def test_a_failing_hook_is_one_line_and_stops_nothing(fake_llamafactory):
+    (fake_llamafactory / "llamafactory" / "data" / "parser.py").write_text("x = 1\n")
+    done = python("import llamafactory.data.parser as p; print(p.x)", path=[fake_llamafactory])
+    assert done.stdout.strip() == "1"
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("aft-factory: cannot hook into llamafactory.data.parser")
+
+
+def test_a_broken_installation_is_one_line_and_stops_nothing(fake_llamafactory):
+    (fake_llamafactory / "aft_factory").mkdir()
+    (fake_llamafactory / "aft_factory" / "__init__.py").write_text("raise RuntimeError('broken')")
+    done = python("import llamafactory; print('on')", path=[fake_llamafactory])
+    assert done.stdout.strip() == "on"
+    assert done.stderr.strip() == "aft-factory: plugin not loaded: RuntimeError('broken')"
+
+
+def test_install_twice_hooks_once(fake_llamafactory):
+    code = (
+        "from aft_factory.plugin.autoload import install; install(); install()\n"
+        "import llamafactory.data.parser as p\n"
+        "print(hasattr(p.DatasetAttr.join.__wrapped__, '__wrapped__'))"
+    )
+    assert python(code, path=[fake_llamafactory]).stdout.strip() == "False"
+
+
+def test_pytorch_is_the_second_door():
+    (entry,) = entry_points(group="torch.backends", name="aft_factory")
+    assert entry.value == "aft_factory.plugin.autoload:install"
+
+
+@pytest.mark.slow
+def test_the_wheel_installs_into_a_clean_environment_and_leaves_nothing(tmp_path):
+    def run(*command):
+        done = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "aft_factory_autoload.pth" in names
+    assert "aft_factory/templates/chat/llama3.jinja" in names
+
+    run(sys.executable, "-m", "venv", tmp_path / "clean")
+    binary = tmp_path / "clean" / "bin" / "python"
+    site = run(binary, "-c", "import site; print(site.getsitepackages()[0])").strip()
+    before = {path for path in os.listdir(site) if "aft" in path}
+    run(binary, "-m", "pip", "install", "--quiet", wheel)
+    assert "UltraFeedback" in run(binary, "-m", "aft_factory.convert", "--help")
+    code = (
+        "import sys; from aft_factory.prompts import TEMPLATES, chat_template\n"
+        "chat_template('mistral', 'release')\n"
+        "finders = [type(finder).__name__ for finder in sys.meta_path]\n"
+        "print(TEMPLATES.parent.name, 'AftFactoryAutoload' in finders)"
+    )
+    assert run(binary, "-c", code).split() == ["aft_factory", "True"]
+    run(binary, "-m", "pip", "uninstall", "--quiet", "--yes", "aft-factory")
+    assert {path for path in os.listdir(site) if "aft" in path} == before == set()

@@ -1,0 +1,263 @@
+"""The plugin in LLaMA-Factory's standard engine: options, fitting, errors.
+
+Run: pytest tests/plugin/test_plugin_v0.py
+"""
+
+import logging
+import re
+from collections import Counter
+
+import pytest
+from conftest import demo_rows
+from llamafactory_tools import prompt_ids, tokenize, trained_ids, write_dataset
+
+from aft_factory.errors import RecordError, UsageError
+from aft_factory.plugin.options import parse_entry
+from aft_factory.plugin.templates import aggregator_of
+
+ROW = {"query": "How many pails?", "proposals": ["alpha", "beta", "gamma"], "aggregation": "Six."}
+
+
+@pytest.fixture
+def logged():
+    """The lines that LLaMA-Factory logs during a test."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("llamafactory")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+def prompts(folder, model, **entry):
+    """Tokenize ROW under a data set entry and return the prompt as text."""
+    write_dataset(folder, "drafts", [entry.pop("row", ROW)], **entry)
+    tokenizer, (row,) = tokenize(folder, "drafts", model)
+    assert tokenizer.decode(trained_ids(row)) == "Six.<|eot_id|>"
+    return tokenizer.decode(prompt_ids(row))
+
+
+def test_options_reach_the_prompt_past_the_cache(tmp_path, tiny_llama):
+    assert "models:\n1. alpha\n2. beta\n3. gamma<|eot_id|>" in prompts(tmp_path, tiny_llama)
+    two = prompts(tmp_path, tiny_llama, aggregation={"max_proposals": 2, "template": "moa"})
+    assert "open-source models" in two
+    assert two.count("\n2. beta<|eot_id|>") == 1
+    shuffled = {
+        prompts(tmp_path, tiny_llama, aggregation={"shuffle_proposals": True, "seed": s})
+        for s in range(9)
+    }
+    assert 1 < len(shuffled) <= 6
+    plain = prompts(tmp_path, tiny_llama, aggregation={"ablation": "without_proposals"})
+    assert plain == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHow many pails?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_columns_can_be_renamed(tmp_path, tiny_llama):
+    row = {
+        "sys": "Be brief.",
+        "ask": "How many?",
+        "drafts": [{"text": "alpha", "model": "m"}],
+        "best": "Six.",
+    }
+    columns = {"messages": "ask", "system": "sys", "proposals": "drafts", "aggregation": "best"}
+    text = prompts(tmp_path, tiny_llama, row=row, columns=columns)
+    assert "Be brief.\n\nYou have been provided" in text
+    assert "\n1. alpha<|eot_id|>" in text
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"aggregation": None},
+            r"data set 'drafts.jsonl', row 4, column aggregation: missing or empty",
+        ),
+        ({"query": ""}, r"data set 'drafts.jsonl', row 4, column query: the query is empty"),
+    ],
+)
+def test_a_wrong_row_is_one_error_with_data_set_row_and_column(
+    wrong, message, workers, tmp_path, tiny_llama
+):
+    write_dataset(tmp_path, "drafts", [ROW, ROW, ROW, ROW | wrong, ROW])
+    with pytest.raises((RecordError, RuntimeError), match=message):
+        tokenize(tmp_path, "drafts", tiny_llama, preprocessing_num_workers=workers)
+
+
+def test_a_missing_column_is_named_with_those_there(tmp_path, tiny_llama):
+    write_dataset(tmp_path, "drafts", [ROW], columns={"proposals": "drafts"})
+    with pytest.raises(
+        RecordError, match=r"row 1, column drafts: no such column; the row has: query, proposals"
+    ):
+        tokenize(tmp_path, "drafts", tiny_llama)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"aggregation": {"tempalte": "moa"}},
+            r"aggregation.tempalte: unknown option; did you mean 'template'",
+        ),
+        (
+            {"aggregation": {"max_proposals": "5"}},
+            r"max_proposals: expected a number from 1, got '5'",
+        ),
+        ({"columns": {"response": "x"}}, r"columns: unknown field 'response'"),
+    ],
+)
+def test_a_wrong_option_is_one_error_with_data_set_and_key(entry, message, tmp_path, tiny_llama):
+    write_dataset(tmp_path, "drafts", [ROW], **entry)
+    with pytest.raises(UsageError, match=f"data set 'drafts.jsonl': {message}"):
+        tokenize(tmp_path, "drafts", tiny_llama)
+
+
+def test_fitting_can_be_turned_off_and_says_what_it_did(tmp_path, tiny_llama, logged):
+    rows = demo_rows()[:10]
+    write_dataset(tmp_path, "drafts", rows)
+    tokenizer, fitted = tokenize(tmp_path, "drafts", tiny_llama, cutoff_len=600)
+    assert any("aft-factory: shortened" in line for line in logged)
+    assert all(
+        row["query"] in tokenizer.decode(ours["input_ids"])
+        for row, ours in zip(rows, fitted, strict=True)
+    )
+    write_dataset(tmp_path, "drafts", rows, aggregation={"fit": False})
+    tokenizer, cut = tokenize(tmp_path, "drafts", tiny_llama, cutoff_len=600)
+    lost = [
+        row
+        for row, theirs in zip(rows, cut, strict=True)
+        if row["query"] not in tokenizer.decode(theirs["input_ids"])
+    ]
+    assert len(lost) > 5  # what LLaMA-Factory does on its own
+
+
+def test_rows_that_cannot_fit_are_left_out_with_their_numbers(tmp_path, tiny_llama, logged):
+    write_dataset(tmp_path, "drafts", [ROW, ROW | {"query": "very long " * 300}, ROW])
+    for packing in (False, True):
+        tokenizer, rows = tokenize(tmp_path, "drafts", tiny_llama, cutoff_len=400, packing=packing)
+        text = " ".join(tokenizer.decode(row["input_ids"]) for row in rows)
+        assert (text.count("How many pails?"), text.count("very long")) == (2, 0)
+        assert any("left out 1 of 3 rows that do not fit cutoff_len 400" in line for line in logged)
+
+
+def test_rows_with_and_without_proposals_mix_across_writer_batches(tmp_path, tiny_llama):
+    write_dataset(tmp_path, "drafts", [ROW | {"proposals": []}] * 1001 + [ROW])
+    tokenizer, rows = tokenize(tmp_path, "drafts", tiny_llama)
+    assert len(rows) == 1002
+    assert "alpha" not in tokenizer.decode(rows[0]["input_ids"])
+    assert "alpha" in tokenizer.decode(rows[-1]["input_ids"])
+
+
+def test_a_row_without_proposals_that_is_too_long_is_left_out_too(tmp_path, tiny_llama, logged):
+    long = ROW | {"query": "very long " * 300, "proposals": []}
+    write_dataset(tmp_path, "drafts", [ROW, long])
+    _, rows = tokenize(tmp_path, "drafts", tiny_llama, cutoff_len=400)
+    assert len(rows) == 1
+    assert any("left out 1 of 2 rows" in line for line in logged)
+
+
+def test_mixing_with_another_data_set_leaves_that_one_alone(tmp_path, tiny_llama):
+    other = {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]}
+    write_dataset(tmp_path, "other", [other], formatting="sharegpt")
+    write_dataset(tmp_path, "drafts", [ROW])
+    tokenizer, rows = tokenize(tmp_path, "drafts,other", tiny_llama, cutoff_len=300)
+    assert "alpha" in tokenizer.decode(rows[0]["input_ids"])
+    assert tokenizer.decode(trained_ids(rows[1])) == "Hi<|eot_id|>"
+
+
+def test_templates_tell_their_aggregator_prompt():
+    assert [aggregator_of(name) for name in ("aft_llama3", "aft_mistral_moa", "llama3", None)] == [
+        "paper",
+        "moa",
+        None,
+        None,
+    ]
+
+
+def test_a_template_that_differs_from_the_data_sets_is_pointed_out(tmp_path, tiny_llama, logged):
+    write_dataset(tmp_path, "drafts", [ROW], aggregation={"template": "release"})
+    tokenize(tmp_path, "drafts", tiny_llama)
+    expected = "trains on the aggregator prompt 'release', but the chat template of 'aft_llama3'"
+    assert any(expected in line for line in logged)
+
+
+AUGMENTED = [
+    {"id": f"r{i}", "query": f"q{i}", "proposals": list("abcd"), "aggregation": "Six."}
+    for i in range(300)
+]
+
+
+def widths(folder, model, rows, **aggregation):
+    """How many proposals stand in each row's prompt, by query, as LLaMA-Factory trains on it."""
+    write_dataset(folder, "drafts", rows, aggregation=aggregation)
+    tokenizer, trained = tokenize(folder, "drafts", model)
+    texts = [tokenizer.decode(prompt_ids(row)) for row in trained]
+    queries = [re.search(r"user<\|end_header_id\|>\s+(q\d+)", text)[1] for text in texts]
+    counts = [len(re.findall(r"^\d\. [abcd]", text, re.MULTILINE)) for text in texts]
+    return dict(zip(queries, counts, strict=True))
+
+
+def test_min_proposals_gives_rows_a_width_by_seed_and_id_alone(tmp_path, tiny_llama):
+    found = widths(tmp_path, tiny_llama, AUGMENTED, min_proposals=2)
+    counts = Counter(found.values())
+    assert set(counts) == {2, 3, 4}
+    assert min(counts.values()) >= 60
+    assert widths(tmp_path, tiny_llama, AUGMENTED[::-1], min_proposals=2) == found
+    assert widths(tmp_path, tiny_llama, AUGMENTED, min_proposals=2, seed=1) != found
+
+
+def test_mix_plain_turns_a_share_of_rows_by_seed_and_id_alone(tmp_path, tiny_llama):
+    found = widths(tmp_path, tiny_llama, AUGMENTED, mix_plain=0.25)
+    counts = Counter(found.values())
+    assert set(counts) == {0, 4}
+    assert 50 <= counts[0] <= 100
+    assert widths(tmp_path, tiny_llama, AUGMENTED[::-1], mix_plain=0.25) == found
+
+
+@pytest.mark.parametrize("ablation", ["sft", "without_proposals"])
+def test_an_ablation_of_a_file_with_rows_mixed_in_plain_is_refused(tmp_path, tiny_llama, ablation):
+    rows = [ROW | {"id": "a", "reference": "Six."}]
+    rows += [ROW | {"id": "a#plain", "proposals": [], "reference": "Six."}]
+    write_dataset(tmp_path, "drafts", rows)
+    assert len(tokenize(tmp_path, "drafts", tiny_llama)[1]) == 2
+    write_dataset(tmp_path, "drafts", rows, aggregation={"ablation": ablation})
+    with pytest.raises(RecordError, match="row 2, column id: 'a#plain' is a row that mix_plain"):
+        tokenize(tmp_path, "drafts", tiny_llama)
+
+
+def test_sft_trains_on_the_reference_or_the_best_scored_proposal(tmp_path, tiny_llama, logged):
+    rows = [
+        ROW | {"reference": "Given."},
+        ROW | {"reference": " ", "scores": [0.5, None, 2.0]},
+        {"query": "How many?", "proposals": ["low", "high"], "scores": [1, 2]},
+    ]
+    write_dataset(tmp_path, "drafts", rows, aggregation={"ablation": "sft"})
+    tokenizer, trained = tokenize(tmp_path, "drafts", tiny_llama)
+    answers = [tokenizer.decode(trained_ids(row)) for row in trained]
+    assert answers == ["Given.<|eot_id|>", "gamma<|eot_id|>", "high<|eot_id|>"]
+    assert [tokenizer.decode(prompt_ids(row)) for row in trained] == [
+        f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{row['query']}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        for row in rows
+    ]
+    write_dataset(tmp_path, "drafts", [ROW], aggregation={"ablation": "sft"})
+    with pytest.raises(RecordError, match=r"row 1, column reference: missing or empty"):
+        tokenize(tmp_path, "drafts", tiny_llama)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mix_plain": 1.5}, "mix_plain: expected a share from 0 to 1, got 1.5"),
+        ({"min_proposals": 0}, "min_proposals: expected a number from 1, got 0"),
+        ({"min_proposals": 4, "max_proposals": 3}, "min_proposals: 4 is above max_proposals"),
+        ({"mix_plain": 0.5, "ablation": "sft"}, "mix_plain: the ablation 'sft' has no proposals"),
+        ({"ablation": "stf"}, "ablation: expected 'none', 'without_proposals' or 'sft'"),
+    ],
+)
+def test_augmentations_that_cannot_be_are_refused(options, words):
+    with pytest.raises(UsageError, match=words):
+        parse_entry("aug", {"aggregation": options})

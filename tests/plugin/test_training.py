@@ -1,0 +1,122 @@
+"""Real trainings by `llamafactory-cli` on tiny models. Run: pytest tests/plugin/test_training.py"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import demo_rows
+from llamafactory_tools import write_dataset
+
+from aft_factory.prompts.tokenizer import resolve_chat_template
+
+pytestmark = pytest.mark.slow
+
+CLI = str(Path(sys.executable).parent / "llamafactory-cli")
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts torchrun by its name
+
+
+def cli(folder: Path, command: str, config: dict, **environment) -> str:
+    """Run one llamafactory-cli command with a YAML (JSON is YAML) and return its output."""
+    path = folder / f"{command}.yaml"
+    path.write_text(json.dumps(config))
+    done = subprocess.run(
+        [CLI, command, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "PATH": PATH} | environment,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def training(folder: Path, model: Path, dataset: str, **options) -> dict:
+    return {
+        "model_name_or_path": str(model),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": 8,
+        "lora_target": "all",
+        "dataset_dir": str(folder),
+        "dataset": dataset,
+        "template": "aft_llama3",
+        "cutoff_len": 1024,
+        "output_dir": str(folder / "adapter"),
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "max_steps": 12,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+    } | options
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "adapter" / "trainer_log.jsonl").read_text().splitlines()
+    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+def test_an_adapter_trains_on_aggregation_data_and_the_merged_model_carries_our_chat_template(
+    tmp_path, tiny_llama
+):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    write_dataset(tmp_path, "drafts", demo_rows()[:24])
+    cli(tmp_path, "train", training(tmp_path, tiny_llama, "drafts"))
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+    merged = tmp_path / "merged"
+    export = {
+        "model_name_or_path": str(tiny_llama),
+        "adapter_name_or_path": str(tmp_path / "adapter"),
+    }
+    export |= {"template": "aft_llama3", "finetuning_type": "lora", "export_dir": str(merged)}
+    cli(tmp_path, "export", export)
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    # It breaks the markers of this very tokenizer, as the training did.
+    assert tokenizer.chat_template == resolve_chat_template("llama3", tokenizer)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Q"}], proposals=["a", "b"], tokenize=False
+    )
+    assert "Responses from models:\n1. a\n2. b<|eot_id|>" in text
+    assert AutoModelForCausalLM.from_pretrained(merged).num_parameters() > 0
+
+
+def test_the_sft_baseline_trains(tmp_path, tiny_llama):
+    rows = [
+        {
+            "conversations": [
+                {"from": "human", "value": row["query"]},
+                {"from": "gpt", "value": row["reference"]},
+            ]
+        }
+        for row in demo_rows()[:24]
+    ]
+    write_dataset(tmp_path, "baseline", rows, formatting="sharegpt")
+    cli(tmp_path, "train", training(tmp_path, tiny_llama, "baseline", template="llama3"))
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+
+def test_two_ranks_under_torchrun_with_preprocessing_workers(tmp_path, tiny_llama):
+    write_dataset(tmp_path, "drafts", demo_rows()[:24])
+    config = training(
+        tmp_path,
+        tiny_llama,
+        "drafts",
+        max_steps=2,
+        preprocessing_num_workers=2,
+        ddp_timeout=600,
+        cutoff_len=512,
+    )
+    output = cli(
+        tmp_path, "train", config, FORCE_TORCHRUN="1", NPROC_PER_NODE="2", OMP_NUM_THREADS="1"
+    )
+    assert len(losses(tmp_path)) == 2
+    assert "num_proc=2" in output
+    assert "aft-factory: shortened" in output

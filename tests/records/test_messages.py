@@ -1,0 +1,358 @@
+"""Layouts of rows: the same conversation everywhere, and nothing of a query lost.
+
+One table, read by every command and by the plugin. Run: pytest tests/records/test_messages.py
+"""
+
+import importlib
+import json
+import math
+import random
+
+import pytest
+from shared_data import shared_path, shared_rows
+
+from aft_factory.convert.__main__ import main as convert
+from aft_factory.convert.ultrafeedback import read_ultrafeedback
+from aft_factory.errors import RecordError
+from aft_factory.inference.tasks import detect_task
+from aft_factory.plugin.v0 import AggregationConverter
+from aft_factory.plugin.v1 import convert_row
+from aft_factory.prompts.selection import conversation
+from aft_factory.records.fields import leaves
+from aft_factory.records.leftovers import may_belong
+from aft_factory.records.record import Columns, record_from_row
+from aft_factory.records.tables import read_rows
+
+
+def command(name, *arguments):
+    return importlib.import_module(f"aft_factory.{name}").main([*map(str, arguments), "--quiet"])
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def said(*texts, system=None):
+    roles = ("user", "assistant")
+    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+PART = {"type": "text", "text": "How many?"}
+CHAT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+ASK = {"from": "human", "value": "How many?"}
+LAYOUTS = {
+    "Alpaca": ({"instruction": "How many?", "input": "6 pails", "output": "Six."}, said("How many?\n6 pails"), "Six."),
+    "Alpaca without input": ({"instruction": "How many?", "input": "", "output": "Six."}, said("How many?"), "Six."),
+    "Alpaca without instruction": ({"instruction": "", "input": "How many?", "output": "Six."}, said("How many?"), "Six."),
+    "Alpaca with all": (
+        {"instruction": "How many?", "input": "6 pails", "system": "Be brief.", "history": [["Hi", "Hello."]], "output": "Six."},
+        said("Hi", "Hello.", "How many?\n6 pails", system="Be brief."), "Six.",
+    ),
+    "history as messages": ({"query": "How many?", "history": said("Hi", "Hello.")}, said("Hi", "Hello.", "How many?"), None),
+    "a system column": ({"prompt": "How many?", "system_prompt": "Be brief."}, said("How many?", system="Be brief."), None),
+    "a question": ({"question": "How many?"}, said("How many?"), None),
+    "ShareGPT": ({"conversations": [*CHAT, ASK]}, said("Hi", "Hello.", "How many?"), None),
+    "ShareGPT with an answer": ({"conversations": [ASK, {"from": "gpt", "value": "Six."}], "system": "Be brief."}, said("How many?", system="Be brief."), "Six."),
+    "OpenAI with an answer": ({"messages": said("How many?", "Six.", system="Be brief.")}, said("How many?", system="Be brief."), "Six."),
+    "a developer's message": ({"messages": [{"role": "developer", "content": "Be brief."}, *said("How many?")]}, said("How many?", system="Be brief."), None),
+    "content as parts": ({"messages": [{"role": "user", "content": [PART, {"type": "text", "text": "Six?"}]}]}, said("How many?\nSix?"), None),
+    "a query as parts": ({"query": [PART]}, said("How many?"), None),
+    "messages as an object of lists": ({"messages": {"role": ["user"], "content": ["How many?"]}}, said("How many?"), None),
+    "an empty system message": ({"messages": [{"role": "system", "content": " "}, *said("How many?")]}, said("How many?"), None),
+    "a prompt that says what the messages say": ({"prompt": "How many?", "messages": said("How many?", "Six.")}, said("How many?"), "Six."),
+    "one turn": ({"turns": ["How many?"]}, said("How many?"), None),
+    "one turn as an object": ({"turns": [{"content": "How many?"}]}, said("How many?"), None),
+    "numbers and names of things": (
+        {"query": "How many?", "num_turns": 3, "turn": 2, "prompt_id": "p1", "has_image": False, "input_tokens": 3, "question_type": "sum", "images": [], "context": math.nan},
+        said("How many?"), None,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [
+        {"id": str(i), "proposals": ["p1", "p2"], "aggregation": "a", **row}
+        for i, (row, *_) in enumerate(LAYOUTS.values())
+    ]
+
+
+EXPECTED = [conversation for _, conversation, _ in LAYOUTS.values()]
+
+
+@pytest.mark.parametrize(("row", "messages", "answer"), LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_a_row_of_any_layout_is_a_record(row, messages, answer):
+    record = record_from_row(row)
+    assert (record.messages, record.reference) == (messages, answer)
+
+
+def test_rows_that_differ_in_their_input_only_are_two():
+    rows = [{"instruction": "Translate.", "input": text} for text in ("One.", "Two.")]
+    assert len({record_from_row(row).id for row in rows}) == 2
+
+
+@pytest.mark.parametrize("name", ["sample", "aggregate", "run"])
+def test_every_command_asks_the_same(name, rows, tmp_path, monkeypatch):
+    """What was sent, not only what came back."""
+    from aft_factory.engines.scripted import ScriptedEngine
+
+    asked = []
+
+    async def sample(self, request):
+        asked.append(request.prompt)
+        return await original(self, request)
+
+    original = ScriptedEngine.sample
+    monkeypatch.setattr(ScriptedEngine, "sample", sample)
+    flags = {"sample": ["--chat", "--samples", 1], "run": ["--layers", 0, "--task", "records"]}
+    more = flags.get(name, ["--pseudo"])
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    code = command(
+        name, source, "--output", tmp_path / "out.jsonl", "--scripted", "--in-flight", 1, *more
+    )
+    assert code == 0
+    by_text = {json.dumps(messages) for messages in asked}
+    assert by_text == {json.dumps(messages) for messages in EXPECTED}
+    if name != "run":
+        written = [row["messages"] for row in read_lines(tmp_path / "out.jsonl")]
+        assert written == EXPECTED
+
+
+@pytest.mark.parametrize("name", ["sample", "aggregate", "rank", "run"])
+def test_columns_are_named_alike_in_every_command(name, tmp_path):
+    row = {"id": "1", "ask": "How many?", "context": "6 pails", "drafts": ["a", "b"]}
+    source = write_lines(tmp_path / "in.jsonl", [row])
+    output = tmp_path / "out.jsonl"
+    flags = [
+        "--output",
+        output,
+        "--scripted",
+        "--column",
+        "messages=ask",
+        "--column",
+        "ignore=context",
+    ]
+    if name in ("aggregate", "rank"):
+        flags += ["--column", "proposals=drafts"]
+    assert command(name, source, *flags) == 0
+    [written] = read_lines(output)
+    assert (
+        written["context"] if name == "run" else json.loads(written["meta"])["context"]
+    ) == "6 pails"
+    assert name == "run" or written["messages"] == said("How many?")
+    assert (
+        command(
+            name, source, "--output", tmp_path / "o.jsonl", "--scripted", "--column", "mesages=ask"
+        )
+        == 2
+    )
+
+
+def test_rank_keeps_the_same(rows, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    assert command("rank", source, "--output", tmp_path / "out.jsonl", "--scripted") == 0
+    assert [row["messages"] for row in read_lines(tmp_path / "out.jsonl")] == EXPECTED
+
+
+@pytest.mark.parametrize("target", ["aggregation", "sharegpt"])
+def test_convert_writes_the_same(target, rows, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    flags = ["--target", target, "--without-proposals", "--quiet"]
+    assert convert(["proposals", str(source), "--output", str(tmp_path / "o.jsonl"), *flags]) == 0
+    written = read_lines(tmp_path / "o.jsonl")
+    if target == "aggregation":
+        assert [row["messages"] for row in written] == EXPECTED
+        return
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    assert [
+        [{"role": roles[t["from"]], "content": t["value"]} for t in row["conversations"][:-1]]
+        for row in written
+    ] == EXPECTED
+
+
+def test_the_plugin_trains_on_the_same(rows):
+    converter = AggregationConverter("drafts", None)
+    for row, messages in zip(rows, EXPECTED, strict=True):
+        aligned = converter(row)
+        system = said(system=aligned["_system"]) if aligned["_system"] else []
+        assert [*system, *aligned["_prompt"]] == messages
+        assert aligned["_response"] == [{"role": "assistant", "content": "a"}]
+        turns = convert_row(row)["messages"]
+        expected = [m["content"] for m in conversation(record_from_row(row))]
+        assert [turn["content"][0]["value"] for turn in turns[:-1]] == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"completions": [{"response": "a"}], "instruction": "Sum.", "input": "1 2"}, said("Sum.\n1 2")),
+        ({"chosen": "a", "rejected": "b", "question": "Q", "system": "S"}, said("Q", system="S")),
+        ({"chosen": said("Q", "a"), "rejected": said("Q", "b"), "prompt": "Q", "system": "S"}, said("Q", system="S")),
+    ],
+)  # fmt: skip
+def test_pairs_and_completions_keep_their_query(row, messages):
+    from collections import Counter
+
+    assert read_ultrafeedback(row, Columns(), Counter()).messages == messages
+
+
+REFUSED = {
+    "a context": ({"question": "How many?", "context": "6 pails"}, "context"),
+    "documents": ({"query": "q", "retrievedDocuments": [{"title": "t"}]}, "retrievedDocuments"),
+    "two that could be the query": ({"prompt": "How many?", "instruction": "Be brief."}, "prompt"),
+    "a query beside messages": ({"messages": said("a"), "query": "b"}, "query"),
+    "an input beside a query": ({"query": "How many?", "input": "6 pails"}, "input"),
+    "an input that is no text": ({"instruction": "Sum.", "input": {"a": 1}}, "input"),
+    "an input that is a number": ({"instruction": "Sum.", "input": 5}, "input"),
+    "images": ({"query": "What is it?", "images": ["a.png"]}, "images"),
+    "an image as bytes": ({"query": "What is it?", "image": {"bytes": b"x", "path": None}}, "image"),
+    "options": ({"question": "Which?", "choices": [1, 2]}, "choices"),
+    "options that stand in the question": ({"question": "a or b?", "choices": ["a", "b"]}, "choices"),
+    "tools": ({"query": "q", "tools": "[{}]"}, "tools"),
+    "a picture in a message": ({"messages": [{"role": "user", "content": [PART, {"type": "image_url", "image_url": "x"}]}]}, "messages[0].content[1]"),
+    "calls of tools": ({"messages": [*said("q"), {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, *said("r")]}, "messages[1].tool_calls"),
+    "a second system message": ({"messages": said("q", system="Be brief."), "system": "Be long."}, "system"),
+    "a history beside messages": ({"messages": said("q"), "history": [["a", "b"]]}, "history"),
+    "a history of texts": ({"query": "q", "history": ["a", "b"]}, "history[0]"),
+    "a history that is a text": ({"query": "q", "history": "a"}, "history"),
+    "a history that ends with a question": ({"query": "q", "history": said("a")}, "history[1].role"),
+    "several turns": ({"turns": ["a", "b"]}, "turns"),
+    "a user's text beside": ({"system": "S", "query": "q", "user": "Hello"}, "user"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "field"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_may_belong_to_the_query_and_is_not_understood_is_refused_by_name(row, field):
+    with pytest.raises(RecordError) as caught:
+        record_from_row(row)
+    assert caught.value.field == field
+
+
+def test_the_way_out_is_in_the_message():
+    row = {"question": "How many?", "context": "6 pails"}
+    with pytest.raises(RecordError, match="ignore=context"):
+        record_from_row(row)
+    record = record_from_row(row, Columns(ignore="context"))
+    assert (record.messages, record.meta) == (said("How many?"), {"context": "6 pails"})
+
+
+@pytest.mark.parametrize(
+    ("name", "belongs"),
+    [
+        *((name, True) for name in ("context", "chatHistory", "source_documents", "PROMPT", "raw_prompt_text", "userInput", "Queries")),
+        *((name, False) for name in ("note", "prompt_id", "num_tokens", "", "text", "dataset", "contextual", "answer", "id", "input_length")),
+    ],
+)  # fmt: skip
+def test_a_columns_last_word_tells(name, belongs):
+    assert may_belong(name) is belongs
+
+
+def test_real_rows_are_asked_with_their_input():
+    rows = shared_rows("llamafactory_alpaca_en_demo.jsonl.gz")
+    with_input = 0
+    for row in rows:
+        [message] = record_from_row(row).messages
+        assert message["content"] == "\n".join(filter(None, (row["instruction"], row["input"])))
+        with_input += bool(row["input"])
+    assert (len(rows), with_input) == (999, 412)
+
+
+def test_shared_rows_of_other_layouts():
+    path = shared_path("../cases/rows/alpaca_input_system_history.json")
+    first, second = [record_from_row(line.value) for line in read_rows(str(path))]
+    assert first.messages == said(
+        "Hello", "Hi, what shall I translate?", "Translate the sentence into German.\nThe six pails are full.",
+        system="You are a translator.",
+    )  # fmt: skip
+    assert (second.messages, second.reference) == (said("Name a colour."), "Blue.")
+    odd = [line.value for line in read_rows(str(shared_path("../cases/rows/odd_rows.jsonl")))]
+    records = [record_from_row(row) for row in odd]
+    assert [r.id for r in records[:9]] == [*"abcdefg", "81", "i"]
+    assert records[0].proposals == ["Blue.", "", "Red."]
+    assert records[8].scores == [0.1, None]
+    assert records[10].messages == said("Well \ufffd done")
+    assert records[11].meta == {"big": 123456789012345678901234567890}
+    assert json.loads(records[11].to_row()["meta"]) == records[11].meta
+    arena = [
+        line.value for line in read_rows(str(shared_path("../cases/rows/arena_hard_turns.jsonl")))
+    ]
+    assert [record_from_row(row).messages for row in arena] == [
+        said("Write a tune in ABC notation.")
+    ] * 2
+    assert [detect_task(row) for row in arena] == ["records", "records"]
+
+
+WORDS = ["", " ", "alpha", "beta gamma", "<|eot_id|>", "delta\n", "0", "é"]
+
+
+def random_row(draw):
+    """A row whose columns are drawn from all layouts, right and wrong."""
+    text = lambda: draw.choice(WORDS) + draw.choice(WORDS) + str(draw.randint(0, 99))  # noqa: E731
+    chat = lambda tags: [  # noqa: E731
+        {tags[0]: tags[1][i % 2], tags[2]: draw.choice([text(), text(), None, [PART]])}
+        for i in range(draw.randint(0, 4))
+    ]
+    makers = {
+        **dict.fromkeys(("instruction", "input", "query", "prompt", "question", "system", "output", "context", "note"), text),
+        "messages": lambda: chat(("role", ("user", "assistant"), "content")),
+        "conversations": lambda: chat(("from", ("human", "gpt"), "value")),
+        "history": lambda: [[text(), text()] for _ in range(draw.randint(0, 2))],
+        "turns": lambda: [text() for _ in range(draw.randint(0, 2))],
+        "proposals": lambda: [draw.choice([text(), None, math.nan]) for _ in range(draw.randint(0, 3))],
+        "scores": lambda: draw.choice([None, math.nan, [1.0, math.nan], 3]),
+        "id": lambda: draw.choice([1.0, "x", None, math.nan]),
+        "images": lambda: draw.choice([[], None, ["a.png"]]),
+        "meta": lambda: draw.choice([{}, "{}", "web", 3, {"a": math.inf}]),
+    }  # fmt: skip
+    names = draw.sample(sorted(makers), draw.randint(1, 6))
+    return {name: makers[name]() for name in names}
+
+
+QUERY_COLUMNS = ("instruction", "input", "query", "prompt", "question", "system", "context", "history", "turns")  # fmt: skip
+
+
+def test_of_ten_thousand_rows_no_text_of_a_query_is_lost(tmp_path):
+    draw = random.Random(7)
+    rows = [random_row(draw) for _ in range(10_000)]
+    usable = 0
+    for row in rows:
+        try:
+            record = record_from_row(row)
+        except RecordError:
+            continue
+        usable += 1
+        asked = [message["content"] for message in record.messages]
+        for name in QUERY_COLUMNS:
+            for text in leaves(row.get(name)):
+                if isinstance(text, str) and text.strip():
+                    assert any(text.strip() in content for content in asked), (name, row)
+        for name in ("messages", "conversations"):
+            if name in record.meta:  # of the two, the other one had the query, and this nothing
+                continue
+            for message in row.get(name) or []:
+                for text in leaves(message.get("content", message.get("value"))):
+                    whole = [
+                        *asked,
+                        record.reference or "",
+                        record.meta.get("answer") or "",
+                        "text",
+                    ]
+                    assert not isinstance(text, str) or not text.strip() or any(
+                        text.strip() in content for content in whole
+                    ), (name, row)  # fmt: skip
+    assert 2000 < usable < 9000  # both ends of the table are met
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    output = tmp_path / "out.jsonl"
+    assert (
+        convert(["proposals", str(tmp_path / "in.jsonl"), "--output", str(output), "--quiet"]) == 0
+    )
+    written, rejected = read_lines(output), read_lines(tmp_path / "out.rejects.jsonl")
+    assert len(written) == usable
+    assert len(written) + len(rejected) == len(rows)
+    assert all(reject["reason"] and reject["field"] for reject in rejected)

@@ -1,0 +1,173 @@
+"""The runner against the real vLLM server: the tokens it sees, and kills in the middle of a run."""
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from asking_tools import SETTINGS
+from conftest import demo_rows
+from shared_data import shared_rows
+
+from aft_factory.asking.asker import Asker
+from aft_factory.engines.openai_engine import OpenAIEngine
+from aft_factory.engines.sampling import Completion, Sampling
+from aft_factory.inference.drafting import Drafting, Settings, Trace
+from aft_factory.prompts.rendering import chat_template, load_template
+from aft_factory.prompts.selection import conversation
+from aft_factory.prompts.tokenizer import load_tokenizer
+from aft_factory.records.record import record_from_row
+
+pytestmark = pytest.mark.slow
+
+SHORT = Sampling(max_tokens=2)
+
+
+class Recording:
+    """An engine that remembers the prompt ids the server reports."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.model = engine.model
+        self.most_samples = engine.most_samples
+        self.ids = []
+
+    async def sample(self, request):
+        reply = await self.engine.sample(request)
+        self.ids.append(reply.prompt_ids)
+        return reply
+
+
+def prompt_ids(url, settings, queries):
+    """Send (messages, drafts) through the runner's own path; return the ids the server saw."""
+
+    async def run():
+        engine = Recording(await OpenAIEngine.connect([url], token_ids=True))
+        try:
+            for i, (messages, drafts) in enumerate(queries):
+                asker = Asker({"": engine}, None, 10)
+                sample = Drafting(str(i), 0, settings, asker, {}, Trace())
+                await sample(messages, [Completion(text) for text in drafts], layer=0, whole=False)
+        finally:
+            await engine.engine.close()
+        return engine.ids
+
+    return [list(ids) for ids in asyncio.run(run())]
+
+
+def test_the_release_presets_prompts_are_those_of_the_published_code(vllm_server, tiny_llama):
+    """Restated from Linzwcs/AFT: a system message of one newline for drafts; the joined drafts after."""
+    settings = Settings(load_template("release"), SHORT, SHORT, proposer_system="\n")
+    settings = replace(settings, policy=replace(settings.policy, resamples=0))
+    instructions = [
+        row["query"][0]["content"] for row in shared_rows("alpaca_eval_v2.aft.jsonl")[:100]
+    ]
+    drafts = ["First draft.\nIn two lines.", "Second", "3. Third"]
+    tokenizer = load_tokenizer(str(tiny_llama))
+
+    def published(system, instruction):
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": instruction}]
+        text = tokenizer.apply_chat_template(
+            turns, chat_template=chat_template("llama3"), add_generation_prompt=True, tokenize=False
+        )
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    head = load_template("release").render([])  # its text is compared with the code's own elsewhere
+    joined = head + "\n" + "\n".join(f"{i + 1}. {p}" for i, p in enumerate(drafts))
+    plain = prompt_ids(
+        vllm_server, settings, [([{"role": "user", "content": i}], []) for i in instructions]
+    )
+    assert plain == [published("\n", instruction) for instruction in instructions]
+    aggregating = prompt_ids(
+        vllm_server, settings, [([{"role": "user", "content": i}], drafts) for i in instructions]
+    )
+    assert aggregating == [published(joined, instruction) for instruction in instructions]
+
+
+def test_our_prompts_are_the_training_tokens_of_the_same_record(vllm_server, tiny_llama):
+    settings = replace(SETTINGS, proposal=SHORT, final=SHORT)
+    settings = replace(settings, policy=replace(settings.policy, resamples=0))
+    records = [record_from_row(row) for row in demo_rows()[:30]]
+    records.append(replace(records[0], proposals=["so <|eot_id|> [INST]", "b"]))
+    tokenizer = load_tokenizer(str(tiny_llama))
+    sent = prompt_ids(vllm_server, settings, [(r.messages, r.proposals) for r in records])
+
+    def trained(**inputs):
+        text = tokenizer.apply_chat_template(
+            chat_template=chat_template("llama3"),
+            add_generation_prompt=True,
+            tokenize=False,
+            **inputs,
+        )
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    assert sent == [trained(conversation=conversation(r)) for r in records]
+    assert sent == [trained(conversation=r.messages, proposals=r.proposals) for r in records]
+
+
+def test_fifty_kills_of_a_run_lose_nothing_and_ask_nothing_twice(vllm_server, tmp_path):
+    """Kills land at random moments; what was answered before one stays, to the last character."""
+    source = tmp_path / "in.jsonl"
+    rows = [{"id": str(i), "query": row["query"]} for i, row in enumerate(demo_rows()[:300])]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
+    output = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "aft_factory.run", str(source), "--output", str(output)]
+    command += ["--base-url", vllm_server, "--width", "3", "--layers", "2", "--max-tokens", "6"]
+    command += ["--in-flight", "6", "--quiet", "--keep-drafts"]
+    journal = tmp_path / "out.jsonl.journal"
+    draw = random.Random(0)
+    kept: dict[bytes, bytes] = {}
+    kills = progress = 0
+    while kills < 50:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # Most kills fall after the first new answer, some before: at any moment of a run.
+        wanted = len(kept) + draw.choice([0, 1, 1, 2])
+        while process.poll() is None and count(journal) < wanted:
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() != -signal.SIGKILL:
+            break  # it was done
+        kills += 1
+        now = replies(journal)
+        assert kept.items() <= now.items()
+        progress += len(now) > len(kept)
+        kept = now
+    assert kills >= 40
+    assert progress >= 30
+    subprocess.run(command, check=process.returncode != 0, capture_output=True)
+    summary = json.loads((tmp_path / "out.summary.json").read_text())
+    assert (summary["read"], summary["written"], summary["rejected"]) == (301, 300, 1)
+    last = replies(journal)
+    assert kept.items() <= last.items()
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in written] == [row["id"] for row in rows]
+    assert [len(layer["drafts"]) for layer in written[0]["layers"]] == [3, 3, 1]
+    assert summary["session"]["requests_asked"] <= len(last) - len(kept)
+
+
+def replies(journal):
+    """The replies in a journal, by key."""
+    return dict(select(journal, "key, reply"))
+
+
+def count(journal):
+    [(number,)] = select(journal, "count(*)") or [(0,)]
+    return number
+
+
+def select(journal, columns):
+    if not journal.exists():
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as database:
+            return database.execute(f"SELECT {columns} FROM replies").fetchall()
+    except sqlite3.OperationalError:  # it is just being made
+        return []

@@ -1,0 +1,108 @@
+"""What a command opens to ask. Run: pytest tests/stage/test_stage_engines.py"""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from flaky_server import FlakyServer
+
+from aft_factory.engines.sampling import Request, Sampling
+from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
+from aft_factory.stage.engines import opened
+from aft_factory.stage.job_settings import DEFAULT_IN_FLIGHT, AskSettings
+
+OWN = "{% for m in messages %}<|start_header_id|>{{ m['content'] }} and much more{% endfor %}"
+
+
+def opening(*servers: dict, others=None, base=None, look=None, **settings):
+    """Open engines on flaky servers of these options, and return them, or what `look` does.
+
+    Args:
+        servers: Their options.
+        others: Further models, by name: the numbers of their servers.
+        base: The numbers of the run's own servers; None for all.
+        look: Looks at the engines and the servers.
+        settings: Of the command.
+    """
+
+    async def main():
+        async with AsyncExitStack() as stack:
+            running = [await stack.enter_async_context(FlakyServer(**s)) for s in servers]
+            urls = [server.url for server in running]
+            named = {name: [urls[i] for i in own] for name, own in (others or {}).items()}
+            own = urls if base is None else [urls[i] for i in base]
+            asked = AskSettings(base_url=own, **settings)
+            engines = await stack.enter_async_context(opened(asked, "paper", named))
+            return await look(engines, running) if look else engines
+
+    return asyncio.run(main())
+
+
+def test_each_server_adds_to_the_samples_in_flight():
+    assert opening({}).in_flight == DEFAULT_IN_FLIGHT
+    assert opening({}, {}).in_flight == 2 * DEFAULT_IN_FLIGHT
+    assert opening({}, {}, in_flight=7).in_flight == 7
+
+
+def test_the_servers_of_further_models_count_once_each():
+    others = {"flaky": [], "other": [1, 2]}
+    two = {"models": ("other",)}
+    assert opening({}, two, two, base=[0], others=others).in_flight == 3 * DEFAULT_IN_FLIGHT
+    assert opening({}, two, two, others=others, model="flaky").in_flight == 3 * DEFAULT_IN_FLIGHT
+
+
+def test_several_models_may_be_at_the_same_urls_each_at_its_own():
+    async def look(engines, servers):
+        for name in ("", "b"):
+            asked = Request("?", 1, Sampling(max_tokens=1), 1, name or None)
+            await engines.engines[name].sample(asked)
+        return [[body["model"] for _, body in server.requests] for server in servers]
+
+    offers = ({"models": ("a",)}, {"models": ("b",)})
+    assert opening(*offers, others={"b": []}, look=look, model="a") == [["a"], ["b"]]
+
+
+@pytest.fixture
+def served(tiny_llama, tmp_path):
+    """A tokenizer that knows Llama 3's headers and has a longer chat template; its folder."""
+    tokenizer = load_tokenizer(str(tiny_llama))
+    tokenizer.chat_template = OWN
+    tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_prompts_are_fitted_by_the_served_models_own_template(served):
+    def templates(**settings):
+        engines = opening({"max_model_len": 5000}, tokenizer=served, **settings)
+        assert set(engines.fitters) == {("", 4096)}
+        assert engines.fitters["", 4096].limit == 5000 - 4096
+        return engines.engines[""].chat_template
+
+    assert templates() == templates(chat_template="own") == OWN
+    assert templates(chat_template="llama3") != OWN
+
+
+def test_without_its_own_the_vocabulary_tells_the_template(served):
+    (Path(served) / "chat_template.jinja").unlink()
+    tokenizer = load_tokenizer(served)
+    assert tokenizer.chat_template is None
+    told = opening({}, tokenizer=served).engines[""].chat_template
+    assert told == resolve_chat_template("llama3", tokenizer)
+
+
+def test_prompts_that_cannot_be_fitted_are_told_of(tmp_path, caplog):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path)
+    assert not opening({"max_model_len": 5000}, tokenizer=str(tmp_path)).fitters
+    assert "has no chat template: drafts are not fitted" in caplog.text
+
+
+def test_markers_are_those_of_the_models_own_tokenizer_where_it_is_known(served):
+    texts = ["<|start_header_id|>", "</s>"]  # the second is HTML to this model
+    own = opening({}, tokenizer=served).markers[""]
+    assert [own.sanitise(text) != text for text in texts] == [True, False]
+    assert [opening({}).markers[""].sanitise(text) != text for text in texts] == [True, True]

@@ -14,7 +14,10 @@ class AftError(Exception):
 
 
 class UsageError(AftError, ValueError):
-    """Options, paths or settings that cannot work."""
+    """Options, paths or settings that cannot work: a problem, or several."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class RecordError(AftError, ValueError):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 
-from aft_factory.aggregate.aggregating import DEFAULT_MODEL, AggregateSettings, build_stage
-from aft_factory.stage.command_line import add_job_arguments, flags_of, read_settings, run_command
-from aft_factory.stage.declaring import read_yaml
+from aft_factory.aggregate.aggregating import (
+    DEFAULT_MODEL,
+    AggregateSettings,
+    build_stage,
+    defaults,
+    rehearse,
+)
+from aft_factory.stage.command_line import JobCommand
 
 EXAMPLES = f"""\
 examples:
@@ -28,30 +31,17 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aft_factory.aggregate",
-        description="Let a strong model write the aggregation of each record's proposals.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_job_arguments(parser, AggregateSettings, "records with proposals")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
-    args = build_parser().parse_args(argv)
-
-    def settings() -> AggregateSettings:
-        given = flags_of(args, AggregateSettings)
-        given = given if args.config is None else read_yaml(args.config) | given
-        default = {} if given.get("base_url") or given.get("scripted") else {"model": DEFAULT_MODEL}
-        return read_settings(args, AggregateSettings, [("defaults", default)])
-
-    return run_command(args, AggregateSettings, settings, build_stage)
-
+COMMAND = JobCommand(
+    name="aggregate",
+    description="Let a strong model write the aggregation of each record's proposals.",
+    examples=EXAMPLES,
+    settings=AggregateSettings,
+    reads="records with proposals",
+    below=defaults,
+    build_stage=lambda settings, _: build_stage(settings),
+    rehearse=rehearse,
+)
+main = COMMAND.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ learned.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,9 +23,11 @@ from aft_factory.inference.queries import Query, read_record, with_proposals
 from aft_factory.inference.strategies import Answer, Conversation, Sample
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.record import Row, record_from_row
+from aft_factory.records.tables import Line, TableWriter
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.engines import dry, dry_note, opened
 from aft_factory.stage.job_settings import AskSettings
+from aft_factory.stage.rehearsing import filler, records
 from aft_factory.stage.stage import Stage, Tally
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-72B-Instruct"  # the paper's
@@ -57,6 +59,12 @@ class AggregateSettings(AskSettings):
         except UsageError as error:
             problems.append(str(error))
         return problems
+
+
+def defaults(_: object, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return what file and flags override: the paper's model, if the model runs in this process."""
+    elsewhere = given.get("base_url") or given.get("scripted")
+    return "defaults", {} if elsewhere else {"model": DEFAULT_MODEL}
 
 
 async def aggregate_proposals(
@@ -161,3 +169,10 @@ def build_stage(settings: AggregateSettings) -> Stage:
         dry_note=dry_note(settings),
         tally=gated,
     )
+
+
+def rehearse(settings: AggregateSettings, lines: Iterator[Line], table: TableWriter) -> str:
+    """Write the rows that it would leave."""
+    for record in records(lines, settings, proposals=not settings.pseudo):
+        table.write(replace(record, aggregation=filler(settings)).to_row())
+    return ""

@@ -2,105 +2,72 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import chain, islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from aft_factory.convert import converting
-from aft_factory.convert.arguments import (
-    SOURCES,
-    build_parser,
-    check_arguments,
-    column_names,
-    rejects_path,
-)
-from aft_factory.convert.converting import Conversion, ReadRow, Summary
+from aft_factory.convert.converting import Conversion, Summary, build_conversion, rehearse
 from aft_factory.convert.register import check_registration, register
-from aft_factory.convert.ultrafeedback import is_truthful_qa
-from aft_factory.errors import RecordError
-from aft_factory.prompts.fitting import Fitter
-from aft_factory.prompts.rendering import load_template
-from aft_factory.prompts.selection import Aggregation
-from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
-from aft_factory.records.record import Columns, Record
+from aft_factory.convert.settings import ConvertSettings
+from aft_factory.records.record import Record
 from aft_factory.records.rejects import Rejects
-from aft_factory.records.tables import Line, TableWriter, read_rows
-from aft_factory.stage.console import guarded
+from aft_factory.records.tables import TableWriter
+from aft_factory.stage.command_line import PlainCommand
+from aft_factory.stage.reading import check_paths
+
+EXAMPLES = """\
+examples:
+  # UltraFeedback's own completions as off-policy proposals, from the hub
+  python -m aft_factory.convert ultrafeedback openbmb/UltraFeedback --output uf.jsonl
+
+  # a training file for LLaMA-Factory with the plugin, every row fitted to 4096 tokens
+  python -m aft_factory.convert proposals drafts.jsonl --output data/my_aft.jsonl \\
+      --tokenizer meta-llama/Llama-3.1-8B --cutoff-len 4096 --register data
+
+  # the same for stock LLaMA-Factory, and a look at two conversations
+  python -m aft_factory.convert proposals drafts.jsonl --target sharegpt \\
+      --output data/my_aft.jsonl --preview 2
+
+  # the SFT baseline: query -> best response
+  python -m aft_factory.convert ultrafeedback uf.parquet --target sft --output data/my_sft.jsonl
+"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 1 (rejected rows and --strict), 2 (usage)."""
-    args = build_parser().parse_args(argv)
-    return guarded(lambda: run(args), "interrupted; nothing was written")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Convert as the arguments say and print the summary."""
-    check_arguments(args)
-    conversion = build_conversion(args)
-    output: Path | None = args.output
-    register_as = None
-    if args.register is not None and output is not None:
-        register_as = output.stem if args.name is None else args.name
-        check_registration(args.register, register_as, output, args.overwrite)
+def convert(settings: ConvertSettings) -> int:
+    """Convert, and print the summary; return 0, or 1 (nothing written, or rejects and --strict)."""
+    output, overwrite, entry = settings.output, settings.overwrite, settings.entry
+    rejects_path = settings.rejects_path
+    writes = [("--output", output), ("--rejects", rejects_path)]
+    check_paths(settings.input, [*writes, ("--register", None if entry is None else entry.file)])
+    conversion = build_conversion(settings)
+    if entry is not None and output is not None:
+        check_registration(entry, output, overwrite=overwrite)
 
     previews: list[str] = []
 
     def keep_preview(record: Record) -> None:
-        if len(previews) < args.preview:
+        if len(previews) < settings.preview:
             previews.append(
-                converting.preview(record, args.target, conversion.options, conversion.markers)
+                converting.preview(record, settings.target, conversion.options, conversion.markers)
             )
 
     with contextlib.ExitStack() as stack:
         table = None
         if output is not None:
-            table = stack.enter_context(TableWriter(output, overwrite=args.overwrite))
-        replace_rejects = args.overwrite or args.rejects is None
-        rejects = stack.enter_context(Rejects(rejects_path(args), overwrite=replace_rejects))
-        lines = stack.enter_context(_lines(args))
-        summary = conversion.run(lines, table, rejects, keep_preview)
+            table = stack.enter_context(TableWriter(output, overwrite=overwrite))
+        replace_rejects = overwrite or settings.rejects is None
+        rejects = stack.enter_context(Rejects(rejects_path, overwrite=replace_rejects))
+        reading = settings.shown(settings.input, "convert", quiet=settings.quiet)
+        summary = conversion.run(stack.enter_context(reading), table, rejects, keep_preview)
     text = [*previews, describe(summary, conversion, rejects, output)]
-    if register_as is not None and output is not None and summary.written:
-        register(args.register, register_as, output, args.target, conversion.options)
-        text.append(f"registered as {register_as!r} in {args.register / 'dataset_info.json'}")
+    if entry is not None and output is not None and summary.written:
+        register(entry, output)
+        text.append(f"registered as {entry.name!r} in {entry.file}")
     _show("\n".join(text))
-    return 1 if (args.strict and summary.rejected) or (summary.read and not summary.written) else 0
-
-
-def build_conversion(args: argparse.Namespace) -> Conversion:
-    """Check the options all at once and build what they describe."""
-    options = Aggregation(
-        template=args.template,
-        max_proposals=args.max_proposals,
-        shuffle_proposals=args.shuffle_proposals,
-        seed=args.seed,
-        ablation="without_proposals" if args.without_proposals else "none",
-        min_proposals=args.min_proposals,
-        mix_plain=args.mix_plain,
-    )
-    columns = Columns.from_mapping(column_names(args))
-    fitter = None
-    if args.tokenizer is not None:
-        tokenizer = load_tokenizer(args.tokenizer)
-        chat = resolve_chat_template(args.chat_template, tokenizer)
-        fitter = Fitter(tokenizer, chat, args.cutoff_len, load_template(args.template))
-    read_row = SOURCES[args.source]
-    return Conversion(
-        read_row=_without_truthful_qa(read_row) if args.truthfulqa == "drop" else read_row,
-        target=args.target,
-        options=options,
-        columns=columns,
-        fitter=fitter,
-        cutoff=args.cutoff_len or converting.DEFAULT_CUTOFF,
-    )
+    lost = settings.strict and summary.rejected
+    return 1 if lost or (summary.read and not summary.written) else 0
 
 
 def describe(
@@ -143,18 +110,6 @@ def describe(
     return "\n".join(text)
 
 
-@contextlib.contextmanager
-def _lines(args: argparse.Namespace) -> Iterator[Iterator[Line]]:
-    """Open all inputs, one after the other, under a progress bar over their bytes."""
-    sizes = [path.stat().st_size for path in map(Path, args.inputs) if path.is_file()]
-    total = sum(sizes) if len(sizes) == len(args.inputs) and args.limit is None else None
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc="convert", disable=args.quiet or None
-    ) as bar:
-        tables = [read_rows(name, split=args.split, on_bytes=bar.update) for name in args.inputs]
-        yield islice(chain.from_iterable(tables), args.limit)
-
-
 def _show(text: str) -> None:
     try:
         print(text, flush=True)
@@ -165,14 +120,16 @@ def _show(text: str) -> None:
             raise
 
 
-def _without_truthful_qa(read_row: ReadRow) -> ReadRow:
-    def checked(row: object, columns: Columns, notes: Counter[str]) -> Record:
-        if is_truthful_qa(row):
-            raise RecordError("source", "from TruthfulQA (--truthfulqa drop)")
-        return read_row(row, columns, notes)
-
-    return checked
-
+COMMAND = PlainCommand(
+    name="convert",
+    description="Turn UltraFeedback, sampled proposals and the like into training files.",
+    examples=EXAMPLES,
+    settings=ConvertSettings,
+    do=convert,
+    left=ConvertSettings.leaves,
+    rehearse=rehearse,
+)
+main = COMMAND.main
 
 if __name__ == "__main__":
     sys.exit(main())

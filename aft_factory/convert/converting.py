@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 import orjson
 
+from aft_factory.convert.settings import ConvertSettings
+from aft_factory.convert.sources import SOURCES, ReadRow, without_truthful_qa
 from aft_factory.convert.targets import TARGETS
 from aft_factory.errors import RecordError
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers, known_markers
+from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import (
     PAPER,
     PLAIN,
@@ -28,6 +30,7 @@ from aft_factory.prompts.selection import (
     select,
 )
 from aft_factory.prompts.shortening import DoesNotFit
+from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records.record import Columns, Record, Row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.tables import Line, TableWriter
@@ -35,8 +38,6 @@ from aft_factory.records.tables import Line, TableWriter
 DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
 BYTES_PER_TOKEN = 4.0  # of English prose under a vocabulary of 32k to 128k, for estimates
 FIT_CHUNK = 128  # rows tokenized as one parallel batch
-
-ReadRow = Callable[[Any, Columns, "Counter[str]"], Record]
 
 
 @dataclass(slots=True)
@@ -185,6 +186,31 @@ class Conversion:
             size = sum(map(len, record.proposals)) + sum(len(m["content"]) for m in record.messages)
         prompt = 700 if self.target == "aggregation" else 0
         return (size + prompt) / BYTES_PER_TOKEN
+
+
+def build_conversion(settings: ConvertSettings) -> Conversion:
+    """Build what the settings describe; load the tokenizer, if one is named."""
+    fitter = None
+    if settings.tokenizer is not None:
+        tokenizer = load_tokenizer(settings.tokenizer)
+        chat = resolve_chat_template(settings.chat_template, tokenizer)
+        fitter = Fitter(tokenizer, chat, settings.cutoff_len, load_template(settings.template))
+    read_row = SOURCES[settings.source]
+    return Conversion(
+        read_row=without_truthful_qa(read_row) if settings.truthfulqa == "drop" else read_row,
+        target=settings.target,
+        options=settings.options(),
+        columns=settings.columns(),
+        fitter=fitter,
+        cutoff=settings.cutoff_len or DEFAULT_CUTOFF,
+    )
+
+
+def rehearse(settings: ConvertSettings, lines: Iterator[Line], table: TableWriter) -> str:
+    """Convert; but nothing is shortened, as that takes a tokenizer."""
+    conversion = build_conversion(replace(settings, tokenizer=None, cutoff_len=None))
+    done = conversion.run(lines, table, Rejects(None))
+    return f"{done.read} rows, {done.rejected} of them unusable"
 
 
 def preview(record: Record, target: str, options: Aggregation, markers: Markers) -> str:

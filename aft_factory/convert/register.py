@@ -11,34 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import UsageError
-from aft_factory.prompts.selection import PAPER, Aggregation
+from aft_factory.prompts.selection import PAPER
 from aft_factory.records.files import read_text, write_whole
+from aft_factory.stage.command_line import Entry
 
 TRAINABLE = (".jsonl", ".json", ".parquet")  # LLaMA-Factory looks at the last suffix only
 
 
-def dataset_entry(file_name: str, target: str, options: Aggregation) -> dict[str, Any]:
+def dataset_entry(folder: Path, name: str, output: Path, target: str, template: str) -> Entry:
     """Return the entry for a converted file.
 
     The proposals in the file are selected and shuffled already, so of the options only the template
     matters to training, and only in records.
     """
-    if target != "aggregation":
-        return {"file_name": file_name, "formatting": "sharegpt"}
-    entry: dict[str, Any] = {"file_name": file_name, "formatting": "aggregation"}
-    if options.template != PAPER.template:
-        path = Path(options.template)
-        template = str(path.resolve()) if path.is_file() else options.template
-        entry["aggregation"] = {"template": template}
-    return entry
+    content: dict[str, Any] = {"file_name": os.path.relpath(output.resolve(), folder.resolve())}
+    content["formatting"] = "aggregation" if target == "aggregation" else "sharegpt"
+    if target == "aggregation" and template != PAPER.template:
+        path = Path(template)
+        content["aggregation"] = {"template": str(path.resolve()) if path.is_file() else template}
+    return Entry(folder / "dataset_info.json", name, content)
 
 
-def check_registration(folder: Path, name: str, output: Path, overwrite: bool) -> dict[str, Any]:
-    """Return the content of the folder's `dataset_info.json`, to be called before work starts.
+def check_registration(entry: Entry, output: Path, *, overwrite: bool) -> dict[str, Any]:
+    """Return the content of the file that is to have an entry, to be called before work starts.
 
     Raises:
         UsageError: If the entry could not be added at the end.
     """
+    info, name = entry.file, entry.name
     if output.suffix not in TRAINABLE:
         raise UsageError(
             f"LLaMA-Factory does not read {output.suffix} files; write .jsonl to --register it"
@@ -47,9 +47,8 @@ def check_registration(folder: Path, name: str, output: Path, overwrite: bool) -
         raise UsageError(
             f"--name {name!r}: LLaMA-Factory needs a name without commas and outer blanks"
         )
-    info = folder / "dataset_info.json"
-    if not folder.is_dir():
-        raise UsageError(f"--register {folder}: no such folder")
+    if not info.parent.is_dir():
+        raise UsageError(f"--register {info.parent}: no such folder")
     text = read_text(info) if info.exists() else "{}"
     try:
         entries = json.loads(text)
@@ -68,12 +67,10 @@ def check_registration(folder: Path, name: str, output: Path, overwrite: bool) -
     return entries
 
 
-def register(folder: Path, name: str, output: Path, target: str, options: Aggregation) -> None:
+def register(entry: Entry, output: Path) -> None:
     """Add or replace one entry of the folder's `dataset_info.json` and keep all others."""
-    entries = check_registration(folder, name, output, overwrite=True)
-    file_name = os.path.relpath(output.resolve(), folder.resolve())
-    entries[name] = dataset_entry(file_name, target, options)
-    write_whole(folder / "dataset_info.json", _text(entries))
+    entries = check_registration(entry, output, overwrite=True)
+    write_whole(entry.file, _text({**entries, entry.name: dict(entry.content)}))
 
 
 def _text(entries: dict[str, Any]) -> bytes:

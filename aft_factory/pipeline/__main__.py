@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aft_factory.pipeline import training
 from aft_factory.pipeline.attendant import Attendant
 from aft_factory.pipeline.done import fingerprint, forget, is_done, keep
 from aft_factory.pipeline.rehearsal import rehearse
-from aft_factory.pipeline.steps import Step, check_ready, read_pipeline
+from aft_factory.pipeline.step import Step
+from aft_factory.pipeline.steps import check_ready, read_pipeline
 from aft_factory.stage.console import guarded
 
 EXAMPLES = """\
@@ -70,10 +70,7 @@ def run_steps(steps: list[Step], path: Path) -> int:
             print(f"{title}: {step}", flush=True)
             state = fingerprint(step)
             forget(step, path)
-            # The journal keeps what was paid for; only the files written from it are replaced.
-            trains = step.stage == "train"
-            more = training.prepare(step.read, state) if trains else ["--overwrite"]
-            code = attendant.run(step.command(*more), training=trains)
+            code = attendant.run(step.command(*step.begin(state)), training=step.trains)
             if code:
                 why = "interrupted" if attendant.asked else f"exit code {code}"
                 place = f"stopped at stage {step.number}, {step.stage} ({why})"

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from aft_factory.pipeline import training
-from aft_factory.pipeline.steps import ASKING, WRITES, Step
+from aft_factory.pipeline.step import Step
 from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.records.files import read_text, write_whole
-from aft_factory.stage.output import summary_path
 
 MOST_READ = 1 << 30  # bytes: some seconds; of a larger file, size and time stand for its content
 PROMPTS = ("template", "prompt", "chat_template")  # a path, or the name of one of ours
@@ -26,37 +23,12 @@ FOLDERS = ("input", "model", "adapter", "tokenizer", "reward_model", *training.F
 
 def fingerprint(step: Step) -> str:
     """Name what a step's outputs are made from: its settings and all files that these name."""
-    settings: Any = dict(step.settings)
-    names = [(key, text) for key, text in _named(step) if key not in WRITES]
-    if step.stage == "train":
-        settings = [step.read, training.datasets(step.read)]
-        names = [(key, text) for key, text in names if key not in training.NOT_READ]
-        names += [("input", file) for file in training.files(step.read)]
-    states = [(key, text, _state(key, text)) for key, text in names]
+    settings, named = step.made_from()
+    states = [(key, text, _state(key, text)) for key, text in named]
     kept = [step.stage, settings, sorted(state for state in states if state[2] is not None)]
     options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
     data = orjson.dumps(kept, default=str, option=options)
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _named(step: Step) -> Iterator[tuple[str, str]]:
-    """Go through the texts in all settings, those that its command reads elsewhere included."""
-    read = step.read
-    if isinstance(read, argparse.Namespace):
-        read = vars(read)
-    elif not isinstance(read, Mapping):
-        read = asdict(read)
-    for key, value in (*step.settings.items(), *read.items()):
-        for text in _texts(value):
-            yield key, text
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, (str, Path)):
-        yield str(value)
-    elif isinstance(value, (list, Mapping)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
 
 
 def _state(key: str, text: str) -> Any:
@@ -95,10 +67,7 @@ def marker(step: Step, path: Path) -> Path:
 def is_done(step: Step, path: Path) -> bool:
     """Tell whether a step's outputs are there, made from what would be used now."""
     kept = marker(step, path)
-    there = all(output.exists() for output in step.outputs)
-    if step.stage == "train":
-        there = training.is_trained(step.read)
-    return there and kept.exists() and read_text(kept) == fingerprint(step)
+    return step.is_there() and kept.exists() and read_text(kept) == fingerprint(step)
 
 
 def forget(step: Step, path: Path) -> None:
@@ -132,8 +101,8 @@ def keep(step: Step, path: Path, state: str) -> Unanswered | None:
 
     They are asked for again at the next start, which takes all others from the journal.
     """
-    if step.stage in ASKING:
-        summary = orjson.loads(read_text(summary_path(step.outputs[0])))
+    if step.leaves.summary is not None:
+        summary = orjson.loads(read_text(step.leaves.summary))
         if failed := summary["rejects"].get("engine"):
             return Unanswered(failed["count"], summary["read"], failed["first"])
     write_whole(marker(step, path), state.encode())

@@ -1,4 +1,4 @@
-"""A training by LLaMA-Factory, as its file of settings has it: what it reads, where it writes.
+"""A step that is a training by LLaMA-Factory, as its file of settings has it.
 
 Knows LLaMA-Factory's files only; loads nothing of it.
 """
@@ -7,19 +7,84 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aft_factory.errors import UsageError
+from aft_factory.errors import UsageError, suggest
+from aft_factory.pipeline.step import Step, texts
 from aft_factory.records.files import read_text, write_whole
+from aft_factory.stage.command_line import Leaves
+from aft_factory.stage.declaring import read_yaml
 
 Training = Mapping[str, Any]
+
+CLI = "llamafactory-cli"
+KEYS = ("config", "input")
 
 FOLDERS = ("model_name_or_path", "adapter_name_or_path", "ref_model", "reward_model")
 NOT_READ = ("config", "output_dir", "logging_dir", "dataset_dir")
 WEIGHTS = ("*.safetensors*", "*.bin*")
+
+
+class TrainStep(Step):
+    """A training; `read` is the content of its file."""
+
+    __slots__ = ()
+
+    trains = True
+
+    def checked(self) -> tuple[Step, list[str]]:
+        """Return the step with what its file says, and all that is wrong with it."""
+        unknown = [key for key in self.settings if key not in KEYS]
+        problems = [f"unknown key {key!r}; {suggest(str(key), KEYS)}" for key in unknown]
+        config = self.settings.get("config")
+        if not isinstance(config, str):
+            return self, [*problems, "config is missing: a YAML file of LLaMA-Factory's"]
+        try:
+            training = read_yaml(Path(config))
+        except UsageError as error:
+            return self, [*problems, *error.args]
+        folder = training.get("output_dir")
+        if not isinstance(folder, str):
+            missing = f"{config}: output_dir is missing; a folder for what is trained"
+            return self, [*problems, missing]
+        return replace(self, read=training, leaves=Leaves([Path(folder)])), problems
+
+    def command(self, *more: str) -> list[str]:
+        """Return the command that does it."""
+        beside = Path(sys.executable).with_name(CLI)
+        program = str(beside) if beside.exists() else CLI
+        return [program, "train", self.settings["config"], *more]
+
+    def __str__(self) -> str:
+        """Its command, for a person to read or to run."""
+        return shlex.join([CLI, *self.command()[1:]])
+
+    def missing(self, made: Container[Path]) -> str | None:
+        """Tell whether LLaMA-Factory is."""
+        if shutil.which(self.command()[0]) is None:
+            return f"needs {CLI}; install it with: pip install llamafactory"
+        return None
+
+    def is_there(self) -> bool:
+        """Tell whether there are weights."""
+        return is_trained(self.read)
+
+    def made_from(self) -> tuple[Any, list[tuple[str, str]]]:
+        """Return its settings and data sets, and all texts in them that may be those of files."""
+        named = [*texts(self.settings), *texts(self.read)]
+        named = [(key, text) for key, text in named if key not in NOT_READ]
+        named += [("input", file) for file in files(self.read)]
+        return [self.read, datasets(self.read)], named
+
+    def begin(self, state: str) -> list[str]:
+        """See that it resumes what was begun in the same state, and nothing else."""
+        return prepare(self.read, state)
 
 
 def is_trained(training: Training) -> bool:

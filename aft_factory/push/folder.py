@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import secrets
@@ -13,14 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from aft_factory.convert.arguments import column_names
 from aft_factory.errors import UsageError
 from aft_factory.push.public import Publication
+from aft_factory.push.settings import PushSettings
 from aft_factory.records.files import named
-from aft_factory.records.record import Columns, Row
-from aft_factory.records.tables import TableWriter, read_rows
+from aft_factory.records.record import Row
+from aft_factory.records.tables import TableWriter
 from aft_factory.stats.counts import Counts
 
 
@@ -44,43 +41,38 @@ def new_folder(target: Path | None) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_data(args: argparse.Namespace, folder: Path, publication: Publication) -> dict[str, Any]:
+def write_data(settings: PushSettings, folder: Path, publication: Publication) -> dict[str, Any]:
     """Write the records as Parquet shards under `data/` and return their counts.
 
     Raises:
         UsageError: If a row is no record and that was not foreseen, none is one, or no row has a
             column to publish.
     """
-    counts = Counts(Columns.from_mapping(column_names(args)))
+    counts = Counts(settings.columns())
     shards: list[Path] = []
-    for rows in _shards(_rows(args, counts, publication), args.shard_rows):
+    for rows in _shards(_rows(settings, counts, publication), settings.shard_rows):
         shards.append(folder / "data" / f"{len(shards):05d}.parquet")
         with TableWriter(shards[-1]) as table:
             for row in rows:
                 table.write(row)
     if not counts.usable:
-        raise UsageError(f"{args.input}: no usable record in {counts.read} rows")
+        raise UsageError(f"{settings.input}: no usable record in {counts.read} rows")
     publication.check()
     for number, path in enumerate(shards):
         path.rename(path.with_name(f"train-{number:05d}-of-{len(shards):05d}.parquet"))
     return counts.to_dict()
 
 
-def _rows(args: argparse.Namespace, counts: Counts, publication: Publication) -> Iterator[Row]:
-    path = Path(args.input)
-    total = path.stat().st_size if path.is_file() and args.limit is None else None
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc="write", disable=args.quiet or None
-    ) as bar:
-        lines = read_rows(args.input, split=args.split, on_bytes=bar.update)
-        for line in islice(lines, args.limit):
+def _rows(settings: PushSettings, counts: Counts, publication: Publication) -> Iterator[Row]:
+    with settings.shown([settings.input], "write", quiet=settings.quiet) as lines:
+        for line in lines:
             record = counts.read_line(line)
             if record is not None:
                 try:
                     yield publication.record(record, line.place).to_row()
                 except (TypeError, RecursionError) as error:  # JSON has no form for it in `meta`
                     raise UsageError(f"{line.place}: cannot be written: {error}") from None
-            elif not args.skip_unusable:
+            elif not settings.skip_unusable:
                 field, (_, reason) = next(iter(counts.rejects.by_field.items()))
                 raise UsageError(
                     f"{line.place}: {field}: {reason}; --skip-unusable leaves such rows out "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 
-from aft_factory.rank.ranking import RankSettings, build_stage
-from aft_factory.stage.command_line import add_job_arguments, read_settings, run_command
+from aft_factory.rank.ranking import RankSettings, build_stage, rehearse
+from aft_factory.stage.command_line import JobCommand
 
 EXAMPLES = """\
 examples:
@@ -22,23 +20,16 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aft_factory.rank",
-        description="Score proposals with a reward model and keep the best.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_job_arguments(parser, RankSettings, "records with proposals")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
-    args = build_parser().parse_args(argv)
-    return run_command(args, RankSettings, lambda: read_settings(args, RankSettings), build_stage)
-
+COMMAND = JobCommand(
+    name="rank",
+    description="Score proposals with a reward model and keep the best.",
+    examples=EXAMPLES,
+    settings=RankSettings,
+    reads="records with proposals",
+    build_stage=lambda settings, _: build_stage(settings),
+    rehearse=rehearse,
+)
+main = COMMAND.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,13 +7,13 @@ section 3.2). The scores of all proposals, kept or not, stand in the record's `m
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from aft_factory.engines.sampling import Completion, Sampling
-from aft_factory.engines.scripted import ScriptedEngine
+from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.inference.drafting import Settings
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, with_proposals
@@ -22,9 +22,12 @@ from aft_factory.inference.strategies import Answer, Conversation, Sample, score
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import usable
 from aft_factory.records.record import Record, Row, record_from_row
+from aft_factory.records.tables import Line, TableWriter
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.engines import Opened
-from aft_factory.stage.job_settings import JobSettings, at_least
+from aft_factory.stage.job_settings import JobSettings
+from aft_factory.stage.reading import at_least
+from aft_factory.stage.rehearsing import records
 from aft_factory.stage.reward import RewardSettings, opened_scorer
 from aft_factory.stage.stage import Stage
 
@@ -126,3 +129,16 @@ def build_stage(settings: RankSettings) -> Stage:
         dry=only(Longest()),
         dry_note="nothing but the reward model's work: each proposal is read once",
     )
+
+
+def rehearse(settings: RankSettings, lines: Iterator[Line], table: TableWriter) -> str:
+    """Write the rows that it would leave; tell what the reward model would read."""
+    pairs = characters = 0
+    for record in records(lines, settings):
+        pairs += len(record.proposals)
+        said = sum(len(message["content"]) for message in record.messages)
+        characters += sum(said + len(text) for text in record.proposals)
+        kept = record.proposals[: settings.top_k]
+        ranked = replace(record, proposals=kept, scores=None, proposal_models=None)
+        table.write(ranked.to_row())
+    return f"{pairs:,} pairs to score, {characters // CHARACTERS_PER_TOKEN:,} tokens to read"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError, suggest
 from aft_factory.inference.strategies import STRATEGIES, WITHOUT_FINAL
 from aft_factory.inference.tasks import detect_task
-from aft_factory.run.answering import build_stage
+from aft_factory.run.answering import build_stage, rehearse
 from aft_factory.run.inspection import describe_query
 from aft_factory.run.settings import PRESETS, RunSettings, preset_names
-from aft_factory.stage.command_line import add_job_arguments, flags_of, read_settings, run_command
+from aft_factory.stage.command_line import JobArguments, JobCommand
 from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import read_yaml
+from aft_factory.stage.declaring import read_yaml, setting
 
 EXAMPLES = """\
 examples:
@@ -41,36 +42,57 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aft_factory.run",
-        description="Answer queries by propose-and-aggregate or another strategy.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--preset", metavar="NAME", help=f"settings of a paper: {', '.join(preset_names())}")
-    add("--inspect", nargs=2, metavar=("JOURNAL", "ID"), help="show a query's layers and leave")
-    reads = "queries: records, AlpacaEval, MT-Bench, GSM8K or IFEval rows"
-    add_job_arguments(parser, RunSettings, reads)
-    return parser
+@dataclass(frozen=True, slots=True)
+class RunArguments(JobArguments):
+    """What a run takes beside its settings."""
+
+    preset: str | None = setting(None, f"settings of a paper: {', '.join(preset_names())}", "NAME")
+
+
+def preset_settings(args: RunArguments, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return what file and flags override: the settings of the preset that go with these.
+
+    Raises:
+        UsageError: If there is no such preset.
+    """
+    if args.preset is None:
+        return "", {}
+    if args.preset not in preset_names():
+        raise UsageError(
+            f"--preset: unknown {args.preset!r}; {suggest(args.preset, preset_names())}"
+        )
+    preset = read_yaml(PRESETS / f"{args.preset}.yaml")
+    strategy = given.get("strategy")
+    if strategy in STRATEGIES and strategy != preset["strategy"]:
+        preset = {key: preset[key] for key in preset if key not in ("width", "layers")}
+    if strategy in WITHOUT_FINAL:  # its one layer is the final one
+        preset = {key: preset[key] for key in preset if f"final_{key}" not in preset}
+        preset = {key.removeprefix("final_"): value for key, value in preset.items()}
+    return f"preset {args.preset}", preset
+
+
+COMMAND = JobCommand(
+    name="run",
+    description="Answer queries by propose-and-aggregate or another strategy.",
+    examples=EXAMPLES,
+    settings=RunSettings,
+    reads="queries: records, AlpacaEval, MT-Bench, GSM8K or IFEval rows",
+    arguments=RunArguments,
+    below=preset_settings,
+    task_output=lambda settings: settings.task_output,
+    build_stage=lambda settings, row: build_stage(settings, settings.task or detect_task(row)),
+    rehearse=rehearse,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code; see `run_command`."""
-    args = build_parser().parse_args(argv)
-    if args.inspect is not None:
-        return guarded(lambda: inspect_query(*args.inspect))
-    found: list[str] = []
-    return run_command(
-        args,
-        RunSettings,
-        lambda: run_settings(args),
-        lambda settings: build_stage(settings, settings.task or found[0]),
-        task_output=lambda settings: settings.task_output,
-        first_row=lambda row: found.append(detect_task(row)),
-    )
+    """Run the command, or show a query's layers and leave; return the exit code."""
+    parser = COMMAND.parser()
+    show = "show a query's layers and leave"
+    parser.add_argument("--inspect", nargs=2, metavar=("JOURNAL", "ID"), help=show)
+    given = vars(parser.parse_args(argv))
+    shown = given.pop("inspect")
+    return guarded(lambda: inspect_query(*shown)) if shown else COMMAND.run(given)
 
 
 def inspect_query(journal_path: str, name: str) -> int:
@@ -78,29 +100,6 @@ def inspect_query(journal_path: str, name: str) -> int:
     with Journal(Path(journal_path), read_only=True) as journal:
         print(describe_query(journal, name))
     return 0
-
-
-def run_settings(args: argparse.Namespace) -> RunSettings:
-    """Put preset, file and flags together.
-
-    Raises:
-        UsageError: With everything that is wrong with them.
-    """
-    preset = {}
-    if args.preset is not None:
-        if args.preset not in preset_names():
-            raise UsageError(
-                f"--preset: unknown {args.preset!r}; {suggest(args.preset, preset_names())}"
-            )
-        preset = read_yaml(PRESETS / f"{args.preset}.yaml")
-        config = {} if args.config is None else read_yaml(args.config)
-        strategy = (config | flags_of(args, RunSettings)).get("strategy")
-        if strategy in STRATEGIES and strategy != preset["strategy"]:
-            preset = {key: preset[key] for key in preset if key not in ("width", "layers")}
-        if strategy in WITHOUT_FINAL:  # its one layer is the final one
-            preset = {key: preset[key] for key in preset if f"final_{key}" not in preset}
-            preset = {key.removeprefix("final_"): value for key, value in preset.items()}
-    return read_settings(args, RunSettings, [(f"preset {args.preset}", preset)])
 
 
 if __name__ == "__main__":

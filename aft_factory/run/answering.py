@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,9 +20,11 @@ from aft_factory.inference.scoring import Longest, Scores
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS
 from aft_factory.records.record import Row
+from aft_factory.records.tables import Line, TableWriter
 from aft_factory.run.decoding import decoded, decoding_told, used
 from aft_factory.run.settings import RunSettings
 from aft_factory.stage.engines import Opened, dry, dry_note, opened
+from aft_factory.stage.rehearsing import filler
 from aft_factory.stage.reward import opened_scorer
 from aft_factory.stage.stage import Stage
 
@@ -33,7 +35,7 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
     """Return what a run does with a row of a task."""
     task = TASKS[name]
     if problems := settings.output_problems(name):
-        raise UsageError("\n".join(problems))
+        raise UsageError(*problems)
     for told in decoding_told(settings, name):
         _log.warning("%s", told)
     longest = Longest() if settings.strategy == "best_of_n" else None
@@ -93,6 +95,14 @@ async def opened_run(
                 reward_shape=settings.reward_shape,
             )
         yield engines
+
+
+def rehearse(settings: RunSettings, lines: Iterator[Line], table: TableWriter) -> str:
+    """Write the rows that it would leave."""
+    for line in lines:
+        if isinstance(line.value, dict):
+            table.write(line.value | {"response": filler(settings)})
+    return ""
 
 
 def output_row(query: Query, outcome: Outcome, settings: RunSettings) -> Row:

@@ -14,8 +14,9 @@ from aft_factory.inference.strategies import STRATEGIES, WITHOUT_FINAL
 from aft_factory.inference.tasks import TASKS
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.tables import table_format
-from aft_factory.stage.declaring import setting
-from aft_factory.stage.job_settings import AskSettings, at_least
+from aft_factory.stage.declaring import setting, written
+from aft_factory.stage.job_settings import AskSettings
+from aft_factory.stage.reading import at_least
 from aft_factory.stage.reward import RewardSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -40,7 +41,7 @@ class RunSettings(RewardSettings, AskSettings):
     final_top_k: int | None = setting(None, "of the final layer, if it differs")
     final_max_tokens: int | None = setting(None, "of the final layer, if it differs")
     task: str | None = setting(None, f"layout of the input: {', '.join(TASKS)} (default: by keys)")
-    task_output: Path | None = setting(None, "also write the benchmark's own format here")
+    task_output: Path | None = written("also write the benchmark's own format here")
     generator: str | None = setting(None, "name of the model in --task-output")
     keep_drafts: bool = setting(False, "write all drafts of all layers into the output rows")
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 
-from aft_factory.sample.drawing import SampleSettings, build_stage
-from aft_factory.stage.command_line import add_job_arguments, read_settings, run_command
+from aft_factory.sample.drawing import SampleSettings, build_stage, rehearse
+from aft_factory.stage.command_line import JobCommand
 
 EXAMPLES = """\
 examples:
@@ -24,24 +22,15 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aft_factory.sample",
-        description="Draw on-policy proposals from a base model by in-context learning (URIAL).",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_job_arguments(parser, SampleSettings)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
-    args = build_parser().parse_args(argv)
-    settings = lambda: read_settings(args, SampleSettings)  # noqa: E731
-    return run_command(args, SampleSettings, settings, build_stage)
-
+COMMAND = JobCommand(
+    name="sample",
+    description="Draw on-policy proposals from a base model by in-context learning (URIAL).",
+    examples=EXAMPLES,
+    settings=SampleSettings,
+    build_stage=lambda settings, _: build_stage(settings),
+    rehearse=rehearse,
+)
+main = COMMAND.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,10 +24,13 @@ from aft_factory.inference.queries import Query, read_record
 from aft_factory.inference.strategies import Answer, Conversation, Sample
 from aft_factory.prompts.rendering import TEMPLATES, load_template
 from aft_factory.records.record import Row, record_from_row
+from aft_factory.records.tables import Line, TableWriter
 from aft_factory.sample import urial
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.engines import dry, dry_note, opened
-from aft_factory.stage.job_settings import AskSettings, at_least
+from aft_factory.stage.job_settings import AskSettings
+from aft_factory.stage.reading import at_least
+from aft_factory.stage.rehearsing import filler, records
 from aft_factory.stage.stage import Stage, Tally
 
 ENDING = "\n```\n\n"  # of an answer to a URIAL prompt
@@ -128,6 +132,15 @@ def build_stage(settings: SampleSettings) -> Stage:
         of_drafts=True,
         tally=drawn,
     )
+
+
+def rehearse(settings: SampleSettings, lines: Iterator[Line], table: TableWriter) -> str:
+    """Write the rows that it would leave."""
+    proposals = [filler(settings)] * settings.samples
+    for record in records(lines, settings, proposals=False):
+        drawn = replace(record, proposals=proposals, scores=None, proposal_models=None)
+        table.write(drawn.to_row())
+    return ""
 
 
 def drafting(settings: SampleSettings) -> Settings:

@@ -1,111 +1,259 @@
-"""The frame of the commands that run a job: their arguments, errors and exit codes."""
+"""The frame of every command: its arguments, its settings, its exit code, and what it leaves.
+
+A command is declared once, as a `Command` in its `__main__.py`: the command line parses by it, and
+a pipeline checks its steps by it and asks it what a step would leave.
+"""
 
 from __future__ import annotations
 
+import abc
 import argparse
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from aft_factory.errors import UsageError
-from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import add_flags, build, read_yaml
+from aft_factory.records.files import read_text
+from aft_factory.records.rejects import rejects_path
+from aft_factory.records.tables import Line, TableWriter
+from aft_factory.stage.console import RESUMES, guarded
+from aft_factory.stage.declaring import (
+    argument,
+    build,
+    declared,
+    read_yaml,
+    setting,
+    switch,
+    written,
+)
+from aft_factory.stage.flags import add_flags
 from aft_factory.stage.job import Job, survey
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import kept_settings
+from aft_factory.stage.output import summary_path
+from aft_factory.stage.reading import FORMATS, INPUTS, ReadSettings
 from aft_factory.stage.stage import Files, Stage
 
-S = TypeVar("S", bound=JobSettings)
-INPUTS = ".jsonl, .json, .gz, .zst, .parquet, `datasets` folder or hub name"
+S = TypeVar("S", bound=ReadSettings)
+J = TypeVar("J", bound=JobSettings)
 
 
-def add_job_arguments(
-    parser: argparse.ArgumentParser, settings: type[JobSettings], reads: str = "queries"
-) -> None:
-    """Add what every job takes, and a flag for each of its settings."""
-    add = parser.add_argument
-    add("input", nargs="?", help=f"{reads} ({INPUTS})")
-    add("--output", type=Path, help="file to write (.jsonl, .json, .gz, .zst, .parquet)")
-    add("--config", type=Path, metavar="YAML", help="file of settings; flags override it")
-    add("--dry-run", action="store_true", help="only tell requests, tokens and FLOPs to expect")
-    export = "ask nothing; write what the journal's last run has done, by that run's own settings"
-    add("--export", action="store_true", help=f"{export}: needs only INPUT and --output")
-    add("--overwrite", action="store_true", help="replace an existing output")
-    strict = "exit with 1 if any row was rejected (a benchmark's file that lacks answers always is)"
-    add("--strict", action="store_true", help=strict)
-    add("--quiet", action="store_true", help="no progress bar")
-    add_flags(parser.add_argument_group("settings (also keys of --config)"), settings)
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of a JSON file that holds those of others too, such as `dataset_info.json`."""
+
+    file: Path
+    name: str
+    content: Mapping[str, Any]
+
+    def is_there(self) -> bool:
+        """Tell whether the file has it as it is here."""
+        try:
+            return bool(json.loads(read_text(self.file))[self.name] == self.content)
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
 
 
-def flags_of(args: argparse.Namespace, kind: type[JobSettings]) -> dict[str, Any]:
-    """Return the settings that were given as flags."""
-    return {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
+@dataclass(frozen=True, slots=True)
+class Leaves:
+    """What a command leaves.
 
-
-def read_settings(
-    args: argparse.Namespace,
-    kind: type[S],
-    below: Iterable[tuple[str, Mapping[str, Any]]] = (),
-) -> S:
-    """Put the layers below, the file and the flags together.
-
-    Raises:
-        UsageError: With everything that is wrong with them.
+    Attributes:
+        outputs: What it is for, the main one first.
+        traces: What lies beside: rejects, summary and journal.
+        entry: What it adds to a file of others'.
+        summary: Of the traces, the one that counts the rows whose engine failed.
     """
-    config = {} if args.config is None else read_yaml(args.config)
-    flags = flags_of(args, kind)
-    layers = [*below, (str(args.config), config), ("flags", flags)]
-    settings = replace(build(kind, layers), by_flag=tuple(sorted(flags)))
-    settings.check()
-    return settings
+
+    outputs: Sequence[Path] = ()
+    traces: Sequence[Path] = ()
+    entry: Entry | None = None
+    summary: Path | None = None
+
+    def places(self) -> dict[str, str]:
+        """Return all that it writes: what tells it from others, and how to name it."""
+        found = {str(path.resolve()): str(path) for path in (*self.outputs, *self.traces)}
+        if self.entry is not None:
+            file, name = self.entry.file, self.entry.name
+            found[f"{file.resolve()}: {name}"] = f"the data set {name!r} of {file}"
+        return found
+
+    def are_there(self) -> bool:
+        """Tell whether all that it is for is there."""
+        entry = self.entry is None or self.entry.is_there()
+        return entry and all(path.exists() for path in self.outputs)
 
 
-def settings_to_export(args: argparse.Namespace, kind: type[S]) -> S:
-    """Return the settings of the run whose journal is to be written out.
+# Writes the rows that a command would leave, with filler for what only a model can write, and
+# returns what else a rehearsal tells: from its settings and the rows that it would read.
+Rehearse = Callable[[S, Iterator[Line], TableWriter], str]
 
-    Raises:
-        UsageError: If there are none.
+
+@dataclass(frozen=True, kw_only=True)
+class Command(abc.ABC, Generic[S]):
+    """A command.
+
+    Attributes:
+        name: `python -m aft_factory.NAME`.
+        description: Of `--help`.
+        examples: The same.
+        settings: Class of its settings.
+        rehearse: Stands in for it in a pipeline's dry run; None where nothing reads what it writes.
+        asks: Whether it has a dry run of its own.
     """
-    today = ({} if args.config is None else read_yaml(args.config)) | flags_of(args, kind)
-    if args.output is None:
-        raise UsageError("--output is missing")
-    return kept_settings(Path(today.get("journal") or f"{args.output}.journal"), kind, today)
+
+    name: str
+    description: str
+    examples: str
+    settings: type[S]
+    rehearse: Rehearse[S] | None = None
+    asks: bool = False
+
+    @property
+    def kinds(self) -> tuple[type[Any], ...]:
+        """The classes that declare what it takes."""
+        return (self.settings,)
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Return the parser of its command line."""
+        parser = argparse.ArgumentParser(
+            prog=f"python -m aft_factory.{self.name}",
+            description=self.description,
+            epilog=self.examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_to(parser)
+        return parser
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run it by a command line; return the exit code."""
+        return self.run(vars(self.parser().parse_args(argv)))
+
+    @abc.abstractmethod
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add its arguments to a parser."""
+
+    @abc.abstractmethod
+    def run(self, given: Mapping[str, Any]) -> int:
+        """Run it by what the command line gives; return the exit code."""
+
+    @abc.abstractmethod
+    def read(self, given: Mapping[str, Any]) -> S:
+        """Return its settings from what the command line, or a pipeline's step, gives.
+
+        Raises:
+            UsageError: With everything that is wrong with them.
+        """
+
+    @abc.abstractmethod
+    def leaves(self, given: Mapping[str, Any], settings: S) -> Leaves:
+        """Tell what it leaves, from what it is given and the settings that were read from it."""
 
 
-def run_command(
-    args: argparse.Namespace,
-    kind: type[S],
-    settings: Callable[[], S],
-    stage: Callable[[S], Stage],
-    *,
-    task_output: Callable[[S], Path | None] = lambda _: None,
-    first_row: Callable[[Any], object] = lambda _: None,
-) -> int:
-    """Run a job as the arguments say.
+@dataclass(frozen=True, kw_only=True)
+class PlainCommand(Command[S]):
+    """A command that asks no model, and has no file of settings.
 
-    Args:
-        args: Of `add_job_arguments`.
-        kind: Class of the settings.
-        settings: Reads the settings.
-        stage: Builds the stage; called after `first_row`.
+    Attributes:
+        do: Does the work, and returns the exit code.
+        interrupted: What to say after Ctrl-C.
+        left: What it leaves.
+    """
+
+    do: Callable[[S], int]
+    interrupted: str = "interrupted; nothing was written"
+    left: Callable[[S], Leaves] = lambda _: Leaves()
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add a flag for each setting."""
+        add_flags(parser, self.settings)
+
+    def run(self, given: Mapping[str, Any]) -> int:
+        """Run it, and show errors as messages."""
+        return guarded(lambda: self.do(self.read(given)), self.interrupted)
+
+    def read(self, given: Mapping[str, Any]) -> S:
+        """Return its settings."""
+        settings = replace(build(self.settings, [("", given)]), by_flag=tuple(sorted(given)))
+        settings.check()
+        return settings
+
+    def leaves(self, given: Mapping[str, Any], settings: S) -> Leaves:
+        """Tell what it leaves."""
+        return self.left(settings)
+
+
+@dataclass(frozen=True, slots=True)
+class JobArguments:
+    """What every job takes beside its settings: what a file of settings cannot say."""
+
+    input: str | None = argument(None, "rows")
+    output: Path | None = written(f"file to write ({FORMATS})")
+    config: Path | None = setting(None, "file of settings; flags override it", "YAML")
+    dry_run: bool = switch("only tell requests, tokens and FLOPs to expect")
+    export: bool = switch(
+        "ask nothing; write what the journal's last run has done, by that run's own settings: "
+        "needs only INPUT and --output"
+    )
+    overwrite: bool = switch("replace an existing output")
+    strict: bool = switch(
+        "exit with 1 if any row was rejected (a benchmark's file that lacks answers always is)"
+    )
+    quiet: bool = switch("no progress bar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCommand(Command[J]):
+    """A command that runs a job: it asks a model, keeps a journal and writes rows.
+
+    Attributes:
+        build_stage: From the settings and the first row of the input to what happens to a row.
+        reads: What its rows are.
+        arguments: What it takes beside its settings.
+        below: From these, and from the settings of file and flags, to those that both override, and
+            where they come from.
         task_output: A benchmark's own file.
-        first_row: Told of the first row of the input.
-
-    Returns:
-        The exit code: 0, 1 (nothing written, a benchmark's file without some answers, or rejected
-        rows and --strict), 2 (usage), 130.
     """
 
-    def run() -> int:
+    build_stage: Callable[[J, Any], Stage]
+    reads: str = "queries"
+    arguments: type[JobArguments] = JobArguments
+    below: Callable[[Any, Mapping[str, Any]], tuple[str, Mapping[str, Any]]] = lambda *_: ("", {})
+    task_output: Callable[[J], Path | None] = lambda _: None
+    asks: bool = True
+
+    @property
+    def kinds(self) -> tuple[type[Any], ...]:
+        """Arguments and settings."""
+        return (self.arguments, self.settings)
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments, and a flag for each setting."""
+        add_flags(parser, self.arguments, input=f"{self.reads} ({INPUTS})")
+        group = parser.add_argument_group("settings (also keys of --config)")
+        add_flags(group, self.settings)
+
+    def run(self, given: Mapping[str, Any]) -> int:
+        """Run a job, and show errors as messages.
+
+        Returns:
+            The exit code: 0, 1 (nothing written, a benchmark's file without some answers, or
+            rejected rows and --strict), 2 (usage), 130.
+        """
+        return guarded(lambda: self._run(given), RESUMES, lines=True)
+
+    def _run(self, given: Mapping[str, Any]) -> int:
+        args = self._arguments(given)
         export = args.export and not args.dry_run
-        chosen = settings_to_export(args, kind) if export else settings()
+        settings = self._exported(given) if export else self.read(given)
         if args.input is None:
             raise UsageError("name the INPUT (see --help)")
-        total, first = survey(args.input, chosen)
-        first_row(first)
-        files = Files(args.input, args.output, task_output(chosen), args.overwrite, args.quiet)
-        job = Job(files, chosen, stage(chosen), total)
+        total, first = survey(args.input, settings)
+        task_output = self.task_output(settings)
+        files = Files(args.input, args.output, task_output, args.overwrite, args.quiet)
+        job = Job(files, settings, self.build_stage(settings, first), total)
         if args.dry_run:
             job.dry_run()
             return 0
@@ -113,7 +261,42 @@ def run_command(
         if totals is None:
             return 130
         nothing = totals.read > 0 and not totals.written
-        lacking = files.task_output is not None and (totals.rejected or totals.unfinished)
+        lacking = task_output is not None and (totals.rejected or totals.unfinished)
         return 1 if nothing or lacking or (args.strict and totals.rejected) else 0
 
-    return guarded(run, lines=True)
+    def _arguments(self, given: Mapping[str, Any]) -> JobArguments:
+        own = {name: given[name] for name in declared(self.arguments) if name in given}
+        return build(self.arguments, [("", own)])
+
+    def _layers(self, given: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Return the file of settings, what is in it, and the settings given as flags."""
+        config = self._arguments(given).config
+        flags = {name: given[name] for name in declared(self.settings) if name in given}
+        return str(config), {} if config is None else read_yaml(config), flags
+
+    def read(self, given: Mapping[str, Any]) -> J:
+        """Put what is below, the file and the flags together."""
+        path, config, flags = self._layers(given)
+        below = self.below(self._arguments(given), config | flags)
+        layers = [below, (path, config), ("flags", flags)]
+        settings = replace(build(self.settings, layers), by_flag=tuple(sorted(flags)))
+        settings.check()
+        return settings
+
+    def _exported(self, given: Mapping[str, Any]) -> J:
+        """Return the settings of the run whose journal is to be written out."""
+        _, config, flags = self._layers(given)
+        output, today = self._arguments(given).output, config | flags
+        if output is None:
+            raise UsageError("--output is missing")
+        journal = Path(today.get("journal") or f"{output}.journal")
+        return kept_settings(journal, self.settings, today)
+
+    def leaves(self, given: Mapping[str, Any], settings: J) -> Leaves:
+        """Tell what a job leaves: its rows, a benchmark's file, rejects, summary and journal."""
+        output = Path(given["output"])
+        task_output, summary = self.task_output(settings), summary_path(output)
+        rejects = settings.rejects or rejects_path(output)
+        journal = settings.journal or Path(f"{output}.journal")
+        outputs = [output] if task_output is None else [output, task_output]
+        return Leaves(outputs, [rejects, journal, summary], summary=summary)

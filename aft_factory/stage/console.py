@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from aft_factory.errors import AftError
+from aft_factory.errors import AftError, UsageError
 
 RESUMES = "interrupted; the same command goes on where this one was"
 
@@ -19,7 +19,7 @@ def guarded(run: Callable[[], int], interrupted: str = RESUMES, *, lines: bool =
     Args:
         run: Does the work and returns the exit code.
         interrupted: What to say after Ctrl-C.
-        lines: Whether a message may have several lines, as a list of problems has.
+        lines: Whether a message may have several lines, as each of several problems has its own.
 
     Returns:
         The exit code: 2 after an error, 130 after Ctrl-C.
@@ -28,15 +28,18 @@ def guarded(run: Callable[[], int], interrupted: str = RESUMES, *, lines: bool =
         sys.stdout.reconfigure(errors="backslashreplace")  # what is shown may hold any character
     try:
         return run()
+    except UsageError as error:
+        problems = [str(problem) for problem in error.args]
     except AftError as error:
-        problem = str(error)
+        problems = [str(error)]
     except BrokenPipeError:  # such as `| head`, which has seen enough; Python would try once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        problems = [f"{error.filename}: {error.strerror}" if error.filename else str(error)]
     except (KeyboardInterrupt, asyncio.CancelledError):
         print(interrupted, file=sys.stderr)
         return 130
-    print(f"error: {problem if lines else ' '.join(problem.split())}", file=sys.stderr)
+    told = problems if lines else [" ".join(problem.split()) for problem in problems]
+    print("error: " + "\n".join(told), file=sys.stderr)
     return 2

@@ -6,7 +6,6 @@ with dashes. Unknown keys and wrong values are refused with a suggestion, all of
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import types
 import typing
@@ -18,41 +17,115 @@ from aft_factory.errors import UsageError, suggest
 from aft_factory.records.files import read_text
 
 T = TypeVar("T")
+REQUIRED = dataclasses.MISSING
+PAIR = "KEY=VALUE"
 
 
-def setting(default: Any, text: str, metavar: str | None = None) -> Any:
-    """Declare a field of a settings class: its default and its line in `--help`."""
-    metadata = {"help": text, "metavar": metavar}
+def setting(
+    default: Any,
+    text: str,
+    metavar: str | None = None,
+    *,
+    form: str = "flag",
+    choices: Iterable[str] = (),
+    writes: bool = False,
+) -> Any:
+    """Declare a field of a settings class: its default and its line in `--help`.
+
+    Args:
+        default: Value where nothing is said; `REQUIRED` if something has to be.
+        text: What the field is.
+        metavar: Stands for the value in `--help`.
+        form: `flag`; `switch`, a flag without the `--no-` that overrides a file of settings;
+            `repeated`, a list whose flag takes one item; or `argument`, which has no flag, and has
+            to be given unless the default is None.
+        choices: What it may be, if that is not everything; a `Literal` has them in its type.
+        writes: Whether it names a file that is written.
+    """
+    metadata: dict[str, Any] = {"help": text, "metavar": metavar, "form": form, "writes": writes}
+    metadata["choices"] = tuple(choices)
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def add_flags(parser: argparse._ActionsContainer, kind: type[Any]) -> None:
-    """Add a flag for every field; one that is not given leaves no trace in the namespace."""
-    types_of = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if not field.metadata:
-            continue
-        text = field.metadata["help"]
-        if field.default not in (None, False, dataclasses.MISSING):
-            text += f" (default: {field.default})"
-        options: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
-        base = _base(types_of[field.name])
-        if base is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options["metavar"] = field.metadata["metavar"]
-            if typing.get_origin(base) is Literal:
-                options["choices"] = typing.get_args(base)
-                options.pop("metavar")
-            elif typing.get_origin(base) is list:
-                options["nargs"] = "+"
-            elif typing.get_origin(base) is dict:
-                options |= {"action": "append", "metavar": "KEY=VALUE"}
-            else:
-                options["type"] = base
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
+def argument(
+    default: Any, text: str, metavar: str | None = None, *, choices: Iterable[str] = ()
+) -> Any:
+    """Declare a field that the command line takes without a flag."""
+    return setting(default, text, metavar, form="argument", choices=choices)
+
+
+def switch(text: str) -> Any:
+    """Declare a field that is off unless its flag is given."""
+    return setting(False, text, form="switch")
+
+
+def written(text: str, metavar: str | None = None) -> Any:
+    """Declare a field that names a file to write."""
+    return setting(None, text, metavar, writes=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Declared:
+    """A field of a settings class.
+
+    Attributes:
+        field: With what `setting` was told.
+        hint: Its type.
+    """
+
+    field: dataclasses.Field[Any]
+    hint: Any
+
+    @property
+    def base(self) -> Any:
+        """`int` for `int | None`."""
+        if isinstance(self.hint, types.UnionType):
+            return next(part for part in self.hint.__args__ if part is not types.NoneType)
+        return self.hint
+
+    @property
+    def kind(self) -> Any:
+        """`dict` for `dict[str, Any]`."""
+        return typing.get_origin(self.base) or self.base
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """What it may be, if that is not everything."""
+        literal = self.kind is Literal
+        return typing.get_args(self.base) if literal else self.field.metadata["choices"]
+
+    @property
+    def form(self) -> str:
+        """How the command line takes it."""
+        return str(self.field.metadata["form"])
+
+    @property
+    def writes(self) -> bool:
+        """Whether it names a file that is written."""
+        return bool(self.field.metadata["writes"])
+
+    @property
+    def flag(self) -> str:
+        """Its flag."""
+        return f"--{self.field.name.replace('_', '-')}"
+
+    @property
+    def typed(self) -> bool:
+        """Whether the values of a dict are of any type, and so read as YAML."""
+        return typing.get_args(self.base)[1] is not str
+
+
+def declared(*kinds: type[Any]) -> dict[str, Declared]:
+    """Return the declared fields of classes of settings, by name."""
+    return {
+        field.name: Declared(field, hints[field.name])
+        for kind in kinds
+        for hints in [typing.get_type_hints(kind)]
+        for field in dataclasses.fields(kind)
+        if field.metadata
+    }
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -74,75 +147,102 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def checked(
+    mapping: Mapping[str, Any], *kinds: type[Any], but: Iterable[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of settings that are right, by name, and what is wrong with the others.
+
+    Args:
+        mapping: From names to values.
+        kinds: Classes of settings that know them.
+        but: Names that are not to be set.
+    """
+    known = {name: one for name, one in declared(*kinds).items() if name not in but}
+    values: dict[str, Any] = {}
+    problems = []
+    for key, value in mapping.items():
+        if key not in known:
+            problems.append(f"unknown key {key!r}; {suggest(str(key), known)}")
+            continue
+        try:
+            values[key] = _value(value, known[key])
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+    return values, problems
+
+
 def build(kind: type[T], layers: Iterable[tuple[str, Mapping[str, Any]]]) -> T:
     """Build settings from layers of (where it stands, mapping); a later one overrides.
 
     Raises:
         UsageError: With every unknown key and wrong value of all layers.
     """
-    types_of = typing.get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind) if field.metadata]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
-    problems = []
+    problems: list[str] = []
     for where, mapping in layers:
-        for key, value in mapping.items():
-            if key not in known:
-                problems.append(f"{where}: unknown key {key!r}; {suggest(key, known)}")
-                continue
-            try:
-                values[key] = _checked(value, types_of[key])
-            except ValueError as error:
-                problems.append(f"{where}: {key}: {error}")
+        right, wrong = checked(mapping, kind)
+        values |= right
+        problems += [f"{where}: {problem}" if where else problem for problem in wrong]
     if problems:
-        raise UsageError("\n".join(problems))
+        raise UsageError(*problems)
     return kind(**values)
 
 
-def _base(hint: Any) -> Any:
-    """`int | None` -> `int`."""
-    if isinstance(hint, types.UnionType):
-        return next(part for part in hint.__args__ if part is not types.NoneType)
-    return hint
-
-
-def _checked(value: Any, hint: Any) -> Any:
-    base = _base(hint)
-    if value is None and isinstance(hint, types.UnionType):
+def _value(value: Any, one: Declared) -> Any:
+    base = one.base
+    if value is None and base is not one.hint:
         return None
-    if typing.get_origin(base) is Literal:
-        choices = typing.get_args(base)
-        if value not in choices:
-            expected = ", ".join(map(str, choices))
-            raise ValueError(f"expected one of {expected}, got {value!r}")
+    if one.choices:
+        if value not in one.choices:
+            raise ValueError(f"expected one of {', '.join(one.choices)}, got {value!r}")
         return value
-    if typing.get_origin(base) is list:
+    if one.kind is list:
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in items):
             raise ValueError(f"expected texts, got {value!r}")
         return items
-    if typing.get_origin(base) is dict:
-        if isinstance(value, list):
-            return dict(_pair(text) for text in value)
+    if one.kind is dict:
+        pairs = [value] if isinstance(value, str) else value
+        if isinstance(pairs, list):
+            return dict(_pair(text, one) for text in pairs)
         if not isinstance(value, dict):
             raise ValueError(f"expected `key: value` lines, got {value!r}")
+        if not one.typed:
+            value = {key: _text(text) for key, text in value.items()}
         return value
     if base is Path and isinstance(value, (str, Path)):
         return Path(value)
+    if base is str:
+        return _text(value)
     if base is float and type(value) is int:
         return float(value)
+    if base in (int, float) and isinstance(value, str):
+        try:  # YAML takes 1e-5 for a text
+            return base(value)
+        except ValueError:
+            pass
     if type(value) is not base:
-        names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        names = {int: "a whole number", float: "a number", bool: "true or false"}
         raise ValueError(f"expected {names.get(base, 'a path')}, got {value!r}")
     return value
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        quote = "; put it in quotes" if isinstance(value, (bool, int, float)) else ""
+        raise ValueError(f"expected a text, got {value!r}{quote}")
+    return value
+
+
+def _pair(text: Any, one: Declared) -> tuple[str, Any]:
     """`tensor_parallel_size=2` -> ("tensor_parallel_size", 2): the value is read as YAML."""
     import yaml
 
-    key, equals, value = text.partition("=")
+    key, equals, value = _text(text).partition("=")
     if not equals or not key:
-        raise ValueError(f"expected KEY=VALUE, got {text!r}")
+        raise ValueError(f"expected {one.field.metadata['metavar'] or PAIR}, got {text!r}")
+    if not one.typed:
+        return key, value
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,13 @@ from aft_factory.records import rejects
 from aft_factory.records.fields import OBJECT
 from aft_factory.records.files import check_writable
 from aft_factory.records.record import Row
-from aft_factory.records.tables import Line, TableWriter, read_rows
+from aft_factory.records.tables import Line, TableWriter
 from aft_factory.stage.engines import Opened
-from aft_factory.stage.job_settings import JobSettings, check_paths
+from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import keepable
 from aft_factory.stage.output import summary_path
 from aft_factory.stage.progress import Progress
+from aft_factory.stage.reading import check_paths
 from aft_factory.stage.signals import graceful
 from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe
@@ -101,14 +101,14 @@ class Job:
 
     def _check_outputs(self) -> None:
         """Refuse outputs that cannot be meant, before anything is paid for."""
-        writes = {
-            "--output": self.output,
-            "--rejects": self.rejects_path,
-            "--task-output": self.files.task_output,
-            "the summary": summary_path(self.output),
-            "--journal": self.journal_path,
-        }
-        check_paths({"the input": self.files.source}, writes)
+        writes = [
+            ("--output", self.output),
+            ("--rejects", self.rejects_path),
+            ("--task-output", self.files.task_output),
+            ("the summary", summary_path(self.output)),
+            ("--journal", self.journal_path),
+        ]
+        check_paths([self.files.source], writes)
         overwrite = self.files.overwrite
         for path in (self.output, self.files.task_output):
             if path is not None:
@@ -118,7 +118,7 @@ class Job:
 
     def lines(self) -> Iterator[Line]:
         """Go through the rows of the input."""
-        return islice(read_rows(self.files.source, split=self.settings.split), self.settings.limit)
+        return self.settings.lines(self.files.source)
 
     def query(self, line: Line) -> Query:
         """Read a row.
@@ -227,7 +227,7 @@ class Job:
 def survey(source: str, settings: JobSettings) -> tuple[int, Any]:
     """Count the rows of the input, and return the count and the first that is an object."""
     count, first = 0, None
-    for line in islice(read_rows(source, split=settings.split), settings.limit):
+    for line in settings.lines(source):
         if first is None and isinstance(line.value, OBJECT):
             first = line.value
         count += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
 from aft_factory.inference.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
-from aft_factory.records.record import Columns
-from aft_factory.stage.declaring import setting
+from aft_factory.stage.declaring import setting, written
+from aft_factory.stage.reading import ReadSettings, at_least
 
 SYNONYMS = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
 # What a run sets itself, by what it asks and by how engines ask it; `sampling_args` adds to these.
@@ -23,53 +22,24 @@ DEFAULT_IN_FLIGHT = 256  # samples a server; vLLM's works on 256 to 1024 at once
 
 
 @dataclass(frozen=True, slots=True)
-class JobSettings:
+class JobSettings(ReadSettings):
     """What every job reads and keeps; see the help texts."""
 
-    split: str = setting("train", "split of a hub data set or saved DatasetDict")
-    limit: int | None = setting(None, "only the first N rows", "N")
-    column: dict[str, Any] = setting(
-        {},
-        "read a field from another column (FIELD=NAME): messages=ask, ignore=context",
-    )
-    journal: Path | None = setting(None, "what was asked and answered (default: OUTPUT.journal)")
-    rejects: Path | None = setting(None, "rows without answer (default: OUTPUT.rejects.jsonl)")
+    journal: Path | None = written("what was asked and answered (default: OUTPUT.journal)")
+    rejects: Path | None = written("rows without answer (default: OUTPUT.rejects.jsonl)")
     admit: int | None = setting(
         None,
         "most queries under way: fewer end sooner (default: a quarter more than --in-flight)",
     )
     timeout: float = setting(600.0, "seconds until a server's answer is given up")
     retries: int = setting(10, "attempts after a failed one")
-    by_flag: tuple[str, ...] = ()  # which of these were given as flags, not in a file or a preset
-
-    def check(self) -> None:
-        """Refuse what cannot be meant, all at once.
-
-        Raises:
-            UsageError: With every problem found.
-        """
-        problems = self.problems()
-        if problems:
-            raise UsageError("\n".join(dict.fromkeys(problems)))
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings; a command's own add theirs."""
-        problems = at_least(self, ("retries", 0), ("admit", 1), ("limit", 1))
-        try:
-            self.columns()
-        except UsageError as error:
-            problems.append(str(error))
+        problems = ReadSettings.problems(self) + at_least(self, ("retries", 0), ("admit", 1))
         if not self.timeout > 0:
             problems.append(f"timeout: expected seconds, got {self.timeout}")
         return problems
-
-    def columns(self) -> Columns:
-        """Return the columns to read rows from.
-
-        Raises:
-            UsageError: If a field is unknown.
-        """
-        return Columns.from_mapping(self.column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,31 +128,3 @@ class AskSettings(JobSettings):
         return Policy(
             self.on_empty, self.on_truncated, self.resamples, self.min_drafts, self.on_filtered
         )
-
-
-def at_least(settings: object, *limits: tuple[str, int]) -> list[str]:
-    """Return a problem for each number that is set and below its limit."""
-    return [
-        f"{name}: expected a number from {least}, got {value}"
-        for name, least in limits
-        if (value := getattr(settings, name)) is not None and value < least
-    ]
-
-
-def check_paths(reads: dict[str, str], writes: dict[str, Path | None]) -> None:
-    """Refuse to write two things into one file, or over an input.
-
-    Args:
-        reads: By flag, what is read.
-        writes: By flag, what is written.
-
-    Raises:
-        UsageError: With the first clash.
-    """
-    taken = {os.path.realpath(name): flag for flag, name in reads.items()}
-    for flag, path in writes.items():
-        if path is None:
-            continue
-        other = taken.setdefault(os.path.realpath(path), flag)
-        if other != flag:
-            raise UsageError(f"{flag} and {other} are one file: {path}; name another")

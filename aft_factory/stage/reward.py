@@ -12,7 +12,7 @@ from aft_factory.asking.asker import Retries
 from aft_factory.engines.reward import DEFAULT_REWARD_MODEL
 from aft_factory.inference.scoring import Scorer
 from aft_factory.stage.declaring import setting
-from aft_factory.stage.job_settings import at_least
+from aft_factory.stage.reading import at_least
 
 if TYPE_CHECKING:
     from aft_factory.engines.reward import RewardModel

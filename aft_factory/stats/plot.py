@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.errors import MissingPackage
 from aft_factory.records.files import replacing, write_whole
 from aft_factory.stats.counts import LIMITS, Distribution
 
@@ -13,19 +13,20 @@ BINS = 60
 
 
 def plot_files(path: Path) -> list[Path]:
-    """Return the files that `write_plot` writes.
+    """Return the files that `write_plot` writes."""
+    return [path, path.with_suffix(".svg"), path.with_suffix(".csv")]
+
+
+def need_matplotlib() -> None:
+    """Check that it can be drawn, before work starts.
 
     Raises:
-        UsageError: If the path does not end in `.png`.
         MissingPackage: If matplotlib is not installed.
     """
-    if path.suffix != ".png":
-        raise UsageError(f"--plot {path}: expected a name that ends in .png")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise MissingPackage("--plot", "matplotlib") from None
-    return [path, path.with_suffix(".svg"), path.with_suffix(".csv")]
 
 
 def histogram(parts: Mapping[str, Distribution]) -> tuple[int, dict[str, list[int]]]:

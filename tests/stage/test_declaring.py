@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aft_factory.errors import UsageError
-from aft_factory.stage.declaring import add_flags, build, read_yaml, setting
+from aft_factory.stage.declaring import build, read_yaml, setting
+from aft_factory.stage.flags import add_flags
 
 
 @dataclass(frozen=True)

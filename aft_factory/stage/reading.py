@@ -1,0 +1,109 @@
+"""The settings of every command that reads rows, and the reading itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from aft_factory.errors import UsageError
+from aft_factory.records.record import Columns
+from aft_factory.records.tables import Line, read_rows
+from aft_factory.stage.declaring import setting
+
+FORMATS = ".jsonl, .json, .gz, .zst, .parquet"
+INPUTS = f"{FORMATS}, `datasets` folder or hub name"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """Which rows are read, and from which columns; see the help texts."""
+
+    split: str = setting("train", "split of a hub data set or saved DatasetDict")
+    limit: int | None = setting(None, "only the first N rows", "N")
+    column: dict[str, str] = setting(
+        {}, "read a field from another column: messages=ask, ignore=context", "FIELD=NAME"
+    )
+    by_flag: tuple[str, ...] = ()  # which of these were given as flags, not in a file or a preset
+
+    def check(self) -> None:
+        """Refuse what cannot be meant, all at once.
+
+        Raises:
+            UsageError: With every problem found.
+        """
+        if problems := self.problems():
+            raise UsageError(*dict.fromkeys(problems))
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings; a command's own add theirs."""
+        problems = at_least(self, ("limit", 1))
+        try:
+            self.columns()
+        except UsageError as error:
+            problems.append(str(error))
+        return problems
+
+    def columns(self) -> Columns:
+        """Return the columns to read rows from.
+
+        Raises:
+            UsageError: If a field is unknown.
+        """
+        return Columns.from_mapping(self.column)
+
+    def lines(
+        self, *sources: str, on_bytes: Callable[[int], object] = lambda _: None
+    ) -> Iterator[Line]:
+        """Open files, folders or hub names, and go through the rows of one after the other."""
+        tables = [read_rows(name, split=self.split, on_bytes=on_bytes) for name in sources]
+        return islice(chain.from_iterable(tables), self.limit)
+
+    @contextlib.contextmanager
+    def shown(self, sources: Sequence[str], title: str, *, quiet: bool) -> Iterator[Iterator[Line]]:
+        """Open what is to be read, under a progress bar over its bytes."""
+        sizes = [path.stat().st_size for path in map(Path, sources) if path.is_file()]
+        total = sum(sizes) if len(sizes) == len(sources) and self.limit is None else None
+        hidden = True if quiet else None  # None: where there is no terminal
+        with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=hidden) as bar:
+            yield self.lines(*sources, on_bytes=bar.update)
+
+
+def at_least(settings: object, *limits: tuple[str, int]) -> list[str]:
+    """Return a problem for each number that is set and below its limit."""
+    return [
+        f"{name}: expected a number from {least}, got {value}"
+        for name, least in limits
+        if (value := getattr(settings, name)) is not None and not least <= value <= sys.maxsize
+    ]
+
+
+def check_paths(reads: Sequence[str], writes: Sequence[tuple[str, Path | None]]) -> None:
+    """Refuse to write two things into one file, or over an input.
+
+    Args:
+        reads: What is read.
+        writes: By flag, what is written.
+
+    Raises:
+        UsageError: With the first clash.
+    """
+    inputs = {os.path.realpath(name): name for name in reads}
+    taken: dict[str, str] = {}
+    for flag, path in writes:
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in inputs:
+            raise UsageError(f"{flag} would replace the input {inputs[place]}; name another file")
+        if place in taken:
+            raise UsageError(
+                f"{flag} and {taken[place]} would write one file: {path}; name another"
+            )
+        taken[place] = flag

@@ -177,7 +177,7 @@ def test_what_a_reward_model_read_of_a_query_that_failed_is_unknown():
     assert failed.about == "engine"
     assert Usage(**failed.scored) == Usage(requests=3, prompt=None, attended=None)
     sound = asyncio.run(ask(Longest().score_each))
-    assert sound.scored == {"pairs": 3, "tokens": 3, "attended": 3}
+    assert Usage(**sound.scored) == Usage(requests=3, prompt=3, attended=3)
 
 
 # Rows that are alike

@@ -17,10 +17,10 @@ from typing import Any
 from aft_factory.aggregate import gates
 from aft_factory.engines.sampling import Completion
 from aft_factory.errors import RecordError, UsageError, suggest
-from aft_factory.inference.drafting import Settings
+from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record, with_proposals
-from aft_factory.inference.strategies import Answer, Conversation, Sample
+from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.stage.declaring import setting
@@ -71,6 +71,10 @@ async def pseudo_aggregation(query: Conversation, sample: Sample) -> Answer:
     """Answer the query directly: the ablation's target, which never saw the proposals."""
     [answer] = await sample(query, layer=0, final=True)
     return Answer(answer)
+
+
+AGGREGATE = Strategy("aggregate_proposals", aggregate_proposals, needs=frozenset({"proposals"}))
+PSEUDO = Strategy("pseudo_aggregation", pseudo_aggregation)
 
 
 @dataclass(slots=True)
@@ -146,9 +150,9 @@ def build_stage(settings: AggregateSettings) -> Stage:
         read_row=partial(
             read_record if settings.pseudo else with_proposals, columns=settings.columns()
         ),
-        strategy=pseudo_aggregation if settings.pseudo else aggregate_proposals,
+        strategy=PSEUDO if settings.pseudo else AGGREGATE,
         options={},
-        drafting=lambda: Settings(
+        drafting=lambda: DraftingOptions(
             load_template(settings.template),
             settings.proposal(),
             settings.final(),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Sampling, Usage
+from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Sampling
 from aft_factory.engines.together import together
 from aft_factory.engines.vllm_loading import (
     adapter_rank,
@@ -144,8 +144,7 @@ class VllmEngine:
         cached = [output.num_cached_tokens for output in outputs]
         before = None if None in cached else min(count or 0 for count in cached)
         written = sum(len(output.outputs[0].token_ids) for output in outputs)
-        usage = Usage(len(ids), before, written)
-        return Reply(completions, usage, tuple(ids))
+        return Reply.of(completions, len(ids), before, written, tuple(ids))
 
     async def reachable(self) -> bool:
         """Tell whether vLLM is there: if it dies, `sample` says so itself."""

@@ -14,11 +14,11 @@ from typing import Any
 
 from aft_factory.engines.sampling import Completion, Sampling
 from aft_factory.engines.scripted import ScriptedEngine
-from aft_factory.inference.drafting import Settings
+from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, with_proposals
 from aft_factory.inference.scoring import Longest, Scores
-from aft_factory.inference.strategies import Answer, Conversation, Sample, scored
+from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy, scored
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import usable
 from aft_factory.records.record import Record, Row, record_from_row
@@ -50,6 +50,9 @@ async def rank_proposals(
     best, scores, problems = await scored(query, sample, proposals, score.score_each)
     about = {"model": score.model, "scores": scores, "problems": problems}
     return Answer(proposals[best], about)
+
+
+RANK = Strategy("rank_proposals", rank_proposals, needs=frozenset({"proposals", "score"}))
 
 
 def ranked_row(query: Query, outcome: Outcome, settings: RankSettings) -> Row:
@@ -118,9 +121,9 @@ def build_stage(settings: RankSettings) -> Stage:
     """Return what happens to a row."""
     return Stage(
         read_row=partial(with_proposals, columns=settings.columns()),
-        strategy=rank_proposals,
+        strategy=RANK,
         options={},
-        drafting=lambda: Settings(load_template("paper"), Sampling(), Sampling()),
+        drafting=lambda: DraftingOptions(load_template("paper"), Sampling(), Sampling()),
         write_row=lambda query, outcome: ranked_row(query, outcome, settings),
         open=lambda: opened_reward(settings),
         dry=only(Longest()),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError, suggest
-from aft_factory.inference.strategies import STRATEGIES, WITHOUT_FINAL
+from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import detect_task
 from aft_factory.run.answering import build_stage
 from aft_factory.run.inspection import describe_query
@@ -97,7 +97,8 @@ def run_settings(args: argparse.Namespace) -> RunSettings:
         strategy = (config | flags_of(args, RunSettings)).get("strategy")
         if strategy in STRATEGIES and strategy != preset["strategy"]:
             preset = {key: preset[key] for key in preset if key not in ("width", "layers")}
-        if strategy in WITHOUT_FINAL:  # its one layer is the final one
+        found = STRATEGIES.get(strategy or "")
+        if found is not None and not found.has_final:  # its one layer is the final one
             preset = {key: preset[key] for key in preset if f"final_{key}" not in preset}
             preset = {key.removeprefix("final_"): value for key, value in preset.items()}
     return read_settings(args, RunSettings, [(f"preset {args.preset}", preset)])

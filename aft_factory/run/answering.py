@@ -36,7 +36,8 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         raise UsageError("\n".join(problems))
     for told in decoding_told(settings, name):
         _log.warning("%s", told)
-    longest = Longest() if settings.strategy == "best_of_n" else None
+    strategy = STRATEGIES[settings.strategy]
+    longest = Longest() if "score" in strategy.needs else None
     pretended = dry(settings, proposers_of(settings), longest and longest.score_each)
     if longest is not None:
         pretended = replace(pretended, count=longest.count, reward_shape=settings.reward_shape)
@@ -49,7 +50,7 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         raise UsageError(f"column: the layout of {name} is known; --task records takes it")
     return Stage(
         read_row=lambda row: decoded(read_row(row), settings, task),
-        strategy=STRATEGIES[settings.strategy],
+        strategy=strategy,
         options=settings.options(),
         drafting=settings.drafting,
         write_row=lambda query, outcome: output_row(query, outcome, settings),
@@ -77,7 +78,7 @@ async def opened_run(
     """Open what a run asks, and close it in the end."""
     async with contextlib.AsyncExitStack() as stack:
         engines = await stack.enter_async_context(opened(settings, settings.template, proposers))
-        if settings.strategy == "best_of_n":
+        if "score" in STRATEGIES[settings.strategy].needs:
             scores: Scores = Longest()
             if settings.has_reward:
                 opening = opened_scorer(

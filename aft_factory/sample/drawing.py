@@ -17,10 +17,10 @@ from typing import Any
 
 from aft_factory.engines.sampling import Completion, Sampling
 from aft_factory.errors import UsageError
-from aft_factory.inference.drafting import CompletionPrompts, Settings
+from aft_factory.inference.drafting import CompletionPrompts, DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record
-from aft_factory.inference.strategies import Answer, Conversation, Sample
+from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import TEMPLATES, load_template
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.sample import urial
@@ -117,7 +117,7 @@ def build_stage(settings: SampleSettings) -> Stage:
     drawn = Drawn(settings)
     return Stage(
         read_row=partial(read_record, columns=settings.columns()),
-        strategy=draw_proposals,
+        strategy=Strategy("draw_proposals", draw_proposals),
         options={"samples": settings.samples},
         drafting=lambda: drafting(settings),
         write_row=drawn.write_row,
@@ -130,7 +130,7 @@ def build_stage(settings: SampleSettings) -> Stage:
     )
 
 
-def drafting(settings: SampleSettings) -> Settings:
+def drafting(settings: SampleSettings) -> DraftingOptions:
     """Return what all queries have in common."""
     completion = None
     if not settings.chat:
@@ -140,7 +140,7 @@ def drafting(settings: SampleSettings) -> Settings:
             lambda messages: urial.render(settings.prompt, messages),
             read_completion,
         )
-    return Settings(
+    return DraftingOptions(
         load_template("paper"),
         settings.proposal(),
         settings.proposal(),

@@ -187,11 +187,11 @@ class Job:
         journal.note_time()
         self.session = {
             "seconds": round(time.monotonic() - started, 3),
-            "requests_asked": asker.counts.asked,
+            "requests_asked": asker.counts.asked.requests,
             "requests_replayed": asker.counts.replayed,
             "attempts_failed": asker.counts.retried,
             "most_in_flight": asker.limiter.most,
-            "tokens": asdict(asker.counts.usage),
+            "tokens": asdict(asker.counts.asked),
         }
         return ended
 

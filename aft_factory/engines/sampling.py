@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any
 
@@ -97,6 +97,8 @@ class Request:
         sampling: How to decode.
         seed: Sample i is drawn under `seed + i`, where the engine knows seeds.
         model: Which of several models (strategy `moa`); None is the run's one.
+        prompt_ids: The prompt in tokens, by the model's own tokenizer and template, where known:
+            an engine in this process need not encode it again. They follow from `prompt`.
     """
 
     prompt: Prompt
@@ -104,10 +106,11 @@ class Request:
     sampling: Sampling
     seed: int
     model: str | None = None
+    prompt_ids: Sequence[int] | None = field(default=None, compare=False, repr=False)
 
     def key(self, model: str) -> bytes:
         """Return the 16 bytes that name this request to `model`: equal if the answer may be."""
-        sampling = asdict(self.sampling)
+        sampling = {name: getattr(self.sampling, name) for name in Sampling.__dataclass_fields__}
         content = [model, self.prompt, sampling, self.n, self.seed]
         data = orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
         return hashlib.blake2b(data, digest_size=16).digest()

@@ -134,8 +134,11 @@ class VllmEngine:
 
     async def sample(self, request: Request) -> Reply:
         """Ask once; see `Engine.sample`."""
-        loop = asyncio.get_running_loop()
-        ids = await loop.run_in_executor(self._thread, self._encode, request.prompt)
+        if request.prompt_ids is not None:
+            ids = list(request.prompt_ids)
+        else:
+            loop = asyncio.get_running_loop()
+            ids = await loop.run_in_executor(self._thread, self._encode, request.prompt)
         # As n requests, which is what vLLM makes of n: so each tells what it found cached. The
         # prompt is read once all the same, by prefix caching.
         outputs = await together(self._one(ids, request, i) for i in range(request.n))

@@ -138,14 +138,17 @@ class Drafting:
         texts = [draft.text for draft in drafts]
         markers = self._markers.get(model or "") or known_markers()
         prompt: Prompt
+        prompt_ids = None
         if settings.completion is not None:
             prompt = settings.completion.render(markers.sanitise_all(query))
         else:
-            prompt = await self._messages(query, texts, sampling, layer, slot, model, markers)
+            prompt, prompt_ids = await self._messages(
+                query, texts, sampling, layer, slot, model, markers
+            )
 
         async def draw(at: int, count: int, attempt: int) -> list[Completion]:
             seed = identity_seed(settings.seed, self._identity, self._turn, layer, at, attempt)
-            request = Request(prompt, count, sampling, seed, model)
+            request = Request(prompt, count, sampling, seed, model, prompt_ids)
             place = Place(self._query, self._turn, layer, at, attempt)
             reply = await self._asker.ask(request, place)
             self._count(layer, model, reply.usage)
@@ -231,23 +234,23 @@ class Drafting:
         slot: int,
         model: str | None,
         markers: Markers,
-    ) -> list[Message]:
-        """Return the conversation to send; the query's own is left as it is."""
+    ) -> tuple[list[Message], Sequence[int] | None]:
+        """Return the conversation to send, and its tokens; the query's own is left as it is."""
         settings = self._settings
         messages = list(query)
         if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": settings.proposer_system})
         fitter = self._fitters.get((model or "", sampling.max_tokens))
-        safe = [markers.sanitise(text) for text in drafts]
+        safe, ids = [markers.sanitise(text) for text in drafts], None
         if fitter is not None:
             [fitted] = await asyncio.to_thread(fitter.fit_all, [(messages, safe, None)])
             if isinstance(fitted, DoesNotFit):
                 raise NoAnswer(f"layer {layer}: {fitted}")
             if fitted.cut:
                 self.note(layer, slot, f"{fitted.cut} drafts shortened")
-            safe = fitted.proposals
+            safe, ids = fitted.proposals, fitted.prompt_ids
         try:
-            return with_aggregator(markers.sanitise_all(messages), safe, settings.template)
+            return with_aggregator(markers.sanitise_all(messages), safe, settings.template), ids
         except RecordError as error:  # the template fails for these drafts
             raise NoAnswer(f"layer {layer}: {error}") from error
 

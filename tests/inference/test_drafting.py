@@ -347,3 +347,20 @@ def test_a_cut_off_draft_is_kept_where_resampling_gave_none(empty):
     assert texts == ["draft 0"]
     assert trace.drafts[0, 0][0][1].cut_off
     assert "dropped" not in [event["event"] for event in trace.events]
+
+
+@pytest.mark.parametrize("limit", [4000, 700])  # with room for the drafts, and without
+def test_a_request_has_the_very_tokens_of_its_prompt_so_that_it_is_encoded_once(tiny_llama, limit):
+    tokenizer = load_tokenizer(str(tiny_llama))
+    chat = resolve_chat_template("llama3", tokenizer)
+    fitters = {("", 4096): Fitter(tokenizer, chat, limit, load_template("paper"))}
+    engine = ScriptedEngine(numbered())
+    drafts = [Completion("six pails <|eot_id|> " * 100), Completion("seven")]
+    draw(engine, drafts=drafts, fitters=fitters)
+    [asked] = engine.requests
+    own = tokenizer.apply_chat_template(
+        asked.prompt, chat_template=chat, add_generation_prompt=True, return_dict=False
+    )
+    assert list(asked.prompt_ids) == own
+    assert (len(own) > 700) == (limit == 4000)
+    assert replace(asked, prompt_ids=None).key("m") == asked.key("m")

@@ -25,7 +25,7 @@ from aft_factory.prompts.rendering import TEMPLATES, load_template
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.sample import urial
 from aft_factory.stage.declaring import setting
-from aft_factory.stage.engines import dry, dry_note, opened
+from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import AskSettings, at_least
 from aft_factory.stage.stage import Stage, Tally
 
@@ -121,9 +121,9 @@ def build_stage(settings: SampleSettings) -> Stage:
         options={"samples": settings.samples},
         drafting=lambda: drafting(settings),
         write_row=drawn.write_row,
-        open=lambda: opened(settings, "paper"),
-        dry=dry(settings, ending="" if settings.chat else ENDING),
-        dry_note=dry_note(settings),
+        open=lambda: open_engines(settings, "paper"),
+        dry_run=dry_run_engines(settings, ending="" if settings.chat else ENDING),
+        dry_run_note=dry_run_note(settings),
         keep_drafts=True,
         of_drafts=True,
         tally=drawn,

@@ -19,7 +19,7 @@ from aft_factory.inference.strategies import Strategy
 from aft_factory.records.record import Row
 
 if TYPE_CHECKING:
-    from aft_factory.stage.engines import Opened
+    from aft_factory.stage.engines import OpenEngines
 
 
 class Tally:
@@ -51,8 +51,8 @@ class Stage:
         of_drafts: Whether drafts are what it makes, and not a final answer.
         tally: Counts what `write_row` and problems tell.
         open: Opens what it asks.
-        dry: What it asks in a dry run.
-        dry_note: What a dry run reckons with, in words.
+        dry_run: What it asks in a dry run.
+        dry_run_note: What a dry run reckons with, in words.
         task_row: From a query and its answers to the row of a benchmark's own file.
         unread: From a row that `read_row` refuses to a query that `task_row` can name.
         is_right: Whether the answers to a query are right, where that can be told.
@@ -64,9 +64,9 @@ class Stage:
     options: Mapping[str, Any]
     drafting: Callable[[], DraftingOptions]
     write_row: Callable[[Query, Outcome], Row]
-    open: Callable[[], AbstractAsyncContextManager[Opened]]
-    dry: Opened
-    dry_note: str
+    open: Callable[[], AbstractAsyncContextManager[OpenEngines]]
+    dry_run: OpenEngines
+    dry_run_note: str
     keep_drafts: bool = False
     of_drafts: bool = False
     tally: Tally = field(default_factory=Tally)

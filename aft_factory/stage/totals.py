@@ -15,7 +15,7 @@ from aft_factory.inference.strategies import Strategy
 from aft_factory.records.record import Row
 
 
-class Once:
+class FirstTimes:
     """Tells the first time of a key from the others; on disk, so that there may be millions."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Totals:
     finish_reasons: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     rejects: dict[str, tuple[int, str]] = field(default_factory=dict)
-    first_time: Once = field(default_factory=Once, repr=False)
+    first_time: FirstTimes = field(default_factory=FirstTimes, repr=False)
 
     def count(self, outcome: Outcome, key: bytes) -> None:
         """Add the outcome of one query, unless one of this key was added before."""

@@ -220,9 +220,8 @@ class Job:
             with progress:
                 await self._runner(asker, dry).answer_all(queries(), dry.in_flight, count)
         totals.finish_reasons.clear()
-        print(
-            f"{totals.read} rows, {unusable} of them unusable. To expect, {self.stage.dry_run_note}:"
-        )
+        expected = f"To expect, {self.stage.dry_run_note}:"
+        print(f"{totals.read} rows, {unusable} of them unusable. {expected}")
         print("\n".join(describe(totals, flops_of(self, totals), measured=False)))
 
 

@@ -28,11 +28,11 @@ from aft_factory.asking.asker import Asker
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.sampling import Sampling
-from aft_factory.inference.drafting import Settings
+from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner, window
-from aft_factory.inference.strategies import propose_and_aggregate
+from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.prompts.rendering import load_template
 
 LEAST_SHARE = 0.8
@@ -59,14 +59,18 @@ async def measure(url: str, args: argparse.Namespace) -> list[float]:
         Query(f"q{i}", [[{"role": "user", "content": f"What is {i}+{i}?"}]], {})
         for i in range(args.queries)
     ]
-    settings = Settings(load_template("paper"), Sampling(max_tokens=40), Sampling(max_tokens=40))
+    settings = DraftingOptions(
+        load_template("paper"), Sampling(max_tokens=40), Sampling(max_tokens=40)
+    )
     ends: list[float] = []
     problems: list[str] = []
     engine = await OpenAIEngine.connect([url], timeout=args.timeout)
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "journal") as journal:
         async with Asker({"": engine}, journal, args.in_flight) as asker:
             options = {"width": 3, "layers": 2}
-            runner = Runner(propose_and_aggregate, options, settings, asker, engine.model, {})
+            runner = Runner(
+                STRATEGIES["propose_and_aggregate"], options, settings, asker, engine.model, {}
+            )
             fingerprint = runner.fingerprint
             start = time.perf_counter()
 

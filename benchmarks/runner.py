@@ -63,7 +63,7 @@ from tiny_model import make_tiny_model
 from uf_rows import INSTRUCTION_LENGTHS, RESPONSE_LENGTHS, Texts
 
 from aft_factory.engines.sampling import Request, Sampling
-from aft_factory.inference.drafting import Settings
+from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.queries import Query
 from aft_factory.prompts.rendering import load_template
 
@@ -144,7 +144,7 @@ async def benchmark(args: argparse.Namespace, model: str) -> dict[str, Any]:
     assert isinstance(engine, Measured)
     engine.lengths = lengths
     sampling = Sampling(top_p=args.top_p, max_tokens=max(lengths))
-    settings = Settings(load_template("paper"), sampling, sampling, seed=SEED)
+    settings = DraftingOptions(load_template("paper"), sampling, sampling, seed=SEED)
     in_flight = args.in_flight or 2 * engine.max_sequences
     queries = make_queries(args.queries, args.scale)
     work = Work(engine, queries, args.width, args.layers, settings, in_flight)

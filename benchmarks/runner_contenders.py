@@ -13,11 +13,11 @@ from aft_factory.asking.asker import Asker
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.sampling import Reply, Request, identity_seed
 from aft_factory.engines.vllm_engine import VllmEngine
-from aft_factory.inference.drafting import Settings
+from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner, window
-from aft_factory.inference.strategies import propose_and_aggregate
+from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.rendering import with_aggregator
 from aft_factory.prompts.tokenizer import tokenizer_markers
@@ -83,7 +83,7 @@ class Work:
     queries: list[Query]
     width: int
     layers: int
-    settings: Settings
+    settings: DraftingOptions
     in_flight: int
 
     async def layer_by_layer(self, queries: Sequence[Query], *, copies: bool) -> Answers:
@@ -141,7 +141,12 @@ class Work:
             options = {"width": self.width, "layers": self.layers}
             fitters = {("", limit): fitter}
             runner = Runner(
-                propose_and_aggregate, options, self.settings, asker, engine.model, fitters
+                STRATEGIES["propose_and_aggregate"],
+                options,
+                self.settings,
+                asker,
+                engine.model,
+                fitters,
             )
             fingerprint = runner.fingerprint
 

@@ -8,7 +8,7 @@ from aft_factory.asking.asker import Asker, Retries
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Sampling
 from aft_factory.engines.scripted import ScriptedEngine, babble
-from aft_factory.inference.drafting import Drafting, Settings, Trace
+from aft_factory.inference.drafting import Drafting, DraftingOptions, Trace
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategies import STRATEGIES
@@ -16,7 +16,7 @@ from aft_factory.prompts.rendering import load_template
 from aft_factory.run.__main__ import main
 from aft_factory.stage import engines
 
-SETTINGS = Settings(load_template("paper"), Sampling(), Sampling(temperature=0.9))
+SETTINGS = DraftingOptions(load_template("paper"), Sampling(), Sampling(temperature=0.9))
 QUICK = Retries(most=3, first=0.001, longest=0.002)
 
 
@@ -39,8 +39,11 @@ def solve(strategy, script=None, *, messages=None, score=None, settings=SETTINGS
         asker = Asker(dict.fromkeys(("", "a", "b", "c"), engine), None, 100, QUICK)
         sample = Drafting("q", 0, settings, asker, {}, trace)
         extra = options if score is None else {**options, "score": score}
-        return await STRATEGIES[strategy](
-            messages or [{"role": "user", "content": "What is 1+1?"}], sample, **extra
+        chosen = STRATEGIES[strategy]
+        return await chosen.run(
+            messages or [{"role": "user", "content": "What is 1+1?"}],
+            sample,
+            **chosen.settled(extra),
         )
 
     return asyncio.run(run()), engine, trace
@@ -48,7 +51,7 @@ def solve(strategy, script=None, *, messages=None, score=None, settings=SETTINGS
 
 def runner(engine, *, strategy="propose_and_aggregate", journal=None, in_flight=100, **changes):
     """Return a Runner on one engine; to be made inside a running event loop."""
-    options = changes.pop("options", {"width": 3, "layers": 2})
+    options = STRATEGIES[strategy].settled(changes.pop("options", {"width": 3, "layers": 2}))
     settings = replace(SETTINGS, **changes)
     asker = Asker({"": engine}, journal, in_flight, QUICK)
     return Runner(STRATEGIES[strategy], options, settings, asker, engine.model, {})

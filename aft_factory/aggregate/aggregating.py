@@ -17,15 +17,15 @@ from typing import Any
 from aft_factory.aggregate import gates
 from aft_factory.engines.sampling import Completion
 from aft_factory.errors import RecordError, UsageError, suggest
-from aft_factory.inference.drafting import Settings
+from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.outcome import Outcome
-from aft_factory.inference.queries import Query, read_record, with_proposals
-from aft_factory.inference.strategies import Answer, Conversation, Sample
+from aft_factory.inference.queries import Query, read_record, read_with_proposals
+from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.records.tables import Line, TableWriter
 from aft_factory.stage.declaring import setting
-from aft_factory.stage.engines import dry, dry_note, opened
+from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import AskSettings
 from aft_factory.stage.rehearsing import filler, records
 from aft_factory.stage.stage import Stage, Tally
@@ -79,6 +79,10 @@ async def pseudo_aggregation(query: Conversation, sample: Sample) -> Answer:
     """Answer the query directly: the ablation's target, which never saw the proposals."""
     [answer] = await sample(query, layer=0, final=True)
     return Answer(answer)
+
+
+AGGREGATE = Strategy("aggregate_proposals", aggregate_proposals, needs=frozenset({"proposals"}))
+PSEUDO = Strategy("pseudo_aggregation", pseudo_aggregation)
 
 
 @dataclass(slots=True)
@@ -152,11 +156,11 @@ def build_stage(settings: AggregateSettings) -> Stage:
     gated = Gated(settings)
     return Stage(
         read_row=partial(
-            read_record if settings.pseudo else with_proposals, columns=settings.columns()
+            read_record if settings.pseudo else read_with_proposals, columns=settings.columns()
         ),
-        strategy=pseudo_aggregation if settings.pseudo else aggregate_proposals,
+        strategy=PSEUDO if settings.pseudo else AGGREGATE,
         options={},
-        drafting=lambda: Settings(
+        drafting=lambda: DraftingOptions(
             load_template(settings.template),
             settings.proposal(),
             settings.final(),
@@ -164,9 +168,9 @@ def build_stage(settings: AggregateSettings) -> Stage:
             policy=settings.policy(),
         ),
         write_row=gated.write_row,
-        open=lambda: opened(settings, settings.template),
-        dry=dry(settings),
-        dry_note=dry_note(settings),
+        open=lambda: open_engines(settings, settings.template),
+        dry_run=dry_run_engines(settings),
+        dry_run_note=dry_run_note(settings),
         tally=gated,
     )
 

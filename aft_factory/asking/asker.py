@@ -47,16 +47,14 @@ class Counts:
     """What an asker did so far.
 
     Attributes:
-        asked: Requests answered by the model, as they were sent.
-        replayed: Those answered from the journal, likewise.
+        asked: What requests took that the model answered.
+        replayed: Requests answered from the journal, as they were sent.
         retried: Attempts that failed and were followed by another.
-        usage: Tokens of the requests asked.
     """
 
-    asked: int = 0
+    asked: Usage = Usage()  # noqa: RUF009 - frozen
     replayed: int = 0
     retried: int = 0
-    usage: Usage = Usage()  # noqa: RUF009 - frozen
 
 
 class Asker:
@@ -144,7 +142,7 @@ class Asker:
         async with self._same.setdefault(key, asyncio.Lock()):
             kept = self._journal.find(key) if self._journal is not None else None
             if kept is not None:
-                self.counts.replayed += kept.readings
+                self.counts.replayed += kept.usage.requests
                 return kept
             return await self._attempts(engine, key, request, place)
 
@@ -184,8 +182,7 @@ class Asker:
             self.limiter.leave(request.n)
             del self._flying[key]
         self._answered, self._given_up = time.monotonic(), 0
-        self.counts.asked += reply.readings
-        self.counts.usage += reply.usage
+        self.counts.asked += reply.usage
         return reply
 
     async def _give_up(

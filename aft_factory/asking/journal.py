@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Journal(JournalFile):
             marks = ", ".join("?" * len(row))
             self._db.execute(f"INSERT OR IGNORE INTO replies VALUES ({marks})", row)
             self._db.execute("INSERT OR IGNORE INTO used VALUES (?, ?)", (key, self._run))
-            self.note_time(asked=reply.readings)
+            self.note_time(asked=reply.usage.requests)
 
     def keep_query(self, query: str, turns: list[list[Message]]) -> None:
         """Note what a query says, so that its drafts can be read beside it."""
@@ -193,13 +193,11 @@ class Journal(JournalFile):
 
 
 def _dump_reply(reply: Reply) -> bytes:
-    usage = [reply.usage.prompt, reply.usage.cached, reply.usage.completion]
     completions = [[c.text, c.finish_reason, c.tokens] for c in reply.completions]
-    content = {"usage": usage, "completions": completions, "readings": reply.readings}
-    return orjson.dumps(content)
+    return orjson.dumps({"usage": astuple(reply.usage), "completions": completions})
 
 
 def _reply(data: bytes) -> Reply:
     content = orjson.loads(data)
     completions = tuple(Completion(*parts) for parts in content["completions"])
-    return Reply(completions, Usage(*content["usage"]), readings=content.get("readings", 1))
+    return Reply(completions, Usage(*content["usage"]))

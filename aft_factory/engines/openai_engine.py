@@ -18,7 +18,6 @@ import os
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError, is_url
@@ -162,11 +161,10 @@ class OpenAIEngine:
         if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
         try:
-            reply = read_reply(await server.ask(body, extra | dict(sampling.extra)), n)
+            data = await server.ask(body, extra | dict(sampling.extra))
+            return read_reply(data, n, server.cached)
         except EngineError as error:
             raise self._judged(error) from error
-        cached = server.cached(reply.usage.cached, len(reply.completions))
-        return replace(reply, usage=replace(reply.usage, cached=cached))
 
     def _judged(self, error: EngineError) -> EngineError:
         """Return what the failure of a server means where there are others to ask."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import orjson
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.sampling import Completion, Reply, Usage
+from aft_factory.engines.sampling import Completion, Reply
 
 MOST_WORDS = 500  # characters of a server's error message
 
@@ -69,15 +69,23 @@ def parse_body(body: bytes, url: str) -> dict[str, Any]:
     return data
 
 
-def read_reply(data: dict[str, Any], n: int) -> Reply:
-    """Read a completion's body; of more than n choices, the first n."""
+def read_reply(
+    data: dict[str, Any], n: int, cached: Callable[[int | None, int], int | None]
+) -> Reply:
+    """Read a completion's body; of more than n choices, the first n.
+
+    Args:
+        data: The body.
+        n: How many were asked for.
+        cached: From what the body says of cached tokens, and of how many samples, to what is known.
+    """
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices:
         raise EngineError(
             f"expected choices, got none: {error_words(orjson.dumps(data))}", "refused"
         )
     usage = _object(data.get("usage"))
-    cached = _object(usage.get("prompt_tokens_details")).get("cached_tokens")
+    told = whole(_object(usage.get("prompt_tokens_details")).get("cached_tokens"))
     written = whole(usage.get("completion_tokens"))
     completions = []
     for choice in map(_object, choices[:n]):
@@ -92,7 +100,8 @@ def read_reply(data: dict[str, Any], n: int) -> Reply:
         completions.append(Completion(text or "", str(reason), tokens, ids))
     prompt_ids = data.get("prompt_token_ids") or _object(choices[0]).get("prompt_token_ids")
     tokens_read = whole(usage.get("prompt_tokens"))
-    return Reply(tuple(completions), Usage(tokens_read, whole(cached), written), _ids(prompt_ids))
+    before = cached(told, len(completions))
+    return Reply.of(completions, tokens_read, before, written, _ids(prompt_ids))
 
 
 def _object(value: object) -> dict[str, Any]:

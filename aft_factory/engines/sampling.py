@@ -7,8 +7,9 @@ answer, which is the journal's key. Pure; knows no engine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -96,6 +97,8 @@ class Request:
         sampling: How to decode.
         seed: Sample i is drawn under `seed + i`, where the engine knows seeds.
         model: Which of several models (strategy `moa`); None is the run's one.
+        prompt_ids: The prompt in tokens, by the model's own tokenizer and template, where known:
+            an engine in this process need not encode it again. They follow from `prompt`.
     """
 
     prompt: Prompt
@@ -103,10 +106,11 @@ class Request:
     sampling: Sampling
     seed: int
     model: str | None = None
+    prompt_ids: Sequence[int] | None = field(default=None, compare=False, repr=False)
 
     def key(self, model: str) -> bytes:
         """Return the 16 bytes that name this request to `model`: equal if the answer may be."""
-        sampling = asdict(self.sampling)
+        sampling = {name: getattr(self.sampling, name) for name in Sampling.__dataclass_fields__}
         content = [model, self.prompt, sampling, self.n, self.seed]
         data = orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
         return hashlib.blake2b(data, digest_size=16).digest()
@@ -123,9 +127,11 @@ def identity_seed(run_seed: int, *identity: str | int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one or more requests; None is unknown, and unknown plus anything is unknown.
+    """What requests took; None is unknown, and unknown plus anything is unknown.
 
     Attributes:
+        requests: How many were answered, as they were sent; of a reward model, pairs.
+        samples: Completions of them.
         prompt: Tokens of the prompts, each counted as often as it was read: once for n samples,
             unless the server had to be asked on.
         cached: Those of `prompt` that the engine had computed before (prefix caching). A server
@@ -133,22 +139,43 @@ class Usage:
             them, and most of them find what the first one read. vLLM's server tells it only with
             --enable-prompt-tokens-details, and where it has not told yet, a 0 is unknown.
         completion: Tokens written, of all samples.
+        attended: Sum of the positions of all tokens computed: what attention costs. Where a server
+            tells only the sum of n completions, each is taken to have an n-th of it.
     """
 
+    requests: int = 0
+    samples: int = 0
     prompt: int | None = 0
     cached: int | None = 0
     completion: int | None = 0
+    attended: int | None = 0
+
+    @classmethod
+    def of_pairs(cls, lengths: Iterable[int | None]) -> Usage:
+        """Count pairs that a reward model read, by their tokens; None: it could not be read."""
+        read = [length for length in lengths if length is not None]
+        attended = round(sum(_positions(0, length) for length in read))
+        return cls(requests=len(read), prompt=sum(read), attended=attended)
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            _sum(self.prompt, other.prompt),
-            _sum(self.cached, other.cached),
-            _sum(self.completion, other.completion),
-        )
+        pairs = zip(_counts(self), _counts(other), strict=True)
+        sums: list[Any] = [None if a is None or b is None else a + b for a, b in pairs]
+        return Usage(*sums)
+
+    @property
+    def computed(self) -> int | None:
+        """Tokens that went through the model: of prompts, less the cached ones, and written."""
+        if self.prompt is None or self.completion is None:
+            return None
+        return self.prompt - (self.cached or 0) + self.completion
 
 
-def _sum(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else a + b
+_counts = attrgetter(*(field.name for field in fields(Usage)))
+
+
+def _positions(start: float, end: float) -> float:
+    """start+1 + start+2 + ... + end."""
+    return (end * (end + 1) - start * (start + 1)) / 2 if end > start else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +219,33 @@ class Reply:
 
     Attributes:
         completions: n samples, in order.
-        usage: What they took.
+        usage: What they took, however many requests were sent for them.
         prompt_ids: The prompt as the model saw it, where known.
-        readings: How often the prompt was read, and is counted in `usage`: the requests sent.
     """
 
     completions: tuple[Completion, ...]
     usage: Usage
     prompt_ids: tuple[int, ...] | None = None
-    readings: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        completions: Iterable[Completion],
+        prompt: int | None,
+        cached: int | None,
+        written: int | None,
+        prompt_ids: tuple[int, ...] | None = None,
+    ) -> Reply:
+        """Return the reply to one request, from the tokens it took; see `Usage`."""
+        completions = tuple(completions)
+        attended = None
+        if prompt is not None and written is not None:
+            share = written / len(completions)
+            lengths = [share if c.tokens is None else c.tokens for c in completions]
+            behind = sum(_positions(prompt, prompt + length) for length in lengths)
+            attended = round(_positions(cached or 0, prompt) + behind)
+        usage = Usage(1, len(completions), prompt, cached, written, attended)
+        return cls(completions, usage, prompt_ids)
 
 
 def joined(replies: Sequence[Reply]) -> Reply:
@@ -209,5 +254,4 @@ def joined(replies: Sequence[Reply]) -> Reply:
         tuple(completion for reply in replies for completion in reply.completions),
         sum((reply.usage for reply in replies), Usage()),
         replies[0].prompt_ids,
-        sum(reply.readings for reply in replies),
     )

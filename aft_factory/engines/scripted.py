@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.sampling import Completion, Reply, Request, Usage
+from aft_factory.engines.sampling import Completion, Reply, Request
 
 WORDS = [
     "so",
@@ -94,7 +94,7 @@ class ScriptedEngine:
             for text in texts
         )
         written = sum(completion.tokens or 0 for completion in completions)
-        return Reply(completions, Usage(-(-size // CHARACTERS_PER_TOKEN), 0, written))
+        return Reply.of(completions, -(-size // CHARACTERS_PER_TOKEN), 0, written)
 
     async def reachable(self) -> bool:
         """Tell whether anybody is there."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Sampling, Usage
+from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Sampling
 from aft_factory.engines.together import together
 from aft_factory.engines.vllm_loading import (
     adapter_rank,
@@ -134,8 +134,11 @@ class VllmEngine:
 
     async def sample(self, request: Request) -> Reply:
         """Ask once; see `Engine.sample`."""
-        loop = asyncio.get_running_loop()
-        ids = await loop.run_in_executor(self._thread, self._encode, request.prompt)
+        if request.prompt_ids is not None:
+            ids = list(request.prompt_ids)
+        else:
+            loop = asyncio.get_running_loop()
+            ids = await loop.run_in_executor(self._thread, self._encode, request.prompt)
         # As n requests, which is what vLLM makes of n: so each tells what it found cached. The
         # prompt is read once all the same, by prefix caching.
         outputs = await together(self._one(ids, request, i) for i in range(request.n))
@@ -144,8 +147,7 @@ class VllmEngine:
         cached = [output.num_cached_tokens for output in outputs]
         before = None if None in cached else min(count or 0 for count in cached)
         written = sum(len(output.outputs[0].token_ids) for output in outputs)
-        usage = Usage(len(ids), before, written)
-        return Reply(completions, usage, tuple(ids))
+        return Reply.of(completions, len(ids), before, written, tuple(ids))
 
     async def reachable(self) -> bool:
         """Tell whether vLLM is there: if it dies, `sample` says so itself."""

@@ -14,9 +14,8 @@ from typing import Any
 
 from aft_factory.asking.asker import Asker
 from aft_factory.asking.journal import Place
-from aft_factory.engines.sampling import Completion, Prompt, Request, Sampling, identity_seed
+from aft_factory.engines.sampling import Completion, Prompt, Request, Sampling, Usage, identity_seed
 from aft_factory.errors import NoAnswer, RecordError
-from aft_factory.inference.accounting import LayerUsage
 from aft_factory.inference.policy import WORDS, Policy, verdict
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers, known_markers
@@ -41,7 +40,7 @@ class CompletionPrompts:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class DraftingOptions:
     """What all queries of a run have in common.
 
     Attributes:
@@ -74,8 +73,8 @@ class Trace:
         events: Every use of a policy: {turn, layer, slot, event}.
     """
 
-    usage: dict[tuple[int, int], LayerUsage] = field(default_factory=dict)
-    by_model: dict[str, LayerUsage] = field(default_factory=dict)
+    usage: dict[tuple[int, int], Usage] = field(default_factory=dict)
+    by_model: dict[str, Usage] = field(default_factory=dict)
     drafts: dict[tuple[int, int], list[tuple[int, Completion]]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -100,7 +99,7 @@ class Drafting:
         self,
         query: str,
         turn: int,
-        settings: Settings,
+        settings: DraftingOptions,
         asker: Asker,
         fitters: Mapping[tuple[str, int], Fitter],
         trace: Trace,
@@ -139,38 +138,44 @@ class Drafting:
         texts = [draft.text for draft in drafts]
         markers = self._markers.get(model or "") or known_markers()
         prompt: Prompt
+        prompt_ids = None
         if settings.completion is not None:
             prompt = settings.completion.render(markers.sanitise_all(query))
         else:
-            prompt = await self._messages(query, texts, sampling, layer, slot, model, markers)
+            prompt, prompt_ids = await self._messages(
+                query, texts, sampling, layer, slot, model, markers
+            )
 
         async def draw(at: int, count: int, attempt: int) -> list[Completion]:
             seed = identity_seed(settings.seed, self._identity, self._turn, layer, at, attempt)
-            request = Request(prompt, count, sampling, seed, model)
+            request = Request(prompt, count, sampling, seed, model, prompt_ids)
             place = Place(self._query, self._turn, layer, at, attempt)
             reply = await self._asker.ask(request, place)
-            self._count(layer, model, LayerUsage.of(reply))
+            self._count(layer, model, reply.usage)
             read = settings.completion.read if settings.completion else _unchanged
             restored = (replace(c, text=markers.restore(c.text)) for c in reply.completions)
             return [read(completion) for completion in restored]
 
         async def usable(at: int, completion: Completion) -> Completion | None:
-            most = settings.policy.resamples
+            most, cut_off = settings.policy.resamples, None
             for attempt in range(most + 1):
                 problem, fate = verdict(completion, settings.policy, most - attempt)
                 if problem is not None:
                     self.note(layer, at, problem)
                 if fate == "keep":
                     return completion
-                if fate == "reject":
-                    raise NoAnswer(f"layer {layer}, draft {at}: {problem}")
-                if fate == "drop":
+                if fate != "resample":
                     break
+                if problem == "truncated":
+                    cut_off = completion  # kept, should no better one come
                 self.note(layer, at, "resampled")
                 [completion] = await draw(at, 1, attempt + 1)
-            self.note(layer, at, "dropped")
-            lost.append(WORDS[str(problem)])
-            return None
+            if cut_off is None and fate == "reject":
+                raise NoAnswer(f"layer {layer}, draft {at}: {problem}")
+            if cut_off is None:
+                self.note(layer, at, "dropped")
+                lost.append(WORDS[str(problem)])
+            return cut_off
 
         lost: list[str] = []
         # Greedy drafts are all alike. Servers refuse to write n of them, or take chance for it.
@@ -215,10 +220,10 @@ class Drafting:
             {"turn": self._turn, "layer": layer, "slot": slot, "event": event}
         )
 
-    def _count(self, layer: int, model: str | None, usage: LayerUsage) -> None:
+    def _count(self, layer: int, model: str | None, usage: Usage) -> None:
         trace, key = self._trace, (self._turn, layer)
-        trace.usage[key] = trace.usage.get(key, LayerUsage()) + usage
-        trace.by_model[model or ""] = trace.by_model.get(model or "", LayerUsage()) + usage
+        trace.usage[key] = trace.usage.get(key, Usage()) + usage
+        trace.by_model[model or ""] = trace.by_model.get(model or "", Usage()) + usage
 
     async def _messages(
         self,
@@ -229,23 +234,23 @@ class Drafting:
         slot: int,
         model: str | None,
         markers: Markers,
-    ) -> list[Message]:
-        """Return the conversation to send; the query's own is left as it is."""
+    ) -> tuple[list[Message], Sequence[int] | None]:
+        """Return the conversation to send, and its tokens; the query's own is left as it is."""
         settings = self._settings
         messages = list(query)
         if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": settings.proposer_system})
         fitter = self._fitters.get((model or "", sampling.max_tokens))
-        safe = [markers.sanitise(text) for text in drafts]
+        safe, ids = [markers.sanitise(text) for text in drafts], None
         if fitter is not None:
             [fitted] = await asyncio.to_thread(fitter.fit_all, [(messages, safe, None)])
             if isinstance(fitted, DoesNotFit):
                 raise NoAnswer(f"layer {layer}: {fitted}")
             if fitted.cut:
                 self.note(layer, slot, f"{fitted.cut} drafts shortened")
-            safe = fitted.proposals
+            safe, ids = fitted.proposals, fitted.prompt_ids
         try:
-            return with_aggregator(markers.sanitise_all(messages), safe, settings.template)
+            return with_aggregator(markers.sanitise_all(messages), safe, settings.template), ids
         except RecordError as error:  # the template fails for these drafts
             raise NoAnswer(f"layer {layer}: {error}") from error
 

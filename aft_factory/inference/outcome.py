@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aft_factory.inference.accounting import LayerUsage
+from aft_factory.engines.sampling import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,15 @@ class Outcome:
     scored: dict[str, Any] | None = None
 
     @property
-    def layer_usage(self) -> dict[tuple[int, int], LayerUsage]:
+    def layer_usage(self) -> dict[tuple[int, int], Usage]:
         """The usage, by (turn, layer)."""
         return {(row["turn"], row["layer"]): _usage(row) for row in self.usage}
 
     @property
-    def model_usage(self) -> dict[str, LayerUsage]:
+    def model_usage(self) -> dict[str, Usage]:
         """The usage by model, where several were asked; the run's own is ""."""
         return {row["model"] or "": _usage(row) for row in self.by_model}
 
 
-def _usage(row: Mapping[str, Any]) -> LayerUsage:
-    return LayerUsage(**{name: row[name] for name in LayerUsage.__dataclass_fields__})
+def _usage(row: Mapping[str, Any]) -> Usage:
+    return Usage(**{name: row[name] for name in Usage.__dataclass_fields__})

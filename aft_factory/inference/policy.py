@@ -19,7 +19,8 @@ class Policy:
 
     Attributes:
         empty: `resample` under another seed, then drop; `drop`; or `reject` the whole query.
-        truncated: The same, or `keep`. After resampling in vain, a cut-off draft is kept.
+        truncated: The same, or `keep`. After resampling in vain, the last
+            cut-off draft is kept, though an empty one came after it.
         resamples: How often to resample one draft.
         min_drafts: With fewer usable drafts in a layer the query is rejected.
         filtered: As `empty`, or `keep` what was written before a filter of contents ended it.

@@ -45,7 +45,7 @@ def read_record(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
     return Query(record.id, [record.messages], row, record.proposals)
 
 
-def with_proposals(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
+def read_with_proposals(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
     """Read a record that has proposals; blank ones are left out, as from training, and counted.
 
     Raises:

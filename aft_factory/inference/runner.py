@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -20,10 +19,9 @@ from aft_factory import __version__
 from aft_factory.asking.asker import Asker
 from aft_factory.asking.limiter import Stopped
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.sampling import Completion
+from aft_factory.engines.sampling import Completion, Usage
 from aft_factory.errors import NoAnswer
-from aft_factory.inference.accounting import Scored
-from aft_factory.inference.drafting import Drafting, Settings, Trace
+from aft_factory.inference.drafting import Drafting, DraftingOptions, Trace
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.strategies import Strategy
@@ -38,7 +36,7 @@ class Runner:
 
     Attributes:
         strategy: The algorithm.
-        options: Its options.
+        options: All of its options.
         settings: Prompts, sampling, seed and policies.
         asker: Asks the model.
         model: What answers, for the fingerprint.
@@ -53,7 +51,7 @@ class Runner:
 
     strategy: Strategy
     options: Mapping[str, Any]
-    settings: Settings
+    settings: DraftingOptions
     asker: Asker
     model: str
     fitters: Mapping[tuple[str, int], Fitter]
@@ -68,7 +66,7 @@ class Runner:
         """Names all that decides an outcome but the query: outcomes of equal names are equal."""
         settings = self.settings
         content = [
-            *(__version__, self.model, self.strategy.__name__, dict(self.options)),
+            *(__version__, self.model, self.strategy.name, dict(self.options)),
             *(settings.template.fingerprint, settings.proposer_system, settings.seed),
             *(asdict(settings.proposal), asdict(settings.final), asdict(settings.policy)),
             *(self.keep_drafts, self.scorer),
@@ -96,10 +94,10 @@ class Runner:
         if query.final:
             settings = replace(settings, final=replace(settings.final, **query.final))
         options = dict(self.options)
-        scored: list[Scored] = []
+        scored: list[Usage] = []
         if self.score is not None:
             options["score"] = self.score if self.count is None else self._counted(scored)
-        if "proposals" in inspect.signature(self.strategy).parameters:
+        if "proposals" in self.strategy.needs:
             options["proposals"] = [Completion(text) for text in query.proposals]
         done: list[Completion] = []
         details: list[dict[str, Any]] = []
@@ -112,7 +110,7 @@ class Runner:
                     *(query.id, turn, settings, self.asker, self.fitters, trace, self.markers),
                     query.identity,
                 )
-                answer = await self.strategy(messages, sample, **options)
+                answer = await self.strategy.run(messages, sample, **options)
                 done.append(answer.completion)
                 details.append(answer.details)
                 messages = [*messages, {"role": "assistant", "content": answer.completion.text}]
@@ -136,10 +134,10 @@ class Runner:
             problem=problem,
             about=about,
             by_model=_by_model(trace),
-            scored=asdict(sum(scored, Scored())) if scored else None,
+            scored=asdict(sum(scored, Usage())) if scored else None,
         )
 
-    def _counted(self, scored: list[Scored]) -> Callable[..., Awaitable[Any]]:
+    def _counted(self, scored: list[Usage]) -> Callable[..., Awaitable[Any]]:
         """Return the reward model as strategies ask it, noting what it reads."""
         assert self.count is not None
         count = self.count
@@ -148,9 +146,9 @@ class Runner:
             try:
                 scores = await self.score(query, texts)
             except EngineError:  # nobody knows what it read before
-                scored.append(Scored(len(texts), None, None))
+                scored.append(Usage(len(texts), prompt=None, attended=None))
                 raise
-            scored.append(Scored.of(await count(query, texts)))
+            scored.append(Usage.of_pairs(await count(query, texts)))
             return scores
 
         return score

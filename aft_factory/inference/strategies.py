@@ -2,8 +2,8 @@
 
 Pure: a strategy is handed `sample`, which asks the model and is bound to one query's identity; it
 never builds a model, a prompt or a seed. A layer is one round; every draft has its place, (layer,
-slot), which is all that its seed depends on. To add a strategy: one coroutine, one line in
-`STRATEGIES`; its keyword arguments are its options.
+slot), which is all that its seed depends on. To add a strategy: one coroutine and its `Strategy` in
+`STRATEGIES`, which is all that the rest of the house knows of it.
 
     width K     drafts per layer (for RSA the population N, for self_moa_seq the samples N)
     layers L    rounds of aggregation
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -89,12 +89,43 @@ class Answer:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """An inference algorithm, and all that is to be known of it.
+
+    Attributes:
+        name: As users type it.
+        run: The coroutine: `run(query, sample, **options) -> Answer`.
+        options: What can be set, with its defaults.
+        fixed: Options of `run` that cannot: what makes it this one and no other.
+        has_final: Whether its last layer is decoded by settings of its own; else its one layer is
+            the final one, and what is set for drafts holds for the answer.
+        needs: What `run` is handed besides: `proposals` that the row brings, `score`, `models`.
+        flops: Of one query by appendix C of 2501.11877, from all options, in the FLOPs of one
+            completion; None for a strategy that it does not cover.
+    """
+
+    name: str
+    run: Callable[..., Coroutine[Any, Any, Answer]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    has_final: bool = True
+    needs: frozenset[str] = frozenset()
+    flops: Callable[..., int] | None = None
+
+    def settled(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all options: those given, and its own where nothing (None) was."""
+        given = {name: value for name, value in given.items() if value is not None}
+        return {**self.options, **given, **self.fixed}
+
+
 async def propose_and_aggregate(
-    query: Conversation, sample: Sample, *, width: int = 5, layers: int = 2
+    query: Conversation, sample: Sample, *, width: int, layers: int
 ) -> Answer:
     """AFT (arXiv 2501.11877, section 3.3): P(0) ~ A(r | q), P(l+1) ~ A(r | q, P(l)).
 
-    Each layer has K drafts, the last one; with L = 0 the model just answers.
+    Each layer has K drafts, the last one; with L = 0 the model just answers. K = 1 revises one
+    draft L times (`sequential_revision`), L = 1 aggregates K drafts once (`parallel_sampling`).
     """
     drafts: list[Completion] = []
     for layer in range(layers):
@@ -103,17 +134,7 @@ async def propose_and_aggregate(
     return Answer(final)
 
 
-async def sequential_revision(query: Conversation, sample: Sample, *, layers: int = 2) -> Answer:
-    """Revise one draft L times: propose-and-aggregate with K = 1 (2501.11877, section 3.3)."""
-    return await propose_and_aggregate(query, sample, width=1, layers=layers)
-
-
-async def parallel_sampling(query: Conversation, sample: Sample, *, width: int = 5) -> Answer:
-    """Aggregate K drafts once: propose-and-aggregate with L = 1 (2501.11877, section 3.3)."""
-    return await propose_and_aggregate(query, sample, width=width, layers=1)
-
-
-async def best_of_n(query: Conversation, sample: Sample, *, width: int = 5, score: Score) -> Answer:
+async def best_of_n(query: Conversation, sample: Sample, *, width: int, score: Score) -> Answer:
     """Best-of-N: of K drafts the one that a reward model scores highest (2501.11877, table 5)."""
     drafts = await sample(query, layer=0, n=width, final=True)
     best, scores, problems = await scored(query, sample, drafts, score)
@@ -121,14 +142,12 @@ async def best_of_n(query: Conversation, sample: Sample, *, width: int = 5, scor
     return Answer(drafts[best], {"scores": scores, "problem": problems[0] if problems else ""})
 
 
-async def majority_vote(query: Conversation, sample: Sample, *, width: int = 5) -> Answer:
+async def majority_vote(query: Conversation, sample: Sample, *, width: int) -> Answer:
     """Self-consistency (2203.11171): of K drafts the first with the commonest final number."""
     return _voted(await sample(query, layer=0, n=width, final=True))
 
 
-async def self_moa_seq(
-    query: Conversation, sample: Sample, *, width: int = 30, window: int = 6
-) -> Answer:
+async def self_moa_seq(query: Conversation, sample: Sample, *, width: int, window: int) -> Answer:
     """Self-MoA-Seq (2502.00674, section 5): slide a window over N drafts, carrying the synthesis.
 
     Each step aggregates the last step's result and the next W - 1 drafts (the first step, W).
@@ -145,7 +164,7 @@ async def self_moa_seq(
 
 
 async def rsa(
-    query: Conversation, sample: Sample, *, width: int = 16, subset: int = 4, layers: int = 10
+    query: Conversation, sample: Sample, *, width: int, subset: int, layers: int
 ) -> Answer:
     """Recursive self-aggregation (2509.26626): each member of P(t) aggregates K of the N of P(t-1).
 
@@ -175,8 +194,8 @@ async def moa(
     sample: Sample,
     *,
     models: Sequence[str],
-    width: int = 1,
-    layers: int = 2,
+    width: int,
+    layers: int,
 ) -> Answer:
     """Mixture-of-Agents (2406.04692): every layer asks each proposer; the run's model aggregates.
 
@@ -229,18 +248,45 @@ def _voted(drafts: Sequence[Completion]) -> Answer:
     return Answer(drafts[winner or 0], {"votes": votes})
 
 
-Strategy = Callable[..., Coroutine[Any, Any, Answer]]
+def _aggregating(width: int, layers: int) -> int:
+    """Appendix C: a layer's drafts are written by one and read by the next, then the answer."""
+    return 2 * layers * width + 1
 
-STRATEGIES: dict[str, Strategy] = {
-    "propose_and_aggregate": propose_and_aggregate,
-    "sequential_revision": sequential_revision,
-    "parallel_sampling": parallel_sampling,
-    "best_of_n": best_of_n,
-    "majority_vote": majority_vote,
-    "self_moa_seq": self_moa_seq,
-    "rsa": rsa,
-    "moa": moa,
+
+STRATEGIES = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy(
+            "propose_and_aggregate",
+            propose_and_aggregate,
+            {"width": 5, "layers": 2},
+            flops=_aggregating,
+        ),
+        Strategy(
+            "sequential_revision",
+            propose_and_aggregate,
+            {"layers": 2},
+            fixed={"width": 1},
+            flops=_aggregating,
+        ),
+        Strategy(
+            "parallel_sampling",
+            propose_and_aggregate,
+            {"width": 5},
+            fixed={"layers": 1},
+            flops=_aggregating,
+        ),
+        Strategy(
+            "best_of_n",
+            best_of_n,
+            {"width": 5},
+            has_final=False,
+            needs=frozenset({"score"}),
+            flops=lambda width: 2 * width,
+        ),
+        Strategy("majority_vote", majority_vote, {"width": 5}, has_final=False),
+        Strategy("self_moa_seq", self_moa_seq, {"width": 30, "window": 6}),
+        Strategy("rsa", rsa, {"width": 16, "subset": 4, "layers": 10}),
+        Strategy("moa", moa, {"width": 1, "layers": 2}, needs=frozenset({"models"})),
+    )
 }
-
-# Their one layer is the final one: what is set for drafts holds for the answer.
-WITHOUT_FINAL = frozenset({"best_of_n", "majority_vote"})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import orjson
@@ -24,6 +24,7 @@ from aft_factory.prompts.tokenizer import tokenizer_markers
 from aft_factory.records.messages import Message
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
 
 Conversation = tuple[list[Message], Sequence[str], str | None]  # messages, proposals, target
@@ -92,7 +93,8 @@ class Fitter:
         """Fit rows (see `shortening.fit`), all of them at once and then all that are too long.
 
         Their texts may hold markers; the proposals returned hold none. A row that a template
-        refuses does not fit; without a limit all others do.
+        refuses does not fit; without a limit all others do. Of a row without a target, the tokens
+        of its prompt are handed back as well: whoever asks a model need not encode it again.
         """
         safe = self.markers.sanitise
         rows = [
@@ -106,22 +108,17 @@ class Fitter:
         results: dict[int, Fitted | DoesNotFit] = {}
         segments = self._rendered(dict(enumerate(rows)), results)
         texts = [text for pair in segments.values() for text in pair]
-        if self.limit is None:
-            counts = iter(self._count(texts))
-            for i in segments:
-                total = next(counts) + next(counts) + _seams(rows[i][0])
-                results[i] = Fitted(list(rows[i][1]), total)
-            return [results[i] for i in range(len(rows))]
-        counts = iter(self._count(texts))
+        encoded = iter(self._encoded(texts))
         attempts: dict[int, Generator[list[str], int, Fitted]] = {}
         after_prompt = {}
         for i in segments:
-            messages, proposals, _ = rows[i]
-            prompt, answer = next(counts), next(counts)
-            after_prompt[i] = answer + _seams(messages)
-            total = prompt + after_prompt[i]
-            if total <= self.limit:
-                results[i] = Fitted(list(proposals), total)
+            messages, proposals, target = rows[i]
+            prompt, answer = next(encoded), next(encoded)
+            after_prompt[i] = len(answer) + _seams(messages)
+            total = len(prompt) + after_prompt[i]
+            if self.limit is None or total <= self.limit:
+                ids = prompt.ids if target is None else None
+                results[i] = Fitted(list(proposals), total, prompt_ids=ids)
             else:
                 attempts[i] = shorten(proposals, self.limit, self._ends(proposals), total)
 
@@ -129,12 +126,13 @@ class Fitter:
         while tries:
             again = {i: (rows[i][0], shorter, rows[i][2]) for i, shorter in tries.items()}
             segments, tries = self._rendered(again, results), {}
-            counts = iter(self._count([prompt for prompt, _ in segments.values()]))
-            for i in segments:
+            prompts = self._encoded([prompt for prompt, _ in segments.values()])
+            for i, prompt in zip(segments, prompts, strict=True):
                 try:
-                    tries[i] = attempts[i].send(next(counts) + after_prompt[i])
+                    tries[i] = attempts[i].send(len(prompt) + after_prompt[i])
                 except StopIteration as done:
-                    results[i] = done.value
+                    ids = prompt.ids if rows[i][2] is None else None
+                    results[i] = replace(done.value, prompt_ids=ids)
                 except DoesNotFit as error:
                     results[i] = error
         return [results[i] for i in range(len(rows))]
@@ -151,11 +149,9 @@ class Fitter:
                 results[i] = error
         return segments
 
-    def _count(self, texts: Sequence[str]) -> list[int]:
-        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(
-            list(texts), add_special_tokens=False
-        )
-        return [len(encoding) for encoding in encoded]
+    def _encoded(self, texts: Sequence[str]) -> list[Encoding]:
+        encode = self.tokenizer.backend_tokenizer.encode_batch_fast
+        return encode(list(texts), add_special_tokens=False)  # type: ignore[no-any-return]
 
     def _ends(self, proposals: Sequence[str]) -> list[list[int]]:
         """Return where the tokens of each proposal end, were it by itself."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aft_factory.errors import AftError
 
@@ -36,12 +36,14 @@ class Fitted:
         tokens: Length of the whole row with them, in tokens.
         cut: How many proposals were shortened.
         tokens_removed: How many of the row's tokens are gone.
+        prompt_ids: The tokens of the prompt, where a row without a target was asked for.
     """
 
     proposals: list[str]
     tokens: int
     cut: int = 0
     tokens_removed: int = 0
+    prompt_ids: Sequence[int] | None = field(default=None, compare=False)
 
 
 def fit(

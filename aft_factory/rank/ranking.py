@@ -14,21 +14,21 @@ from typing import Any
 
 from aft_factory.engines.sampling import Completion, Sampling
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
-from aft_factory.inference.drafting import Settings
+from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.outcome import Outcome
-from aft_factory.inference.queries import Query, with_proposals
+from aft_factory.inference.queries import Query, read_with_proposals
 from aft_factory.inference.scoring import Longest, Scores
-from aft_factory.inference.strategies import Answer, Conversation, Sample, scored
+from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy, scored
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import usable
 from aft_factory.records.record import Record, Row, record_from_row
 from aft_factory.records.tables import Line, TableWriter
 from aft_factory.stage.declaring import setting
-from aft_factory.stage.engines import Opened
+from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.reading import at_least
 from aft_factory.stage.rehearsing import records
-from aft_factory.stage.reward import RewardSettings, opened_scorer
+from aft_factory.stage.reward import RewardSettings, open_scorer
 from aft_factory.stage.stage import Stage
 
 ADMITTED = 1024  # queries whose proposals are sorted and scored together
@@ -53,6 +53,9 @@ async def rank_proposals(
     best, scores, problems = await scored(query, sample, proposals, score.score_each)
     about = {"model": score.model, "scores": scores, "problems": problems}
     return Answer(proposals[best], about)
+
+
+RANK = Strategy("rank_proposals", rank_proposals, needs=frozenset({"proposals", "score"}))
 
 
 def ranked_row(query: Query, outcome: Outcome, settings: RankSettings) -> Row:
@@ -94,19 +97,19 @@ def sampling_of(record: Record, kept: Sequence[int]) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def opened_reward(settings: RankSettings) -> AsyncIterator[Opened]:
+async def open_reward(settings: RankSettings) -> AsyncIterator[OpenEngines]:
     """Open the reward model; no other model is asked."""
     if settings.scripted:
-        yield only(Longest())
+        yield reward_only(Longest())
         return
-    opening = opened_scorer(settings, timeout=settings.timeout, retries=settings.retries)
+    opening = open_scorer(settings, timeout=settings.timeout, retries=settings.retries)
     async with opening as scorer:
-        yield only(scorer)
+        yield reward_only(scorer)
 
 
-def only(scores: Scores) -> Opened:
+def reward_only(scores: Scores) -> OpenEngines:
     """Return what a job asks that asks nothing but a reward model."""
-    return Opened(
+    return OpenEngines(
         {"": ScriptedEngine(model="none")},
         {},
         ADMITTED // 4,
@@ -120,14 +123,14 @@ def only(scores: Scores) -> Opened:
 def build_stage(settings: RankSettings) -> Stage:
     """Return what happens to a row."""
     return Stage(
-        read_row=partial(with_proposals, columns=settings.columns()),
-        strategy=rank_proposals,
+        read_row=partial(read_with_proposals, columns=settings.columns()),
+        strategy=RANK,
         options={},
-        drafting=lambda: Settings(load_template("paper"), Sampling(), Sampling()),
+        drafting=lambda: DraftingOptions(load_template("paper"), Sampling(), Sampling()),
         write_row=lambda query, outcome: ranked_row(query, outcome, settings),
-        open=lambda: opened_reward(settings),
-        dry=only(Longest()),
-        dry_note="nothing but the reward model's work: each proposal is read once",
+        open=lambda: open_reward(settings),
+        dry_run=reward_only(Longest()),
+        dry_run_note="nothing but the reward model's work: each proposal is read once",
     )
 
 

@@ -22,7 +22,7 @@ def rejects_path(output: Path) -> Path:
         >>> str(rejects_path(Path("data/out.v1.jsonl.gz")))
         'data/out.v1.jsonl.gz.rejects.jsonl'
     """
-    return output.with_name(f"{output.name.removesuffix('.jsonl')}.rejects.jsonl")
+    return output.parent / f"{output.name.removesuffix('.jsonl')}.rejects.jsonl"
 
 
 class Rejects:

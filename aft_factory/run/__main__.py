@@ -10,7 +10,7 @@ from typing import Any
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError, suggest
-from aft_factory.inference.strategies import STRATEGIES, WITHOUT_FINAL
+from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import detect_task
 from aft_factory.run.answering import build_stage, rehearse
 from aft_factory.run.inspection import describe_query
@@ -65,7 +65,8 @@ def preset_settings(args: RunArguments, given: Mapping[str, Any]) -> tuple[str, 
     strategy = given.get("strategy")
     if strategy in STRATEGIES and strategy != preset["strategy"]:
         preset = {key: preset[key] for key in preset if key not in ("width", "layers")}
-    if strategy in WITHOUT_FINAL:  # its one layer is the final one
+    found = STRATEGIES.get(strategy or "")
+    if found is not None and not found.has_final:  # its one layer is the final one
         preset = {key: preset[key] for key in preset if f"final_{key}" not in preset}
         preset = {key.removeprefix("final_"): value for key, value in preset.items()}
     return f"preset {args.preset}", preset

@@ -23,9 +23,9 @@ from aft_factory.records.record import Row
 from aft_factory.records.tables import Line, TableWriter
 from aft_factory.run.decoding import decoded, decoding_told, used
 from aft_factory.run.settings import RunSettings
-from aft_factory.stage.engines import Opened, dry, dry_note, opened
+from aft_factory.stage.engines import OpenEngines, dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.rehearsing import filler
-from aft_factory.stage.reward import opened_scorer
+from aft_factory.stage.reward import open_scorer
 from aft_factory.stage.stage import Stage
 
 _log = logging.getLogger(__name__)
@@ -38,8 +38,9 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         raise UsageError(*problems)
     for told in decoding_told(settings, name):
         _log.warning("%s", told)
-    longest = Longest() if settings.strategy == "best_of_n" else None
-    pretended = dry(settings, proposers_of(settings), longest and longest.score_each)
+    strategy = STRATEGIES[settings.strategy]
+    longest = Longest() if "score" in strategy.needs else None
+    pretended = dry_run_engines(settings, proposers_of(settings), longest and longest.score_each)
     if longest is not None:
         pretended = replace(pretended, count=longest.count, reward_shape=settings.reward_shape)
     generator = settings.generator or settings.model or "aft"
@@ -51,14 +52,14 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         raise UsageError(f"column: the layout of {name} is known; --task records takes it")
     return Stage(
         read_row=lambda row: decoded(read_row(row), settings, task),
-        strategy=STRATEGIES[settings.strategy],
+        strategy=strategy,
         options=settings.options(),
         drafting=settings.drafting,
         write_row=lambda query, outcome: output_row(query, outcome, settings),
         keep_drafts=settings.keep_drafts,
-        open=lambda: opened_run(settings, proposers_of(settings)),
-        dry=pretended,
-        dry_note=dry_note(settings),
+        open=lambda: open_run(settings, proposers_of(settings)),
+        dry_run=pretended,
+        dry_run_note=dry_run_note(settings),
         task_row=write and (lambda query, answers: write(query, answers, generator)),
         unread=task.unread,
         is_right=task.is_right,
@@ -73,18 +74,18 @@ def proposers_of(settings: RunSettings) -> dict[str, list[str]]:
 
 
 @contextlib.asynccontextmanager
-async def opened_run(
+async def open_run(
     settings: RunSettings, proposers: Mapping[str, Sequence[str]]
-) -> AsyncIterator[Opened]:
+) -> AsyncIterator[OpenEngines]:
     """Open what a run asks, and close it in the end."""
     async with contextlib.AsyncExitStack() as stack:
-        engines = await stack.enter_async_context(opened(settings, settings.template, proposers))
-        if settings.strategy == "best_of_n":
+        engines = await stack.enter_async_context(
+            open_engines(settings, settings.template, proposers)
+        )
+        if "score" in STRATEGIES[settings.strategy].needs:
             scores: Scores = Longest()
             if settings.has_reward:
-                opening = opened_scorer(
-                    settings, timeout=settings.timeout, retries=settings.retries
-                )
+                opening = open_scorer(settings, timeout=settings.timeout, retries=settings.retries)
                 scores = await stack.enter_async_context(opening)
             engines = replace(
                 engines,

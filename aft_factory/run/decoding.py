@@ -6,17 +6,16 @@ the final one (`best_of_n`, `majority_vote`), what is said of sampling holds for
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from aft_factory.inference.queries import Query
-from aft_factory.inference.strategies import WITHOUT_FINAL
+from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS, Task
 from aft_factory.records.record import Row
-from aft_factory.run.settings import FINAL, RunSettings
+from aft_factory.run.settings import FINAL, OPTIONS, RunSettings
 
 BY_ROW = "each row's own"  # what differs by row
-IMPLIED = {"sequential_revision": {"width": 1}, "parallel_sampling": {"layers": 1}}
 
 
 def decoded(query: Query, settings: RunSettings, task: Task) -> Query:
@@ -44,7 +43,7 @@ def decoding_told(settings: RunSettings, name: str) -> list[str]:
             for key in decoding
             if key in settings.by_flag and not _flagged(settings, key)
         ]
-    if settings.strategy in WITHOUT_FINAL and used(settings, name)["temperature"] in (0, BY_ROW):
+    if not _has_final(settings) and used(settings, name)["temperature"] in (0, BY_ROW):
         told.append(
             f"{settings.strategy}: drafts of temperature 0 are all alike, and asked for once; "
             "--temperature samples them"
@@ -55,18 +54,15 @@ def decoding_told(settings: RunSettings, name: str) -> list[str]:
 def used(settings: RunSettings, name: str) -> Row:
     """Return the settings that hold where none were given: the task, K, L and the final layer."""
     options = settings.options()
-    found: dict[str, Any] = {"task": name, **IMPLIED.get(settings.strategy, {})}
-    found |= {
-        field.name: options[field.name] for field in fields(settings) if field.name in options
-    }
+    found: dict[str, Any] = {"task": name}
+    found |= {option: options[option] for option in OPTIONS if option in options}
     final = settings.final()
-    without = settings.strategy in WITHOUT_FINAL
     for setting in FINAL:
         key = setting.removeprefix("final_")
         value = getattr(final, key)
         if key in _decoding(name) and not _flagged(settings, key):
             value = _decoding(name)[key]
-        found[key if without else setting] = value
+        found[setting if _has_final(settings) else key] = value
     return found
 
 
@@ -77,7 +73,11 @@ def _decoding(name: str) -> dict[str, Any]:
 
 
 def _setting(settings: RunSettings, key: str) -> str:
-    return key if settings.strategy in WITHOUT_FINAL else f"final_{key}"
+    return f"final_{key}" if _has_final(settings) else key
+
+
+def _has_final(settings: RunSettings) -> bool:
+    return STRATEGIES[settings.strategy].has_final
 
 
 def _flagged(settings: RunSettings, key: str) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from aft_factory.engines.sampling import Sampling
 from aft_factory.errors import UsageError, suggest
-from aft_factory.inference.drafting import Settings
-from aft_factory.inference.strategies import STRATEGIES, WITHOUT_FINAL
+from aft_factory.inference.drafting import DraftingOptions
+from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.tables import table_format
@@ -20,6 +19,7 @@ from aft_factory.stage.reading import at_least
 from aft_factory.stage.reward import RewardSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
+OPTIONS = ("width", "layers", "subset", "window")
 FINAL = ("final_temperature", "final_top_p", "final_top_k", "final_max_tokens")
 
 
@@ -63,24 +63,25 @@ class RunSettings(RewardSettings, AskSettings):
     def _strategy_problems(self) -> list[str]:
         if self.strategy not in STRATEGIES:
             return []
-        taken = inspect.signature(STRATEGIES[self.strategy]).parameters
+        strategy = STRATEGIES[self.strategy]
+        takes = [*strategy.options, *(["proposers"] if "models" in strategy.needs else [])]
         problems = [
-            f"{name}: {self.strategy} has no such option; it takes: {', '.join(self._takes())}"
-            for name in ("width", "layers", "subset", "window")
-            if getattr(self, name) is not None and name not in taken
+            f"{name}: {self.strategy} has no such option; it takes: {', '.join(takes)}"
+            for name in OPTIONS
+            if getattr(self, name) is not None and name not in strategy.options
         ]
         problems += [
             f"{name}: {self.strategy} has no final layer; set {name.removeprefix('final_')}"
             for name in FINAL
-            if self.strategy in WITHOUT_FINAL and getattr(self, name) is not None
+            if not strategy.has_final and getattr(self, name) is not None
         ]
-        if self.strategy == "moa" and not self.proposers:
-            problems.append("proposers: moa needs the models that draft")
-        if self.strategy == "moa" and not (self.base_url or self.scripted):
-            problems.append("base_url: moa asks several models, which takes servers")
-        if self.strategy == "best_of_n" and not (self.has_reward or self.scripted):
-            problems.append("reward_model: best_of_n needs one, or a reward_url")
-        if "score" not in taken:
+        if "models" in strategy.needs and not self.proposers:
+            problems.append(f"proposers: {self.strategy} needs the models that draft")
+        if "models" in strategy.needs and not (self.base_url or self.scripted):
+            problems.append(f"base_url: {self.strategy} asks several models, which takes servers")
+        if "score" in strategy.needs and not (self.has_reward or self.scripted):
+            problems.append(f"reward_model: {self.strategy} needs one, or a reward_url")
+        if "score" not in strategy.needs:
             default = RewardSettings()
             problems += [
                 f"{field.name}: {self.strategy} asks no reward model; best_of_n does"
@@ -109,26 +110,16 @@ class RunSettings(RewardSettings, AskSettings):
                 problems.append(f"task_output: {name} wants a file that ends in {expected}")
         return problems
 
-    def _takes(self) -> list[str]:
-        signature = inspect.signature(STRATEGIES[self.strategy])
-        options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-        return ["proposers" if name == "models" else name for name in options if name != "score"]
-
     @property
     def reward_shape(self) -> str | None:
         """Folder or name of the reward model, where its size is to be read."""
         return self.reward_model if self.reward_url is None else self.reward_tokenizer
 
     def options(self) -> dict[str, Any]:
-        """Return the options of the strategy: its own defaults where nothing was said."""
-        options = {}
-        for name, parameter in inspect.signature(STRATEGIES[self.strategy]).parameters.items():
-            if name == "models":
-                options[name] = self.proposers
-            elif parameter.kind is parameter.KEYWORD_ONLY and name != "score":
-                given = getattr(self, name)
-                options[name] = parameter.default if given is None else given
-        return options
+        """Return the options of the strategy: its own where nothing was said."""
+        strategy = STRATEGIES[self.strategy]
+        options = strategy.settled({name: getattr(self, name) for name in strategy.options})
+        return options | ({"models": self.proposers} if "models" in strategy.needs else {})
 
     def final(self) -> Sampling:
         """Return the sampling of the final layer."""
@@ -145,9 +136,9 @@ class RunSettings(RewardSettings, AskSettings):
             extra=self.sampling_args,
         )
 
-    def drafting(self) -> Settings:
+    def drafting(self) -> DraftingOptions:
         """Return what all queries of the run have in common."""
-        return Settings(
+        return DraftingOptions(
             load_template(self.template),
             self.proposal(),
             self.final(),

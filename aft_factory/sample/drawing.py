@@ -18,16 +18,16 @@ from typing import Any
 
 from aft_factory.engines.sampling import Completion, Sampling
 from aft_factory.errors import UsageError
-from aft_factory.inference.drafting import CompletionPrompts, Settings
+from aft_factory.inference.drafting import CompletionPrompts, DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record
-from aft_factory.inference.strategies import Answer, Conversation, Sample
+from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import TEMPLATES, load_template
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.records.tables import Line, TableWriter
 from aft_factory.sample import urial
 from aft_factory.stage.declaring import setting
-from aft_factory.stage.engines import dry, dry_note, opened
+from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import AskSettings
 from aft_factory.stage.reading import at_least
 from aft_factory.stage.rehearsing import filler, records
@@ -121,13 +121,13 @@ def build_stage(settings: SampleSettings) -> Stage:
     drawn = Drawn(settings)
     return Stage(
         read_row=partial(read_record, columns=settings.columns()),
-        strategy=draw_proposals,
+        strategy=Strategy("draw_proposals", draw_proposals),
         options={"samples": settings.samples},
         drafting=lambda: drafting(settings),
         write_row=drawn.write_row,
-        open=lambda: opened(settings, "paper"),
-        dry=dry(settings, ending="" if settings.chat else ENDING),
-        dry_note=dry_note(settings),
+        open=lambda: open_engines(settings, "paper"),
+        dry_run=dry_run_engines(settings, ending="" if settings.chat else ENDING),
+        dry_run_note=dry_run_note(settings),
         keep_drafts=True,
         of_drafts=True,
         tally=drawn,
@@ -143,7 +143,7 @@ def rehearse(settings: SampleSettings, lines: Iterator[Line], table: TableWriter
     return ""
 
 
-def drafting(settings: SampleSettings) -> Settings:
+def drafting(settings: SampleSettings) -> DraftingOptions:
     """Return what all queries have in common."""
     completion = None
     if not settings.chat:
@@ -153,7 +153,7 @@ def drafting(settings: SampleSettings) -> Settings:
             lambda messages: urial.render(settings.prompt, messages),
             read_completion,
         )
-    return Settings(
+    return DraftingOptions(
         load_template("paper"),
         settings.proposal(),
         settings.proposal(),

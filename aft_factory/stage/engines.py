@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenEngines:
     """What a run asks.
 
     Attributes:
@@ -61,9 +61,9 @@ class Opened:
 
 
 @contextlib.asynccontextmanager
-async def opened(
+async def open_engines(
     settings: AskSettings, template: str, others: Mapping[str, Sequence[str]] | None = None
-) -> AsyncIterator[Opened]:
+) -> AsyncIterator[OpenEngines]:
     """Open what a command asks, and close it in the end.
 
     Args:
@@ -119,12 +119,12 @@ async def opened(
         served = settings.base_url or settings.scripted
         # In process, `engine.model` tells more than a name: which files, which chat template.
         name = engines[""].model if served else "+".join(given)
-        yield Opened(engines, fitters, in_flight, shape_name, name=name)
+        yield OpenEngines(engines, fitters, in_flight, shape_name, name=name)
 
 
-def dry(
+def dry_run_engines(
     settings: AskSettings, others: Iterable[str] = (), score: Any = None, *, ending: str = ""
-) -> Opened:
+) -> OpenEngines:
     """Return an engine whose drafts have the length to reckon with, for a dry run.
 
     Args:
@@ -142,10 +142,10 @@ def dry(
     engines: dict[str, Engine] = dict.fromkeys(("", *others), engine)
     served = settings.base_url or settings.scripted
     shape_name = settings.tokenizer if served else settings.model
-    return Opened(engines, {}, DEFAULT_IN_FLIGHT, shape_name, score)
+    return OpenEngines(engines, {}, DEFAULT_IN_FLIGHT, shape_name, score)
 
 
-def dry_note(settings: AskSettings) -> str:
+def dry_run_note(settings: AskSettings) -> str:
     """Say what a dry run reckons with."""
     tokens = min(settings.draft_tokens, settings.max_tokens)
     return f"with answers of {tokens} tokens (--draft-tokens) and four characters a token"

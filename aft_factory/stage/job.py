@@ -27,7 +27,7 @@ from aft_factory.records.fields import OBJECT
 from aft_factory.records.files import check_writable
 from aft_factory.records.record import Row
 from aft_factory.records.tables import Line, TableWriter
-from aft_factory.stage.engines import Opened
+from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import keepable
 from aft_factory.stage.output import summary_path
@@ -48,7 +48,7 @@ class Job:
         self.stage = stage
         self.total = total
         self.session: Row = {}
-        self.shapes = (stage.dry.shape_name, stage.dry.reward_shape)
+        self.shapes = (stage.dry_run.shape_name, stage.dry_run.reward_shape)
 
     @property
     def output(self) -> Path:
@@ -130,7 +130,7 @@ class Job:
             raise RecordError("row", line.problem)
         return self.stage.read_row(line.value)
 
-    def _runner(self, asker: Asker, opened: Opened) -> Runner:
+    def _runner(self, asker: Asker, opened: OpenEngines) -> Runner:
         return Runner(
             strategy=self.stage.strategy,
             options=self.stage.options,
@@ -187,16 +187,16 @@ class Job:
         journal.note_time()
         self.session = {
             "seconds": round(time.monotonic() - started, 3),
-            "requests_asked": asker.counts.asked,
+            "requests_asked": asker.counts.asked.requests,
             "requests_replayed": asker.counts.replayed,
             "attempts_failed": asker.counts.retried,
             "most_in_flight": asker.limiter.most,
-            "tokens": asdict(asker.counts.usage),
+            "tokens": asdict(asker.counts.asked),
         }
         return ended
 
     async def _dry_run(self) -> None:
-        dry = self.stage.dry
+        dry = self.stage.dry_run
         asker = Asker(dry.engines, None, dry.in_flight)
         totals = Totals()
         unusable = 0
@@ -220,7 +220,8 @@ class Job:
             with progress:
                 await self._runner(asker, dry).answer_all(queries(), dry.in_flight, count)
         totals.finish_reasons.clear()
-        print(f"{totals.read} rows, {unusable} of them unusable. To expect, {self.stage.dry_note}:")
+        expected = f"To expect, {self.stage.dry_run_note}:"
+        print(f"{totals.read} rows, {unusable} of them unusable. {expected}")
         print("\n".join(describe(totals, flops_of(self, totals), measured=False)))
 
 

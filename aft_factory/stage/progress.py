@@ -42,7 +42,7 @@ class Progress:
 
     def _show(self) -> None:
         counts = self._asker.counts
-        tokens = counts.usage.completion
+        tokens = counts.asked.completion
         shown = {"in flight": self._asker.limiter.taken}
         if tokens is not None:
             shown["tok/s"] = round(tokens / max(time.monotonic() - self._started, 1e-9))

@@ -89,7 +89,7 @@ class RewardSettings:
 
 
 @contextlib.asynccontextmanager
-async def opened_scorer(
+async def open_scorer(
     settings: RewardSettings, *, timeout: float, retries: int
 ) -> AsyncIterator[Scorer]:
     """Open a reward model, and close it in the end.

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.inference.drafting import Settings
+from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.strategies import Strategy
 from aft_factory.records.record import Row
 
 if TYPE_CHECKING:
-    from aft_factory.stage.engines import Opened
+    from aft_factory.stage.engines import OpenEngines
 
 
 class Tally:
@@ -44,29 +44,29 @@ class Stage:
     Attributes:
         read_row: Row to query; raises RecordError for a row it cannot use.
         strategy: From a query to its answer.
-        options: Of the strategy.
+        options: All options of the strategy.
         drafting: Gives prompts, sampling, seed and policies; not called where nothing is asked.
         write_row: From a query and its outcome to the output row; may raise RecordError.
         keep_drafts: Whether outcomes hold all drafts.
         of_drafts: Whether drafts are what it makes, and not a final answer.
         tally: Counts what `write_row` and problems tell.
         open: Opens what it asks.
-        dry: What it asks in a dry run.
-        dry_note: What a dry run reckons with, in words.
+        dry_run: What it asks in a dry run.
+        dry_run_note: What a dry run reckons with, in words.
         task_row: From a query and its answers to the row of a benchmark's own file.
         unread: From a row that `read_row` refuses to a query that `task_row` can name.
         is_right: Whether the answers to a query are right, where that can be told.
-        used: Settings that were used where none were given, for the summary.
+        used: DraftingOptions that were used where none were given, for the summary.
     """
 
     read_row: Callable[[Any], Query]
     strategy: Strategy
     options: Mapping[str, Any]
-    drafting: Callable[[], Settings]
+    drafting: Callable[[], DraftingOptions]
     write_row: Callable[[Query, Outcome], Row]
-    open: Callable[[], AbstractAsyncContextManager[Opened]]
-    dry: Opened
-    dry_note: str
+    open: Callable[[], AbstractAsyncContextManager[OpenEngines]]
+    dry_run: OpenEngines
+    dry_run_note: str
     keep_drafts: bool = False
     of_drafts: bool = False
     tally: Tally = field(default_factory=Tally)

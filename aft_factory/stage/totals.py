@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from aft_factory.engines.sampling import is_cut_off, is_filtered
-from aft_factory.inference.accounting import LayerUsage, ModelShape, Scored
+from aft_factory.engines.sampling import Usage, is_cut_off, is_filtered
+from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.strategies import Strategy
 from aft_factory.records.record import Row
 
 
-class Once:
+class FirstTimes:
     """Tells the first time of a key from the others; on disk, so that there may be millions."""
 
     def __init__(self) -> None:
@@ -57,13 +58,13 @@ class Totals:
     correct: int | None = None
     answers: int = 0
     of_drafts: bool = False
-    usage: dict[tuple[int, int], LayerUsage] = field(default_factory=dict)
-    by_model: dict[str, LayerUsage] = field(default_factory=dict)
-    scored: Scored | None = None
+    usage: dict[tuple[int, int], Usage] = field(default_factory=dict)
+    by_model: dict[str, Usage] = field(default_factory=dict)
+    scored: Usage | None = None
     finish_reasons: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     rejects: dict[str, tuple[int, str]] = field(default_factory=dict)
-    first_time: Once = field(default_factory=Once, repr=False)
+    first_time: FirstTimes = field(default_factory=FirstTimes, repr=False)
 
     def count(self, outcome: Outcome, key: bytes) -> None:
         """Add the outcome of one query, unless one of this key was added before."""
@@ -72,11 +73,11 @@ class Totals:
             return
         self.answers += len(outcome.answers)
         for place, usage in outcome.layer_usage.items():
-            self.usage[place] = self.usage.get(place, LayerUsage()) + usage
+            self.usage[place] = self.usage.get(place, Usage()) + usage
         for model, usage in outcome.model_usage.items():
-            self.by_model[model] = self.by_model.get(model, LayerUsage()) + usage
+            self.by_model[model] = self.by_model.get(model, Usage()) + usage
         if outcome.scored is not None:
-            self.scored = (self.scored or Scored()) + Scored(**outcome.scored)
+            self.scored = (self.scored or Usage()) + Usage(**outcome.scored)
         self.events.update(event["event"] for event in outcome.events)
         if outcome.problem is None and self.of_drafts:
             drafts = [draft for layer in outcome.layers for draft in layer["drafts"]]
@@ -91,9 +92,9 @@ class Totals:
         return total.cached / total.prompt if total.prompt and total.cached is not None else None
 
     @property
-    def total(self) -> LayerUsage:
+    def total(self) -> Usage:
         """The usage of all layers."""
-        return sum(self.usage.values(), LayerUsage())
+        return sum(self.usage.values(), Usage())
 
     @property
     def accuracy(self) -> float | None:
@@ -105,7 +106,7 @@ class Totals:
         self,
         shapes: Mapping[str, ModelShape | None],
         reward: ModelShape | None,
-        strategy: str,
+        strategy: Strategy,
         options: Mapping[str, Any],
     ) -> dict[str, float | None]:
         """Return the FLOPs of the run: `exact` by its tokens, and by `appendix_c`.
@@ -113,23 +114,21 @@ class Totals:
         Args:
             shapes: Of the models asked, as far as they are known; the run's own is "".
             reward: Of the reward model.
-            strategy: Its name.
-            options: Of the strategy.
+            strategy: What asked.
+            options: All of its options.
         """
         parts = [
-            _exact(shapes.get(model), usage.computed, usage.attended)
+            _exact(shapes.get(model), usage)
             for model, usage in (self.by_model or {"": self.total}).items()
         ]
         if self.scored is not None:
-            parts.append(_exact(reward, self.scored.tokens, self.scored.attended))
-        elif strategy == "best_of_n" or (strategy == "moa" and not self.by_model):
-            parts.append(None)  # an older version did not note it
+            parts.append(_exact(reward, self.scored))
         known = [part for part in parts if part is not None]
         exact = sum(known) if len(known) == len(parts) else None
         return {"exact": exact, "appendix_c": self._appendix_c(shapes.get(""), strategy, options)}
 
     def _appendix_c(
-        self, shape: ModelShape | None, strategy: str, options: Mapping[str, Any]
+        self, shape: ModelShape | None, strategy: Strategy, options: Mapping[str, Any]
     ) -> float | None:
         total = self.total
         # A sample stands behind its layer's prompt, however many requests carried that.
@@ -138,19 +137,19 @@ class Totals:
             for usage in self.usage.values()
             if usage.requests
         ]
-        if shape is None or not total.samples or total.completion is None or None in behind:
+        known = total.samples and total.completion is not None and None not in behind
+        if shape is None or strategy.flops is None or not known:
             return None
+        assert total.completion is not None
         written = total.completion / total.samples
         context = sum(filter(None, behind)) / total.samples + written / 2
-        width, layers = options.get("width", 1), options.get("layers", 1)
-        one = shape.appendix_c(strategy, width, layers, written, context)
-        return one and one * self.answers
+        return strategy.flops(**options) * shape.appendix_c(written, context) * self.answers
 
 
-def _exact(shape: ModelShape | None, computed: int | None, attended: int | None) -> int | None:
-    if shape is None or computed is None or attended is None:
+def _exact(shape: ModelShape | None, usage: Usage) -> int | None:
+    if shape is None or usage.computed is None or usage.attended is None:
         return None
-    return shape.flops(computed, attended)
+    return shape.flops(usage.computed, usage.attended)
 
 
 def summary(totals: Totals, flops: dict[str, float | None] | None, more: Row) -> Row:
@@ -175,7 +174,12 @@ def summary(totals: Totals, flops: dict[str, float | None] | None, more: Row) ->
             {"model": name or None, **asdict(usage)}
             for name, usage in sorted(totals.by_model.items())
         ],
-        "reward": totals.scored and asdict(totals.scored),
+        "reward": totals.scored
+        and {
+            "pairs": totals.scored.requests,
+            "tokens": totals.scored.prompt,
+            "attended": totals.scored.attended,
+        },
         "prefix_cache": totals.prefix_cache,
         "flops": flops,
         "finish_reasons": dict(totals.finish_reasons),
@@ -223,8 +227,9 @@ def describe(
     if measured and totals.prefix_cache is not None:
         text.append(f"prefix cache: {totals.prefix_cache:.0%} of the prompts' tokens")
     if totals.scored is not None:
-        told = "?" if totals.scored.tokens is None else format(totals.scored.tokens, ",")
-        text.append(f"reward model: {totals.scored.pairs:,} drafts scored, {told} tokens read")
+        read = totals.scored.prompt
+        told = "?" if read is None else format(read, ",")
+        text.append(f"reward model: {totals.scored.requests:,} drafts scored, {told} tokens read")
     if flops is not None:
         exact, formula = flops["exact"], flops["appendix_c"]
         shown = [f"{exact:.3g} by the tokens computed"] if exact is not None else []

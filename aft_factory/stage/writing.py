@@ -89,8 +89,7 @@ def flops_of(job: Job, totals: Totals) -> dict[str, float | None] | None:
     # Of another model at a server its name is all there is to go by.
     others = {name: _shape(name) for name in totals.by_model if name and _is_named(name)}
     reward = None if totals.scored is None else _shape(job.shapes[1], classifier=True)
-    strategy = job.stage.strategy.__name__
-    return totals.flops({"": own, **others}, reward, strategy, job.stage.options)
+    return totals.flops({"": own, **others}, reward, job.stage.strategy, job.stage.options)
 
 
 class _NotDoneError(Exception):

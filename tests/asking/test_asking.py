@@ -112,7 +112,7 @@ def test_a_passing_failure_is_asked_again():
     engine = ScriptedEngine(flaky(EngineError("busy", "retry"), EngineError("reset", "retry")))
     reply, asker = ask(engine)
     assert reply.completions[0].text == "fine"
-    assert (len(engine.requests), asker.counts.retried, asker.counts.asked) == (3, 2, 1)
+    assert (len(engine.requests), asker.counts.retried, asker.counts.asked.requests) == (3, 2, 1)
 
 
 @pytest.mark.parametrize("kind", ["refused", "fatal"])
@@ -237,7 +237,7 @@ def test_samples_that_an_engine_gives_one_by_one_are_kept_one_by_one(tmp_path):
         places = [place for place, _, _ in journal.replies()]
     assert [c.text for c in reply.completions] == ["sample 1", "sample 2", "sample 3", "sample 4"]
     assert [place.slot for place in places] == [0, 1, 2, 3]
-    assert (len(engine.requests), asker.counts.asked, asker.counts.retried) == (6, 4, 2)
+    assert (len(engine.requests), asker.counts.asked.requests, asker.counts.retried) == (6, 4, 2)
     assert reply.usage.prompt == 4  # "?" is a token, read four times
 
 
@@ -273,7 +273,7 @@ def test_what_was_answered_is_not_asked_again(tmp_path):
     with Journal(tmp_path / "j") as journal:
         replayed, asker = ask(second, journal)
     assert replayed == kept
-    assert (second.requests, asker.counts.asked, asker.counts.replayed) == ([], 0, 1)
+    assert (second.requests, asker.counts.asked.requests, asker.counts.replayed) == ([], 0, 1)
 
 
 def test_equal_requests_at_the_same_time_are_asked_once(tmp_path):
@@ -313,14 +313,13 @@ def test_the_key_names_all_that_decides_an_answer():
 
 
 def test_unknown_usage_stays_unknown():
-    assert Usage(1, None, 2) + Usage(3, 4, None) == Usage(4, None, None)
-    assert sum([Usage(1, 2, 3)] * 2, Usage()) == Usage(2, 4, 6)
+    assert Usage(1, 1, 1, None, 2) + Usage(1, 2, 3, 4, None) == Usage(2, 3, 4, None, None)
+    assert sum([Usage(1, 2, 3, 4, 5, 6)] * 2, Usage()) == Usage(2, 4, 6, 8, 10, 12)
 
 
 def test_a_reply_survives_the_journal(tmp_path):
-    reply = Reply(
-        (Completion("a\x00\n", "stop", 3), Completion("", "length", None)), Usage(7, None, 9)
-    )
+    drafts = (Completion("a\x00\n", "stop", 3), Completion("", "length", None))
+    reply = Reply.of(drafts, 7, None, 9)
     with Journal(tmp_path / "j") as journal:
         journal.keep(b"k", PLACE, "m", request(n=2), reply)
         assert journal.find(b"k") == reply

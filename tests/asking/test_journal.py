@@ -5,9 +5,9 @@ import time
 import pytest
 
 from aft_factory.asking.journal import Journal, Place
-from aft_factory.engines.sampling import Completion, Reply, Request, Sampling, Usage
+from aft_factory.engines.sampling import Completion, Reply, Request, Sampling
 
-REPLY = Reply((Completion("a"),), Usage(1, 0, 1))
+REPLY = Reply.of((Completion("a"),), 1, 0, 1)
 
 
 def keep(journal, name):

@@ -30,7 +30,6 @@ from aft_factory.engines.openai_replies import error_words, retry_after
 from aft_factory.engines.openai_server import NEUTRAL, fields_of
 from aft_factory.engines.sampling import Completion, Reply, Request, Sampling, Usage
 from aft_factory.errors import UsageError
-from aft_factory.inference.accounting import LayerUsage
 
 MESSAGES = [{"role": "user", "content": "How many pails?"}]
 SHORT = Sampling(max_tokens=8)
@@ -220,9 +219,11 @@ def test_a_reply_holds_the_samples_in_order_with_their_usage():
     texts = expected_texts(MESSAGES, 3, 7, 8)
     words = [len(text.split()) for text in texts]
     reasons = ["length" if n == 8 else "stop" for n in words]
-    assert reply == Reply(
+    assert reply == Reply.of(
         tuple(Completion(text, why) for text, why in zip(texts, reasons, strict=True)),
-        Usage(prompt=4, cached=0, completion=sum(words)),
+        prompt=4,
+        cached=0,
+        written=sum(words),
     )
 
 
@@ -241,7 +242,7 @@ def test_token_ids_are_asked_for_only_if_wanted_and_then_give_every_length():
 
 def test_content_may_be_null_and_usage_and_finish_reason_may_be_missing():
     [reply], _ = ask(request(), server=respond(body={"choices": [choice(None)]}))
-    assert reply == Reply((Completion("", "stop"),), Usage(None, None, None))
+    assert reply == Reply.of((Completion("", "stop"),), None, None, None)
 
 
 def usages(*asked):
@@ -283,7 +284,7 @@ def test_a_server_that_ignores_n_is_asked_again_under_the_following_seeds():
     [reply], server = ask(request(n=5), server={"most_choices": 2})
     assert [(b["n"], b["seed"]) for _, b in server.requests] == [(5, 7), (3, 9), (1, 11)]
     assert [c.text for c in reply.completions] == expected_texts(MESSAGES, 5, 7, 8)
-    assert (reply.usage.prompt, reply.readings) == (3 * 4, 3)
+    assert (reply.usage.prompt, reply.usage.requests) == (3 * 4, 3)
 
 
 def test_a_server_that_gives_no_choices_at_all_refuses():
@@ -301,9 +302,8 @@ def test_of_more_choices_than_asked_for_the_first_are_kept():
 def test_a_prompt_read_several_times_attends_as_several_short_ones():
     [reply], _ = ask(request(n=2), server={"most_choices": 1})
     alone = [ask(request(seed=seed))[0][0] for seed in (7, 8)]
-    whole = LayerUsage.of(reply)
-    assert whole.attended == sum(LayerUsage.of(part).attended for part in alone)
-    assert whole.usage == sum((part.usage for part in alone), Usage())
+    assert reply.usage == sum((part.usage for part in alone), Usage())
+    assert reply.usage.attended > 0
 
 
 def test_split_samples_are_asked_for_one_by_one_under_following_seeds():
@@ -320,7 +320,7 @@ def test_split_samples_are_asked_for_one_by_one_under_following_seeds():
     texts = expected_texts(MESSAGES, 3, 7, 8)
     assert [c.text for c in reply.completions] == texts
     assert [c.tokens for c in reply.completions] == [len(text.split()) for text in texts]
-    assert (reply.usage.prompt, reply.readings) == (3 * 4, 3)
+    assert (reply.usage.prompt, reply.usage.requests) == (3 * 4, 3)
 
 
 def test_a_cancelled_request_is_given_up():
@@ -738,7 +738,7 @@ def test_a_server_that_has_enough_takes_the_answer_of_none_of_the_requests():
                 asking = (asker.ask(request(seed=i), Place("q", 0, 0, i)) for i in range(100))
                 await asyncio.gather(*asking)
             await engine.close()
-            return asker.counts.asked, asker.counts.retried, len(limited.requests)
+            return asker.counts.asked.requests, asker.counts.retried, len(limited.requests)
 
     assert asyncio.run(main()) == (100, 50, 50)  # half of those sent before it spoke
 
@@ -986,7 +986,8 @@ def test_the_api_of_llamafactory_gives_n_samples(tmp_path, tiny_llama):
     assert model == "tiny"
     assert [len(reply.completions) for reply in replies] == [2, 2, 1, 1, 2]
     assert all(c.finish_reason in ("stop", "length") for c in first.completions)
-    assert first.usage == Usage(greedy.usage.prompt, None, first.usage.completion)
+    tokens = (first.usage.prompt, first.usage.cached, first.usage.requests, first.usage.samples)
+    assert tokens == (greedy.usage.prompt, None, 1, 2)
     assert greedy.completions[0].tokens == greedy.usage.completion <= 8
     assert greedy == greedy_again
     # its quirks: no seed, and temperature 1 for two samples at temperature 0

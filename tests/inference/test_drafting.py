@@ -10,13 +10,26 @@ from aft_factory.asking.asker import Asker
 from aft_factory.engines.sampling import Completion, Sampling, identity_seed
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.errors import NoAnswer
-from aft_factory.inference.drafting import Drafting, Policy, Settings, Trace
+from aft_factory.inference.drafting import Drafting, DraftingOptions, Policy, Trace
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 
 QUESTION = {"role": "user", "content": "What is 1+1?"}
+
+
+class CutThenEmpty(ScriptedEngine):
+    """The first attempt is cut off, those that follow are empty."""
+
+    async def sample(self, request):
+        reply = await super().sample(request)
+        first = request.seed == identity_seed(42, "q", 0, 0, 0, 0)
+        ends = [
+            replace(c, finish_reason="length") if first else replace(c, text=" ")
+            for c in reply.completions
+        ]
+        return replace(reply, completions=tuple(ends))
 
 
 class CutEngine(ScriptedEngine):
@@ -228,7 +241,9 @@ def test_chance_depends_on_run_query_turn_layer_and_slot_alone():
 
 
 def test_a_proposers_system_message_goes_to_plain_queries_without_one():
-    settings = Settings(load_template("release"), Sampling(), Sampling(), proposer_system="\n")
+    settings = DraftingOptions(
+        load_template("release"), Sampling(), Sampling(), proposer_system="\n"
+    )
     _, engine, _ = solve("propose_and_aggregate", settings=settings, width=1, layers=1)
     assert engine.requests[0].prompt == [{"role": "system", "content": "\n"}, QUESTION]
     assert engine.requests[1].prompt == [
@@ -323,3 +338,29 @@ def test_what_a_model_writes_broken_is_restored():
     texts, trace = draw(ScriptedEngine(lambda request: [BROKEN] * request.n))
     assert texts == [MARKED] * 2
     assert [completion.text for _, completion in trace.drafts[0, 0]] == [MARKED] * 2
+
+
+@pytest.mark.parametrize("empty", ["resample", "drop", "reject"])
+def test_a_cut_off_draft_is_kept_where_resampling_gave_none(empty):
+    policy = Policy(truncated="resample", empty=empty, resamples=2)
+    texts, trace = draw(CutThenEmpty(numbered()), policy=policy, n=1)
+    assert texts == ["draft 0"]
+    assert trace.drafts[0, 0][0][1].cut_off
+    assert "dropped" not in [event["event"] for event in trace.events]
+
+
+@pytest.mark.parametrize("limit", [4000, 700])  # with room for the drafts, and without
+def test_a_request_has_the_very_tokens_of_its_prompt_so_that_it_is_encoded_once(tiny_llama, limit):
+    tokenizer = load_tokenizer(str(tiny_llama))
+    chat = resolve_chat_template("llama3", tokenizer)
+    fitters = {("", 4096): Fitter(tokenizer, chat, limit, load_template("paper"))}
+    engine = ScriptedEngine(numbered())
+    drafts = [Completion("six pails <|eot_id|> " * 100), Completion("seven")]
+    draw(engine, drafts=drafts, fitters=fitters)
+    [asked] = engine.requests
+    own = tokenizer.apply_chat_template(
+        asked.prompt, chat_template=chat, add_generation_prompt=True, return_dict=False
+    )
+    assert list(asked.prompt_ids) == own
+    assert (len(own) > 700) == (limit == 4000)
+    assert replace(asked, prompt_ids=None).key("m") == asked.key("m")

@@ -11,9 +11,10 @@ from aft_factory.asking.journal import Journal
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Reply, Sampling, Usage
 from aft_factory.engines.scripted import ScriptedEngine
-from aft_factory.inference.accounting import LayerUsage, ModelShape
+from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.drafting import CompletionPrompts, Policy
 from aft_factory.inference.runner import window
+from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import read_mt_bench
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.rendering import load_template
@@ -271,30 +272,34 @@ def test_more_layers_reuse_the_drafts_that_are_there(tmp_path):
 
 
 def test_usage_is_counted_by_layer_with_the_prompt_once():
-    reply = Reply(
-        (Completion("a", tokens=2), Completion("b", tokens=4)),
-        Usage(prompt=10, cached=4, completion=6),
-    )
-    usage = LayerUsage.of(reply)
+    drafts = (Completion("a", tokens=2), Completion("b", tokens=4))
+    usage = Reply.of(drafts, prompt=10, cached=4, written=6).usage
     # positions 5..10 of the prompt, 11..12 of the first sample, 11..14 of the second
     attended = sum(range(5, 11)) + 11 + 12 + sum(range(11, 15))
-    assert usage == LayerUsage(1, 2, 10, 4, 6, attended)
+    assert usage == Usage(1, 2, 10, 4, 6, attended)
     assert usage.computed == 12
-    assert usage + LayerUsage(1, 1, None, 0, 1, None) == LayerUsage(2, 3, None, 4, 7, None)
+    assert usage + Usage(1, 1, None, 0, 1, None) == Usage(2, 3, None, 4, 7, None)
 
 
 def test_flops_are_those_of_appendix_c():
     shape = ModelShape(parameters=1000, layers=2, hidden=8)
     assert shape.flops(computed=10, attended=100) == 2 * (1000 * 10 + 2 * 2 * 8 * 100)
     vanilla = 50 * 2 * (1000 + 2 * 2 * 8 * 30)
-    for strategy, factor in [
+    assert shape.appendix_c(written=50, context=30) == vanilla
+    for name, factor in [
         ("propose_and_aggregate", 2 * 2 * 5 + 1),  # L x 2KF + F
         ("sequential_revision", 2 * 2 + 1),
         ("parallel_sampling", 2 * 5 + 1),
         ("best_of_n", 2 * 5),
     ]:
-        assert shape.appendix_c(strategy, 5, 2, 50, 30) == factor * vanilla
-    assert shape.appendix_c("rsa", 5, 2, 50, 30) is None
+        strategy = STRATEGIES[name]
+        own = {
+            key: value
+            for key, value in {"width": 5, "layers": 2}.items()
+            if key in strategy.options
+        }
+        assert strategy.flops(**strategy.settled(own)) == factor
+    assert STRATEGIES["rsa"].flops is None
 
 
 def test_the_shape_of_a_model_is_read_without_its_weights(tiny_llama):

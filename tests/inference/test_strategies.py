@@ -137,7 +137,11 @@ def test_a_draft_that_was_cut_off_before_its_answer_has_no_vote(strategy, reason
             pass
 
     options = {"layers": 0} if strategy == "rsa" else {}
-    answer = asyncio.run(STRATEGIES[strategy]([QUESTION], Sample(), width=4, **options))
+    answer = asyncio.run(
+        STRATEGIES[strategy].run(
+            [QUESTION], Sample(), **STRATEGIES[strategy].settled({"width": 4, **options})
+        )
+    )
     assert answer.details == {"votes": [None, None, "8", "8"]}
     assert answer.completion == drafts[2]
 

@@ -25,7 +25,9 @@ from aft_factory.records.tables import read_rows
 
 
 def command(name, *arguments):
-    return importlib.import_module(f"aft_factory.{name}").main([*map(str, arguments), "--quiet"])
+    return importlib.import_module(f"aft_factory.{name}.__main__").main(
+        [*map(str, arguments), "--quiet"]
+    )
 
 
 def write_lines(path, rows):

@@ -19,7 +19,7 @@ from shared_data import shared_rows
 from aft_factory.asking.asker import Asker
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.sampling import Completion, Sampling
-from aft_factory.inference.drafting import Drafting, Settings, Trace
+from aft_factory.inference.drafting import Drafting, DraftingOptions, Trace
 from aft_factory.prompts.rendering import chat_template, load_template
 from aft_factory.prompts.selection import conversation
 from aft_factory.prompts.tokenizer import load_tokenizer
@@ -64,7 +64,7 @@ def prompt_ids(url, settings, queries):
 
 def test_the_release_presets_prompts_are_those_of_the_published_code(vllm_server, tiny_llama):
     """Restated from Linzwcs/AFT: a system message of one newline for drafts; the joined drafts after."""
-    settings = Settings(load_template("release"), SHORT, SHORT, proposer_system="\n")
+    settings = DraftingOptions(load_template("release"), SHORT, SHORT, proposer_system="\n")
     settings = replace(settings, policy=replace(settings.policy, resamples=0))
     instructions = [
         row["query"][0]["content"] for row in shared_rows("alpaca_eval_v2.aft.jsonl")[:100]

@@ -11,7 +11,7 @@ from shared_data import shared_path, shared_rows
 
 from aft_factory.asking.journal import Journal, Place
 from aft_factory.engines.sampling import Completion, Reply, Request, Sampling, Usage
-from aft_factory.inference.strategies import STRATEGIES, WITHOUT_FINAL
+from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.run.__main__ import build_parser, main, run_settings
 from aft_factory.run.settings import preset_names
 
@@ -270,7 +270,7 @@ def test_settings_of_the_final_layer_are_refused_where_there_is_none(run, tmp_pa
     flags = ["--strategy", strategy, "--final-temperature", "0.123", "--final-max-tokens", "77"]
     flags += ["--proposers", "a"] if strategy == "moa" else []
     code, _, _, err = run(ROWS, *flags)
-    if strategy in WITHOUT_FINAL:
+    if not STRATEGIES[strategy].has_final:
         assert code == 2
         assert f"final_temperature: {strategy} has no final layer; set temperature" in err
         assert f"final_max_tokens: {strategy} has no final layer; set max_tokens" in err
@@ -278,7 +278,7 @@ def test_settings_of_the_final_layer_are_refused_where_there_is_none(run, tmp_pa
     assert code == 0
     with Journal(tmp_path / "out.jsonl.journal", read_only=True) as journal:
         used = {request["sampling"]["temperature"] for _, request, _ in journal.replies()}
-    assert used == ({0.7} if strategy in WITHOUT_FINAL else {0.7, 0.123})
+    assert used == ({0.7, 0.123} if STRATEGIES[strategy].has_final else {0.7})
 
 
 def test_all_wrong_settings_are_reported_at_once_with_suggestions(run, tmp_path):
@@ -391,8 +391,8 @@ def test_inspect_leaves_out_what_the_server_did_not_tell(tmp_path, capsys):
     with Journal(tmp_path / "j") as journal:
         journal.keep_query("q0", [list(request.prompt)])
         journal.begin_run("r")
-        for layer, usage in enumerate((Usage(9, 4, 2), Usage(9, None, 2), Usage(None, None, None))):
-            reply = Reply((Completion("six"),), usage)
+        for layer, tokens in enumerate(((9, 4, 2), (9, None, 2), (None, None, None))):
+            reply = Reply.of((Completion("six"),), *tokens)
             journal.keep(bytes([layer]), Place("q0", 0, layer, 0), "m", request, reply)
     shown = inspected(capsys, tmp_path / "j")
     assert "; 9 tokens of prompt (4 cached), 2 written\n" in shown
@@ -430,7 +430,6 @@ def test_inspect_shows_the_drafts_that_a_run_took_from_another(run, tmp_path, ca
     assert [shown.count(f"  draft {i} (stop)") for i in (0, 1)] == [3, 2]
 
 
-USAGE = Usage(10, 0, 2)
 OUTCOME = {"answers": [], "finish_reasons": [], "details": [], "events": [], "problem": None, "about": None}  # fmt: skip
 
 
@@ -444,7 +443,7 @@ def test_inspect_shows_events_and_how_the_query_ended(tmp_path, capsys):
         journal.begin_run("settings")
         for name in (*endings, "under way"):
             journal.keep_query(name, [[{"role": "user", "content": "How many?"}]])
-            reply = Reply((Completion(f"draft of {name}"),), USAGE)
+            reply = Reply.of((Completion(f"draft of {name}"),), 10, 0, 2)
             request = Request(name, 1, Sampling(), 1)
             journal.keep(request.key("m"), Place(name, 0, 0, 0), "m", request, reply)
         for name, ending in endings.items():

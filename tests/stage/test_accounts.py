@@ -14,7 +14,7 @@ from aft_factory.aggregate.__main__ import main as aggregate
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Reply, Usage, joined
 from aft_factory.engines.scripted import ScriptedEngine
-from aft_factory.inference.accounting import LayerUsage, ModelShape, Scored
+from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.scoring import Longest
 from aft_factory.run.__main__ import main
 
@@ -71,8 +71,8 @@ def test_so_are_those_that_a_server_answers_one_by_one(tmp_path, summary):
 
 def test_split_samples_change_no_flops_but_of_the_prompts_that_are_read_again():
     """Appendix C goes by the context of one sample, however many requests carried them."""
-    part = Reply((Completion("a", tokens=4),), Usage(10, 0, 4))
-    usage = LayerUsage.of(joined([part] * 5))
+    part = Reply.of((Completion("a", tokens=4),), 10, 0, 4)
+    usage = joined([part] * 5).usage
     assert (usage.requests, usage.samples, usage.prompt) == (5, 5, 50)
     assert usage.prompt / usage.requests == 10
 
@@ -113,8 +113,7 @@ def test_what_a_reward_model_reads_is_the_tokens_it_scores(tiny_reward_model):
     pairs = [([{"role": "user", "content": "Why?"}], text) for text in ("So.", "So it is. " * 9)]
     lengths = reward.lengths(pairs)
     assert lengths == [len(ids) for ids in reward._encoder.encode(pairs)]
-    assert Scored.of([3, None, 2]) == Scored(2, 5, 1 + 2 + 3 + 1 + 2)
-    assert Scored(1, 5, 6) + Scored(1, None, None) == Scored(2, None, None)
+    assert Usage.of_pairs([3, None, 2]) == Usage(2, prompt=5, attended=1 + 2 + 3 + 1 + 2)
 
 
 def test_a_reward_models_size_is_read_without_a_vocabulary_at_its_end(tiny_reward_model):
@@ -175,12 +174,10 @@ def test_what_a_reward_model_read_of_a_query_that_failed_is_unknown():
         return await replace(one, score=score, count=count).answer(query())
 
     failed = asyncio.run(ask(score))
-    assert (failed.about, failed.scored) == (
-        "engine",
-        {"pairs": 3, "tokens": None, "attended": None},
-    )
+    assert failed.about == "engine"
+    assert Usage(**failed.scored) == Usage(requests=3, prompt=None, attended=None)
     sound = asyncio.run(ask(Longest().score_each))
-    assert sound.scored == {"pairs": 3, "tokens": 3, "attended": 3}
+    assert Usage(**sound.scored) == Usage(requests=3, prompt=3, attended=3)
 
 
 # Rows that are alike

@@ -47,12 +47,12 @@ def datasets(names):
 
 
 def convert_command(path):
-    """Parse the convert command in the file's comment with the converter's own parser."""
-    from aft_factory.convert.__main__ import build_parser
+    """Read the convert command in the file's comment as the converter does."""
+    from aft_factory.convert.__main__ import COMMAND
 
     comment = path.read_text(encoding="utf-8").replace("\\\n#", "")
     command = re.search(r"python -m aft_factory\.convert (.+)", comment)
-    return build_parser().parse_args(shlex.split(command[1]))
+    return COMMAND.read(vars(COMMAND.parser().parse_args(shlex.split(command[1]))))
 
 
 def test_every_yaml_here_is_tested():
@@ -181,7 +181,7 @@ def test_the_augmented_data_are_a_file_of_their_own_made_of_the_papers(monkeypat
     steps = pipeline_steps("augmented", monkeypatch)
     [convert] = [step.read for step in steps if step.stage == "convert"]
     assert all(getattr(convert, key) for key in AUGMENTATIONS)
-    assert convert.inputs[0] in outputs(pipeline_steps("off_policy", monkeypatch))
+    assert convert.input[0] in outputs(pipeline_steps("off_policy", monkeypatch))
     names = json.loads((ROOT / "dataset_info.json").read_text(encoding="utf-8"))
     assert not outputs(steps) & {entry["file_name"] for entry in names.values()}
     baseline = convert_command(EXAMPLES / "sft_llama.yaml")
@@ -300,10 +300,10 @@ def test_multi_node_refuses_a_number_of_gpus_that_changes_the_batch(multi_node):
 
 
 def test_the_run_serves_what_the_export_writes_at_the_papers_width_and_layers():
-    from aft_factory.run.__main__ import build_parser, run_settings
+    from aft_factory.run.__main__ import COMMAND
 
-    args = build_parser().parse_args(["x.jsonl", "--config", str(EXAMPLES / "run_llama.yaml")])
-    settings = run_settings(args)
+    words = ["x.jsonl", "--config", str(EXAMPLES / "run_llama.yaml")]
+    settings = COMMAND.read(vars(COMMAND.parser().parse_args(words)))
     assert settings.model == read(EXAMPLES / "export_llama.yaml")["export_dir"]
     assert (settings.strategy, settings.width, settings.layers) == ("propose_and_aggregate", 5, 2)
     assert (settings.temperature, settings.top_p, settings.final_temperature) == (0.7, 0.95, 0.9)

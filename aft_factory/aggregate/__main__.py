@@ -11,7 +11,7 @@ from aft_factory.aggregate.aggregating import (
     defaults,
     rehearse,
 )
-from aft_factory.stage.command_line import JobCommand
+from aft_factory.stage.job_command import JobCommand
 
 EXAMPLES = f"""\
 examples:

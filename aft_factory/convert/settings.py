@@ -12,7 +12,7 @@ from aft_factory.convert.targets import TARGETS
 from aft_factory.errors import UsageError
 from aft_factory.prompts.selection import Aggregation
 from aft_factory.records import rejects
-from aft_factory.stage.command_line import Entry, Leaves
+from aft_factory.stage.command import Entry, Leaves
 from aft_factory.stage.declaring import argument, setting, switch, written
 from aft_factory.stage.reading import FORMATS, INPUTS, ReadSettings, at_least
 

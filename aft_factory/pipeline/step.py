@@ -16,7 +16,7 @@ from aft_factory.rank.__main__ import COMMAND as RANK
 from aft_factory.records.tables import read_rows
 from aft_factory.run.__main__ import COMMAND as RUN
 from aft_factory.sample.__main__ import COMMAND as SAMPLE
-from aft_factory.stage.command_line import Command, Leaves
+from aft_factory.stage.command import Command, Leaves
 from aft_factory.stage.declaring import checked, declared
 from aft_factory.stage.flags import to_arguments
 from aft_factory.stats.__main__ import COMMAND as STATS
@@ -87,6 +87,8 @@ class Step:
         nothing = "expected a value, got nothing; leave the line out for the default"
         wrong += [f"{key}: {nothing}" for key, value in given.items() if value is None]
         problems += wrong
+        empty = [key for key, value in given.items() if value in ([], {})]  # which no flag says
+        given = {key: value for key, value in given.items() if key not in empty}
         try:
             read = command.read(given)
         except UsageError as error:
@@ -94,8 +96,8 @@ class Step:
             return self, problems if wrong else [*problems, *error.args]
         problems += [
             f"{key}: cannot be emptied here; take it out of {settings.get('config')}"
-            for key, value in given.items()
-            if value in ([], {}) and getattr(read, key, None)
+            for key in empty
+            if getattr(read, key)
         ]
         leaves = command.leaves(given, read)
         return replace(self, given=given, read=read, leaves=leaves), problems

@@ -14,7 +14,7 @@ from aft_factory.push.hub import hub_api, upload
 from aft_factory.push.public import Publication
 from aft_factory.push.settings import PushSettings
 from aft_factory.records.files import read_text
-from aft_factory.stage.command_line import PlainCommand
+from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.declaring import read_yaml
 
 EXAMPLES = """\

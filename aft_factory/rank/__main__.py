@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from aft_factory.rank.ranking import RankSettings, build_stage, rehearse
-from aft_factory.stage.command_line import JobCommand
+from aft_factory.stage.job_command import JobCommand
 
 EXAMPLES = """\
 examples:

@@ -15,9 +15,9 @@ from aft_factory.inference.tasks import detect_task
 from aft_factory.run.answering import build_stage, rehearse
 from aft_factory.run.inspection import describe_query
 from aft_factory.run.settings import PRESETS, RunSettings, preset_names
-from aft_factory.stage.command_line import JobArguments, JobCommand
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import read_yaml, setting
+from aft_factory.stage.job_command import JobArguments, JobCommand
 
 EXAMPLES = """\
 examples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from aft_factory.sample.drawing import SampleSettings, build_stage, rehearse
-from aft_factory.stage.command_line import JobCommand
+from aft_factory.stage.job_command import JobCommand
 
 EXAMPLES = """\
 examples:

@@ -12,7 +12,7 @@ from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import Aggregation
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records.files import check_writable, write_whole
-from aft_factory.stage.command_line import PlainCommand
+from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.reading import check_paths
 from aft_factory.stats.counts import Counts, tokens_dict
 from aft_factory.stats.plot import need_matplotlib, write_plot

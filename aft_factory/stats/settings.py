@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aft_factory.stage.command_line import Leaves
+from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
 from aft_factory.stage.reading import INPUTS, ReadSettings, at_least
 from aft_factory.stats.plot import plot_files

@@ -437,19 +437,10 @@ def test_summary_numbers_reconcile(convert):
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
 def test_a_second_run_writes_the_same_bytes(convert, target, suffix):
     write("in.jsonl", [*demo_rows(), BAD])
+    flags = [] if target == "sft" else ["--shuffle-proposals", "--max-proposals", 3]
     for name in ("1", "2"):
-        convert(
-            *(
-                "proposals",
-                "in.jsonl",
-                "--target",
-                target,
-                "--shuffle-proposals",
-                "--max-proposals",
-                3,
-            ),
-            *("--output", f"{name}.{suffix}"),
-        )
+        output = f"{name}.{suffix}"
+        convert("proposals", "in.jsonl", "--target", target, *flags, "--output", output)
     assert Path(f"1.{suffix}").read_bytes() == Path(f"2.{suffix}").read_bytes()
     rejects = "rejects.jsonl" if suffix == "jsonl" else f"{suffix}.rejects.jsonl"
     assert Path(f"1.{rejects}").read_bytes() == Path(f"2.{rejects}").read_bytes()
@@ -723,13 +714,13 @@ ERRORS = {
     "no output": ([], "--output is missing (it is optional only with --preview)"),
     "unknown template": (["--template", "papper"], "template: no aggregator template 'papper'; did you mean 'paper'?, or give the path of a .jinja file"),
     "max proposals 0": (["--max-proposals", "0"], "max_proposals: expected a number from 1, got 0"),
-    "limit 0": (["--limit", "0"], "--limit: expected a number from 1, got 0"),
-    "limit negative": (["--limit", "-1"], "--limit: expected a number from 1, got -1"),
-    "limit too large": (["--limit", "9" * 30], f"--limit: expected a number from 1, got {'9' * 30}"),
-    "cutoff negative": (["--cutoff-len", "-1"], "--cutoff-len: expected a number from 1, got -1"),
-    "preview negative": (["--preview", "-1"], "--preview: expected a number from 0, got -1"),
+    "limit 0": (["--limit", "0"], "limit: expected a number from 1, got 0"),
+    "limit negative": (["--limit", "-1"], "limit: expected a number from 1, got -1"),
+    "limit too large": (["--limit", "9" * 30], f"limit: expected a number from 1, got {'9' * 30}"),
+    "cutoff negative": (["--cutoff-len", "-1", "--tokenizer", "folder"], "cutoff_len: expected a number from 1, got -1"),
+    "preview negative": (["--preview", "-1"], "preview: expected a number from 0, got -1"),
     "unknown field": (["--column", "proposal=x"], "columns: unknown field 'proposal'; did you mean 'proposals'?"),
-    "column without name": (["--column", "proposals"], "--column proposals: expected FIELD=NAME, such as proposals=drafts"),
+    "column without name": (["--column", "proposals"], "column: expected FIELD=NAME, got 'proposals'"),
     "sft mixed": (["--target", "sft", "--mix-plain", "0.2"], "--mix-plain: rows of --target sft have no proposals; leave it out"),
     "sft of some width": (["--target", "sft", "--min-proposals", "1"], "--min-proposals: rows of --target sft have no proposals; leave it out"),
     "name alone": (["--name", "x"], "--name names the entry that --register adds; pass both"),
@@ -757,6 +748,40 @@ def test_options_that_cannot_work(convert, flags, message):
     assert err.count("\n") == 1
     assert files() == ["folder", "in.jsonl", "thesis.tex"]
     assert Path("thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--template", "moa"],
+        ["--template", "paper"],
+        ["--max-proposals", "3"],
+        ["--min-proposals", "2"],
+        ["--shuffle-proposals"],
+        ["--mix-plain", "0.1"],
+        ["--without-proposals"],
+        ["--seed", "1"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_said_of_proposals_is_refused_where_there_are_none(convert, flags):
+    write("in.jsonl", [ROWS[0] | {"reference": "A."}])
+    argv = ("proposals", "in.jsonl", "--output", "out.jsonl", "--target")
+    message = f"error: {flags[0]}: rows of --target sft have no proposals; leave it out\n"
+    assert convert(*argv, "sft", *flags, expect=2) == message
+    convert(*argv, "sft")
+    convert(*argv, "aggregation", *flags, "--overwrite")
+
+
+def test_all_that_is_wrong_is_told_at_once_with_a_line_each(convert):
+    argv = ["proposals", write("in.jsonl", ROWS), "--limit", "0", "--target", "sft", "--name", "x"]
+    assert convert(*argv, "--template", "moa", "--seed", "1", expect=2).splitlines() == [
+        "error: limit: expected a number from 1, got 0",
+        "--output is missing (it is optional only with --preview)",
+        "--template: rows of --target sft have no proposals; leave it out",
+        "--seed: rows of --target sft have no proposals; leave it out",
+        "--name names the entry that --register adds; pass both",
+    ]
 
 
 PATHS = {
@@ -798,7 +823,7 @@ def test_what_llama_factory_would_not_find_is_not_registered(convert, output):
     assert (
         err
         == {
-            "dataset_info.json": "error: --register and --output would write one file: dataset_info.json\n",
+            "dataset_info.json": "error: --register and --output would write one file: dataset_info.json; name another\n",
             "out.jsonl.gz": "error: LLaMA-Factory does not read .gz files; write .jsonl to --register it\n",
         }[output]
     )

@@ -10,8 +10,9 @@ from flaky_server import error, serving
 
 from aft_factory.cli import STAGES
 from aft_factory.cli import main as aft
-from aft_factory.pipeline import steps
+from aft_factory.pipeline import training
 from aft_factory.pipeline.__main__ import main
+from aft_factory.pipeline.step import COMMANDS
 from aft_factory.records.record import record_from_row
 
 
@@ -155,6 +156,42 @@ def test_stats_are_counted_anew_when_their_input_changes(tmp_path, scripted, run
     assert run.worked == [5]
 
 
+def test_every_file_of_a_plot_is_to_be_there(tmp_path, scripted, run):
+    stages = yaml.safe_load(scripted().read_text())["stages"]
+    path = write_pipeline(tmp_path, stages[0], {"stats": {"plot": "lengths.png"}})
+    assert run(path) == 0
+    for suffix in ("svg", "csv"):
+        (tmp_path / f"lengths.{suffix}").unlink()
+        assert (run(path), run.worked) == (0, [2])
+
+
+@pytest.mark.parametrize("wrong", [None, {"file_name": "other.jsonl"}, {}], ids=repr)
+def test_a_registered_data_set_whose_entry_is_gone_or_changed_is_not_done(
+    tmp_path, scripted, run, wrong
+):
+    info = tmp_path / "dataset_info.json"
+    path = scripted(convert={"register": str(tmp_path), "template": "moa"})
+    assert run(path) == 0
+    made = json.loads(info.read_text())
+    assert made == {
+        "aft": {
+            "file_name": "aft.jsonl",
+            "formatting": "aggregation",
+            "aggregation": {"template": "moa"},
+        }
+    }
+    assert (run(path), run.worked) == (0, [])
+    if wrong is None:
+        info.unlink()
+    else:
+        info.write_text(json.dumps({"other": {}} | ({"aft": wrong} if wrong else {})))
+    assert (run(path), run.worked) == (0, [4])
+    assert json.loads(info.read_text())["aft"] == made["aft"]
+    assert (run(path), run.worked) == (0, [])
+    info.write_text(json.dumps(made | {"other": {}}))  # what is not its own is nothing to it
+    assert (run(path), run.worked) == (0, [])
+
+
 @pytest.fixture
 def failing(tmp_path, run):
     """A pipeline of sample and rank on a server that fails the queries in `failing.bad`.
@@ -248,7 +285,7 @@ def train(tmp_path, monkeypatch, run):
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nshift 2\necho "$@" > {tmp_path}/called\n. {tmp_path}/do\n')
     program.chmod(0o755)
-    monkeypatch.setattr(steps, "CLI", "fake-cli")
+    monkeypatch.setattr(training, "CLI", "fake-cli")
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     output = tmp_path / "saves" / "aft"
     (tmp_path / "rows.jsonl").write_text("{}\n")
@@ -448,7 +485,7 @@ def dry_run_of_example(name, tmp_path, monkeypatch, **inputs):
         [(kind, settings)] = stage.items()
         if settings.get("input") in inputs:
             settings["input"] = inputs[settings["input"]]
-        if kind in steps.ASKING:
+        if kind in COMMANDS and COMMANDS[kind].asks:
             settings["scripted"] = True  # no FLOPs, which would take the model's configuration
     path = tmp_path / name
     path.write_text(yaml.safe_dump(content))

@@ -1,10 +1,13 @@
 """The steps of a pipeline: what its file may say, and the flags it becomes. Runs nothing."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from conftest import ROOT
 
 from aft_factory.errors import UsageError
+from aft_factory.pipeline.step import COMMANDS
 from aft_factory.pipeline.steps import check_ready, read_pipeline
 
 EXAMPLES = sorted((ROOT / "examples").glob("pipeline_*.yaml"))
@@ -43,8 +46,12 @@ def flags(read):
         base = {"input": "in.jsonl", "output": "out.jsonl"}
         base |= {"model": "m"} if stage in ("sample", "run") else {}
         [step] = read({stage: base | settings})
-        given = [f"--output={step.settings['output']}", "--model=m"]
-        return [flag for flag in step.flags if flag not in given], step.read
+        words = step.command()[3:]
+        command = COMMANDS[stage]
+        said = command.read(vars(command.parser().parse_args(words)))
+        assert replace(said, by_flag=()) == replace(step.read, by_flag=())
+        given = ["proposals", step.input, f"--output={step.settings['output']}", "--model=m"]
+        return [word for word in words if word not in given], step.read
 
     return flags
 
@@ -60,7 +67,7 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(refused):
     ]
 
 
-def test_settings_of_every_stage_are_checked_by_its_own_parser_and_at_once(refused, tmp_path):
+def test_settings_of_every_stage_are_checked_by_its_own_classes_and_at_once(refused, tmp_path):
     (tmp_path / "train.yaml").write_text("output_dir: saves/x\n")
     assert refused(
         {"convert": {"input": "x.jsonl", "output": "a.jsonl", "source": "ultra", "limt": 3}},
@@ -71,17 +78,17 @@ def test_settings_of_every_stage_are_checked_by_its_own_parser_and_at_once(refus
         {"train": {"config": str(tmp_path / "train.yaml"), "epochs": 3}},
         {"run": {"output": "e.jsonl", "strategy": "best", "model": "m"}},
     ) == [
-        "stages[1].convert: source: unknown 'ultra'; known: proposals, ultrafeedback",
+        "stages[1].convert: source: expected one of ultrafeedback, proposals, got 'ultra'",
         "stages[1].convert: unknown key 'limt'; did you mean 'limit'?",
         "stages[2].sample: unknown key 'modle'; did you mean 'model'?",
-        "stages[2].sample: top_p: invalid float value: 'high'",
+        "stages[2].sample: top_p: expected a number, got 'high'",
         "stages[3].rank: top_k: expected a number from 1, got 0",
         "stages[4].aggregate: drop: unknown gate 'copies'; did you mean 'copy'?",
         "stages[4].aggregate: no aggregator template 'papre'; did you mean 'paper'?, "
         "or give the path of a .jinja file",
-        "stages[5].stats: sample: invalid int value: 'many'",
-        "stages[5].stats: unknown key 'dry_run'; known: chat_template, column, json, limit, plot, "
-        "quiet, sample, split, template, tokenizer",
+        "stages[5].stats: sample: expected a whole number, got 'many'",
+        "stages[5].stats: unknown key 'dry_run'; known: chat_template, column, input, json, limit, "
+        "plot, quiet, sample, split, template, tokenizer",
         "stages[6].train: unknown key 'epochs'; known: config, input",
         "stages[7].run: strategy: unknown 'best'; did you mean 'best_of_n'?",
     ]
@@ -95,7 +102,7 @@ def test_settings_of_every_stage_are_checked_by_its_own_parser_and_at_once(refus
         ("aggregate", {"base_url": "http://a/v1"}, ["--base-url", "http://a/v1"]),
         ("aggregate", {"pseudo": True}, ["--pseudo"]),
         ("aggregate", {"pseudo": False}, ["--no-pseudo"]),
-        ("aggregate", {"temperature": 0}, ["--temperature=0"]),
+        ("aggregate", {"temperature": 0}, ["--temperature=0.0"]),
         ("aggregate", {"engine_args": {}}, []),
         ("aggregate", {"engine_args": {"dtype": "half"}}, ["--engine-args=dtype=half"]),
         ("aggregate", {"engine_args": ["a=1", "b=2"]}, ["--engine-args=a=1", "--engine-args=b=2"]),
@@ -135,10 +142,10 @@ def test_a_value_of_a_dict_keeps_its_type(flags, value):
         ("run", {"chat_template": False}, "chat_template: expected a text, got False; put it in q"),
         ("run", {"model": 7}, "model: expected a text, got 7; put it in quotes"),
         ("run", {"scripted": "yes"}, "scripted: expected true or false, got 'yes'"),
-        ("run", {"width": True}, "width: expected a number, got True"),
-        ("run", {"width": 2.5}, "width: invalid int value: '2.5'"),
-        ("run", {"base_url": [["x"]]}, "base_url: expected a text, got ['x']"),
-        ("run", {"engine_args": ["dtype"]}, "flags: engine_args: expected KEY=VALUE, got 'dtype'"),
+        ("run", {"width": True}, "width: expected a whole number, got True"),
+        ("run", {"width": 2.5}, "width: expected a whole number, got 2.5"),
+        ("run", {"base_url": [["x"]]}, "base_url: expected texts, got [['x']]"),
+        ("run", {"engine_args": ["dtype"]}, "engine_args: expected KEY=VALUE, got 'dtype'"),
         ("convert", {"column": {"query": 1}}, "column: expected a text, got 1"),
         ("convert", {"mix_plain": 2}, "mix_plain: expected a share from 0 to 1, got 2.0"),
         ("rank", {"help": True}, "unknown key 'help'"),
@@ -206,6 +213,45 @@ def test_two_stages_cannot_share_rejects_either_and_those_of_other_formats_do_no
     ]
 
 
+def test_two_stages_cannot_register_one_data_set(refused):
+    convert = {"input": "x.jsonl", "register": "data"}
+    assert refused(
+        {"convert": convert | {"output": "a.jsonl"}},
+        {"convert": convert | {"output": "b.jsonl"}},
+        {"convert": convert | {"output": "c.jsonl", "name": "a"}},
+    ) == [
+        "stages[3].convert: the data set 'a' of data/dataset_info.json is written by "
+        "stages[1].convert already; name another file"
+    ]
+
+
+def test_what_a_stage_leaves_is_all_of_its_files(read, tmp_path):
+    (tmp_path / "run.yaml").write_text("journal: kept.journal\ntask: gsm8k\n")
+    steps = read(
+        {"convert": {"input": "x.jsonl", "output": "a.jsonl", "register": "data"}},
+        {
+            "run": {
+                "output": "b.jsonl",
+                "model": "m",
+                "config": str(tmp_path / "run.yaml"),
+                "task_output": "c.jsonl",
+            }
+        },
+        {"stats": {"json": "d.json", "plot": "e.png"}},
+    )
+    assert [list(step.leaves.places().values()) for step in steps] == [
+        ["made/a.jsonl", "made/a.rejects.jsonl", "the data set 'a' of data/dataset_info.json"],
+        [
+            "made/b.jsonl",
+            "made/c.jsonl",
+            "made/b.rejects.jsonl",
+            "kept.journal",
+            "made/b.summary.json",
+        ],
+        ["made/d.json", "made/e.png", "made/e.svg", "made/e.csv"],
+    ]
+
+
 def test_what_no_stage_makes_is_to_be_there_before_the_first_one_starts(read, tmp_path):
     (tmp_path / "train.yaml").write_text(f"output_dir: {tmp_path / 'saves'}\n")
     (tmp_path / "x.jsonl").write_text("{}\n")
@@ -225,7 +271,7 @@ def test_what_no_stage_makes_is_to_be_there_before_the_first_one_starts(read, tm
 
 
 def test_llamafactory_is_to_be_there_before_the_first_stage_starts(read, tmp_path, monkeypatch):
-    monkeypatch.setattr("aft_factory.pipeline.steps.CLI", "no-such-cli")
+    monkeypatch.setattr("aft_factory.pipeline.training.CLI", "no-such-cli")
     (tmp_path / "train.yaml").write_text(f"output_dir: {tmp_path / 'saves'}\n")
     with pytest.raises(UsageError, match=r"stages\[1\].train: needs no-such-cli; install it"):
         check_ready(read({"train": {"config": str(tmp_path / "train.yaml")}}))

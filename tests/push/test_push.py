@@ -434,7 +434,7 @@ def test_settings_cannot_end_their_code_block():
         (["me/aft", "--license", "mit: x"], "expected an identifier"),
         (["aft", "--license", "mit"], "'aft': expected OWNER/NAME"),
         (["me/../aft", "--license", "mit"], "expected OWNER/NAME"),
-        (["me/aft", "--license", "mit", "--shard-rows", "0"], "--shard-rows: expected a number"),
+        (["me/aft", "--license", "mit", "--shard-rows", "0"], "shard_rows: expected a number"),
         (["me/aft", "--license", "mit", "--license-link", "x)"], "expected an address"),
         (["me/aft", "--license", "mit", "--dry-run", "full"], "no empty folder"),
         (["me/aft", "--license", "mit", "--settings", "no.json", "--dry-run", "o"], "no.json"),

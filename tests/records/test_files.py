@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from shared_data import shared_path
 
-from aft_factory.convert.register import check_registration
+from aft_factory.convert.register import check_registration, dataset_entry
 from aft_factory.engines.vllm_loading import adapter_rank, own_template
 from aft_factory.errors import UsageError
 from aft_factory.pipeline import training
@@ -111,7 +111,9 @@ def test_a_mark_is_no_part_of_settings_data_sets_and_adapters(write, tmp_path):
     assert read_settings(write("summary.json", '{"seed": 1}')) == {"seed": 1}
     entry = {"file_name": "mine.jsonl"}
     write("dataset_info.json", json.dumps({"mine": entry}))
-    assert check_registration(tmp_path, "other", tmp_path / "x.jsonl", False) == {"mine": entry}
+    output = tmp_path / "x.jsonl"
+    other = dataset_entry(tmp_path, "other", output, "aggregation", "paper")
+    assert check_registration(other, output, overwrite=False) == {"mine": entry}
     settings = {"dataset_dir": str(tmp_path), "dataset": "mine"}
     assert training.datasets(settings) == {"mine": entry}
     assert adapter_rank(write("adapter/adapter_config.json", '{"r": 8}').parent) == 8

@@ -12,7 +12,7 @@ from shared_data import shared_path, shared_rows
 from aft_factory.asking.journal import Journal, Place
 from aft_factory.engines.sampling import Completion, Reply, Request, Sampling, Usage
 from aft_factory.inference.strategies import STRATEGIES
-from aft_factory.run.__main__ import build_parser, main, run_settings
+from aft_factory.run.__main__ import COMMAND, main
 from aft_factory.run.settings import preset_names
 
 
@@ -251,7 +251,7 @@ def test_flags_override_the_file_which_overrides_the_preset(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("width: 7\ntemperature: 1\nengine_args:\n  dtype: float32\nmodel: m\n")
     flags = ["in", "--preset", "alpaca_eval", "--config", str(config), "--temperature", "0.2"]
-    settings = run_settings(build_parser().parse_args(flags))
+    settings = COMMAND.read(vars(COMMAND.parser().parse_args(flags)))
     assert (settings.width, settings.layers, settings.temperature) == (7, 2, 0.2)
     assert (settings.final_temperature, settings.engine_args) == (0.9, {"dtype": "float32"})
 
@@ -328,8 +328,8 @@ def test_all_wrong_settings_are_reported_at_once_with_suggestions(run, tmp_path)
         ),
         (["--template", "papr"], "did you mean 'paper'"),
         (["--preset", "alpaca"], "did you mean 'alpaca_eval'"),
-        (["--rejects", "{input}"], "--rejects and the input are one file"),
-        (["--journal", "{output}"], "--journal and --output are one file"),
+        (["--rejects", "{input}"], "--rejects would replace the input"),
+        (["--journal", "{output}"], "--journal and --output would write one file"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_asked(run, tmp_path, flags, words):

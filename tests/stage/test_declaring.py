@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aft_factory.errors import UsageError
-from aft_factory.stage.declaring import build, read_yaml, setting
-from aft_factory.stage.flags import add_flags
+from aft_factory.stage.declaring import (
+    REQUIRED,
+    argument,
+    build,
+    checked,
+    read_yaml,
+    setting,
+    switch,
+)
+from aft_factory.stage.flags import add_flags, to_arguments
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,22 @@ class Some:
     extra: dict[str, Any] = setting({}, "more")
 
 
-def flags(*argv):
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """Without a file of settings."""
+
+    layout: str = argument("a", "a layout", choices=("a", "b"))
+    files: list[str] = argument([], "inputs", "FILE")
+    key: str = setting(REQUIRED, "has to be given")
+    dry: bool = switch("only look")
+    codes: list[str] = setting([], "one at a time", form="repeated")
+    column: dict[str, str] = setting({}, "names", "FIELD=NAME")
+    number: int = setting(1, "how many")
+
+
+def flags(*argv, kind=Some):
     parser = argparse.ArgumentParser()
-    add_flags(parser, Some)
+    add_flags(parser, kind)
     return vars(parser.parse_args(argv))
 
 
@@ -62,6 +83,77 @@ def test_all_problems_are_told_at_once_with_the_place():
         "flags: kind: expected one of a, b, got 'c'",
         "flags: extra: expected KEY=VALUE, got 'x'",
     ]
+
+
+def test_arguments_switches_and_what_is_repeated():
+    argv = ("b", "1.jsonl", "2.jsonl", "--key", "k", "--dry", "--codes", "en", "--codes", "de")
+    values = build(Other, [("", flags(*argv, kind=Other))])
+    assert values == Other(
+        layout="b", files=["1.jsonl", "2.jsonl"], key="k", dry=True, codes=["en", "de"]
+    )
+    some = flags("--words", "a", "b", "--words", "c")
+    assert some == {"words": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["a", "x"], "required: --key"),
+        (["--key", "k", "a"], "required: FILE"),
+        (["--key", "k", "c", "x"], "invalid choice: 'c'"),
+        (["--key", "k", "a", "x", "--no-dry"], "unrecognized arguments: --no-dry"),
+    ],
+)
+def test_what_the_command_line_lacks_or_does_not_know(argv, problem, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        flags(*argv, kind=Other)
+    assert problem in capsys.readouterr().err
+
+
+def test_names_in_a_dict_of_texts_are_no_yaml():
+    given = flags("a", "x", "--key", "k", "--column", "id=no", "--column", "x=a=b", kind=Other)
+    assert build(Other, [("", given)]).column == {"id": "no", "x": "a=b"}
+    for wrong, problem in (({"id": 7}, "got 7; put it in quotes"), ("id", "expected FIELD=NAME")):
+        with pytest.raises(UsageError, match=problem):
+            build(Other, [("", {"key": "k", "column": wrong})])
+
+
+def test_a_number_that_yaml_takes_for_a_text_is_a_number():
+    assert build(Some, [("file", {"count": "5", "rate": "1e-5"})]) == Some(5, 1e-5)
+    with pytest.raises(UsageError, match=r"file: count: expected a whole number, got '5\.5'"):
+        build(Some, [("file", {"count": "5.5"})])
+
+
+def test_what_is_not_to_be_set_is_not_known():
+    assert checked({"dry": True, "numbr": 1}, Other, but=("dry", "codes")) == (
+        {},
+        [
+            "unknown key 'dry'; known: column, files, key, layout, number",
+            "unknown key 'numbr'; did you mean 'number'?",
+        ],
+    )
+
+
+TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"key": TEXTS, "files": st.lists(TEXTS.filter(lambda t: t[0] != "-"), min_size=1)},
+        optional={
+            "layout": st.sampled_from("ab"),
+            "dry": st.booleans(),
+            "codes": st.lists(TEXTS, min_size=1),
+            "column": st.dictionaries(TEXTS.filter(lambda t: "=" not in t), st.text(), min_size=1),
+            "number": st.integers(),
+        },
+    )
+)
+def test_settings_become_the_arguments_that_say_them(mapping):
+    values, problems = checked(mapping, Other)
+    assert problems == []
+    given = flags(*to_arguments(values, Other), kind=Other)
+    assert build(Other, [("", given)]) == build(Other, [("", values)])
 
 
 def test_settings_of_two_runs_share_no_list():

@@ -177,9 +177,12 @@ def test_a_file_without_proposals_gets_a_hint(stats):
     ("argv", "problem"),
     [
         (["missing.jsonl"], "missing.jsonl: no such file"),
-        (["rows.jsonl", "--limit", "0"], "--limit: expected a number from 1, got 0"),
-        (["rows.jsonl", "--sample", "-1"], "--sample: expected a number from 0, got -1"),
-        (["rows.jsonl", "--json", "rows.jsonl", "--overwrite"], "is the input"),
+        (["rows.jsonl", "--limit", "0"], "limit: expected a number from 1, got 0"),
+        (["rows.jsonl", "--sample", "-1"], "sample: expected a number from 0, got -1"),
+        (
+            ["rows.jsonl", "--json", "rows.jsonl", "--overwrite"],
+            "--json would replace the input rows.jsonl",
+        ),
         (["rows.jsonl", "--json", "old.json"], "old.json exists; pass --overwrite"),
         (["rows.jsonl", "--plot", "a.pdf"], "expected a name that ends in .png"),
         (["rows.jsonl", "--plot", "a.png", "--json", "a.csv"], "would write one file"),

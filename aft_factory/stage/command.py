@@ -1,0 +1,169 @@
+"""The frame of every command: its arguments, its settings, its exit code, and what it leaves.
+
+A command is declared once, as a `Command` in its `__main__.py`: the command line parses by it, and
+a pipeline checks its steps by it and asks it what a step would leave.
+"""
+
+from __future__ import annotations
+
+import abc
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from aft_factory.records.files import read_text
+from aft_factory.records.tables import Line, TableWriter
+from aft_factory.stage.console import guarded
+from aft_factory.stage.declaring import build
+from aft_factory.stage.flags import add_flags
+from aft_factory.stage.reading import ReadSettings
+
+S = TypeVar("S", bound=ReadSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of a JSON file that holds those of others too, such as `dataset_info.json`."""
+
+    file: Path
+    name: str
+    content: Mapping[str, Any]
+
+    def is_there(self) -> bool:
+        """Tell whether the file has it as it is here."""
+        try:
+            return bool(json.loads(read_text(self.file))[self.name] == self.content)
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class Leaves:
+    """What a command leaves.
+
+    Attributes:
+        outputs: What it is for, the main one first.
+        traces: What lies beside: rejects, summary and journal.
+        entry: What it adds to a file of others'.
+        summary: Of the traces, the one that counts the rows whose engine failed.
+    """
+
+    outputs: Sequence[Path] = ()
+    traces: Sequence[Path] = ()
+    entry: Entry | None = None
+    summary: Path | None = None
+
+    def places(self) -> dict[str, str]:
+        """Return all that it writes: what tells it from others, and how to name it."""
+        found = {str(path.resolve()): str(path) for path in (*self.outputs, *self.traces)}
+        if self.entry is not None:
+            file, name = self.entry.file, self.entry.name
+            found[f"{file.resolve()}: {name}"] = f"the data set {name!r} of {file}"
+        return found
+
+    def are_there(self) -> bool:
+        """Tell whether all that it is for is there."""
+        entry = self.entry is None or self.entry.is_there()
+        return entry and all(path.exists() for path in self.outputs)
+
+
+# Writes the rows that a command would leave, with filler for what only a model can write, and
+# returns what else a rehearsal tells: from its settings and the rows that it would read.
+Rehearse = Callable[[S, Iterator[Line], TableWriter], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(abc.ABC, Generic[S]):
+    """A command.
+
+    Attributes:
+        name: `python -m aft_factory.NAME`.
+        description: Of `--help`.
+        examples: The same.
+        settings: Class of its settings.
+        rehearse: Stands in for it in a pipeline's dry run; None where nothing reads what it writes.
+        asks: Whether it has a dry run of its own.
+    """
+
+    name: str
+    description: str
+    examples: str
+    settings: type[S]
+    rehearse: Rehearse[S] | None = None
+    asks: bool = False
+
+    @property
+    def kinds(self) -> tuple[type[Any], ...]:
+        """The classes that declare what it takes."""
+        return (self.settings,)
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Return the parser of its command line."""
+        parser = argparse.ArgumentParser(
+            prog=f"python -m aft_factory.{self.name}",
+            description=self.description,
+            epilog=self.examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_to(parser)
+        return parser
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run it by a command line; return the exit code."""
+        return self.run(vars(self.parser().parse_args(argv)))
+
+    @abc.abstractmethod
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add its arguments to a parser."""
+
+    @abc.abstractmethod
+    def run(self, given: Mapping[str, Any]) -> int:
+        """Run it by what the command line gives; return the exit code."""
+
+    @abc.abstractmethod
+    def read(self, given: Mapping[str, Any]) -> S:
+        """Return its settings from what the command line, or a pipeline's step, gives.
+
+        Raises:
+            UsageError: With everything that is wrong with them.
+        """
+
+    @abc.abstractmethod
+    def leaves(self, given: Mapping[str, Any], settings: S) -> Leaves:
+        """Tell what it leaves, from what it is given and the settings that were read from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainCommand(Command[S]):
+    """A command that asks no model, and has no file of settings.
+
+    Attributes:
+        do: Does the work, and returns the exit code.
+        interrupted: What to say after Ctrl-C.
+        left: What it leaves.
+    """
+
+    do: Callable[[S], int]
+    interrupted: str = "interrupted; nothing was written"
+    left: Callable[[S], Leaves] = lambda _: Leaves()
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add a flag for each setting."""
+        add_flags(parser, self.settings)
+
+    def run(self, given: Mapping[str, Any]) -> int:
+        """Run it, and show errors as messages."""
+        return guarded(lambda: self.do(self.read(given)), self.interrupted)
+
+    def read(self, given: Mapping[str, Any]) -> S:
+        """Return its settings."""
+        settings = replace(build(self.settings, [("", given)]), by_flag=tuple(sorted(given)))
+        settings.check()
+        return settings
+
+    def leaves(self, given: Mapping[str, Any], settings: S) -> Leaves:
+        """Tell what it leaves."""
+        return self.left(settings)

@@ -168,9 +168,10 @@ def run(folder, source, target):
         "--output",
         str(folder / "out.jsonl"),
     ]
+    command += [] if target == "sft" else ["--shuffle-proposals"]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([*command, "--preview", "2", "--shuffle-proposals", "--overwrite", "--quiet"])
+        code = main([*command, "--preview", "2", "--overwrite", "--quiet"])
     assert (code in (0, 1), err.getvalue()) == (True, "")
     read, written, rejected = map(int, re.search(r"^read (\d+) rows: (\d+) written to .*, (\d+) rejected", out.getvalue(), re.M).groups())  # fmt: skip
     return read, written, rejected

@@ -4,5 +4,5 @@
 
 One module per source (`ultrafeedback`, `proposals`): a pure function from a row to a record. One
 module of targets: pure functions from a record to an output row. `converting` joins them with
-reading, fitting, rejects and writing; `__main__` and `arguments` are the command line.
+fitting and rejects, as the `settings` say; `__main__` reads, writes and tells.
 """

@@ -177,7 +177,7 @@ class Asker:
             self._land(flight)
 
     async def _send(self, flight: _Flight, request: Request) -> Reply:
-        """Ask once, within the limit in flight: a flight's request, to be kept, or a probe.
+        """Ask once, within the limit in flight: a flight's request or, counted nowhere, a probe.
 
         What fails is asked again only as long as somebody waits for it.
         """
@@ -188,9 +188,10 @@ class Asker:
         flight.sent = True
         try:
             reply = _storable(await engine.sample(request))
-            if self._journal is not None and request is flight.request:
-                self._journal.keep(flight.key, flight.place, engine.model, request, reply)
-            self.counts.asked += reply.usage
+            if request is flight.request:
+                self.counts.asked += reply.usage
+                if self._journal is not None:
+                    self._journal.keep(flight.key, flight.place, engine.model, request, reply)
             self._available[request.model or ""].note_answer()
         finally:
             self.limiter.leave(request.n)

@@ -4,7 +4,8 @@ import asyncio
 import json
 from dataclasses import replace
 
-from aft_factory.asking.asker import Asker, Retries
+from aft_factory.asking.asker import Asker
+from aft_factory.asking.availability import Retries
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Sampling
 from aft_factory.engines.scripted import ScriptedEngine, babble

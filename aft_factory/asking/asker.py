@@ -8,38 +8,17 @@ was sent is waited for and kept, even if whoever asked for it has gone: it is pa
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from weakref import WeakValueDictionary
+from dataclasses import dataclass, field, replace
 
+from aft_factory.asking.availability import Availability, Retries
 from aft_factory.asking.journal import Journal, Place
 from aft_factory.asking.limiter import Limiter
-from aft_factory.engines.engine import Engine, EngineError
-from aft_factory.engines.sampling import Completion, Reply, Request, Usage, joined
-from aft_factory.engines.together import together
+from aft_factory.engines.engine import Engine
+from aft_factory.engines.gathering import gather_or_cancel
+from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Usage, joined
 
-
-@dataclass(frozen=True, slots=True)
-class Retries:
-    """When to ask again: waits double from `first` to `longest` seconds, with jitter.
-
-    Attributes:
-        most: How often to ask again after the first attempt.
-        first: Seconds before the second attempt.
-        longest: Most seconds between two.
-    """
-
-    most: int = 10
-    first: float = 0.5
-    longest: float = 30.0
-
-    def wait(self, attempt: int, after: float | None) -> float:
-        """Return the seconds to wait after a failed attempt, counted from 0."""
-        wait: float = min(self.longest, self.first * 2 ** min(attempt, 30)) * random.uniform(0.5, 1)
-        return max(wait, min(after or 0.0, 10 * self.longest))  # Retry-After, within reason
+PROBE = "Hello"  # what any model has an answer to
 
 
 @dataclass(slots=True)
@@ -48,13 +27,36 @@ class Counts:
 
     Attributes:
         asked: What requests took that the model answered.
-        replayed: Requests answered from the journal, as they were sent.
-        retried: Attempts that failed and were followed by another.
+        replayed: Requests answered from the journal or along with an equal one, as they were sent.
+        retried: Attempts that followed a failed one.
     """
 
     asked: Usage = Usage()  # noqa: RUF009 - frozen
     replayed: int = 0
     retried: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A request on its way to its reply, for all who asked the same meanwhile.
+
+    Attributes:
+        request: What is asked.
+        place: Where in the run it belongs: that of who asked first.
+        key: Names it.
+        waiters: How many wait for it.
+        attempts: How often it was sent.
+        sent: Whether it is with the engine now.
+        task: What they wait for.
+    """
+
+    request: Request
+    place: Place
+    key: bytes
+    waiters: int = 0
+    attempts: int = 0
+    sent: bool = False
+    task: asyncio.Task[Reply] = field(init=False)
 
 
 class Asker:
@@ -75,25 +77,26 @@ class Asker:
         engines: Mapping[str, Engine],
         journal: Journal | None,
         in_flight: int,
-        retries: Retries = Retries(),
+        retries: Retries = Retries(),  # noqa: B008 - frozen
     ) -> None:
         self.limiter = Limiter(in_flight)
         self.counts = Counts()
         self._engines = engines
         self._journal = journal
-        self._retries = retries
         self._stopping = asyncio.Event()
-        self._same: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
-        self._flying: dict[bytes, asyncio.Task[Reply]] = {}
-        self._answered = time.monotonic()  # when the last request was
-        self._given_up = 0  # requests since then
-        self._probing = asyncio.Lock()
+        self._flights: dict[bytes, _Flight] = {}
+        self._available = {
+            name: Availability(
+                f"the model {engine.model}", retries, self._stopping, engine.reachable
+            )
+            for name, engine in engines.items()
+        }
 
     async def __aenter__(self) -> Asker:
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        flying = list(self._flying.values())
+        flying = [flight.task for flight in self._flights.values()]
         try:
             if error is None:
                 await asyncio.gather(*flying, return_exceptions=True)
@@ -119,95 +122,93 @@ class Asker:
         by itself; a prompt is then read, and accounted in `Usage.prompt`, as often.
 
         Raises:
-            EngineError: If the model refuses it, or, of kind `retry`, fails at every attempt.
+            EngineError: If the model refuses it or, of kind `retry`, fails at every attempt; of
+                kind `fatal`, if it answers nobody.
             Stopped: If the run was asked to stop before this request was sent.
         """
-        engine = self._engines[request.model or ""]
-        most = engine.most_samples or request.n
+        most = self._engines[request.model or ""].most_samples or request.n
         if request.n <= most:
-            return await self._ask(engine, request, place)
+            return await self._ask(request, place)
         parts = (
             self._ask(
-                engine,
                 replace(request, n=min(most, request.n - at), seed=request.seed + at),
                 replace(place, slot=place.slot + at),
             )
             for at in range(0, request.n, most)
         )
-        return joined(await together(parts))
+        return joined(await gather_or_cancel(parts))
 
-    async def _ask(self, engine: Engine, request: Request, place: Place) -> Reply:
-        key = request.key(engine.model)
-        # Rows of equal text and id ask the same at the same time: the second waits for the first.
-        async with self._same.setdefault(key, asyncio.Lock()):
+    async def _ask(self, request: Request, place: Place) -> Reply:
+        key = request.key(self._engines[request.model or ""].model)
+        flight = self._flights.get(key)  # rows of equal text and id ask the same at the same time
+        shared = flight is not None
+        if flight is None:
             kept = self._journal.find(key) if self._journal is not None else None
             if kept is not None:
                 self.counts.replayed += kept.usage.requests
                 return kept
-            return await self._attempts(engine, key, request, place)
-
-    async def _attempts(self, engine: Engine, key: bytes, request: Request, place: Place) -> Reply:
-        attempt, since = 0, 0.0
-        while True:
-            try:
-                sent = self._flying.get(key)  # by one who has gone
-                if sent is None:
-                    await self.limiter.enter(request.n)
-                    if attempt == 0:
-                        since = time.monotonic()
-                    sent = asyncio.create_task(self._send(engine, key, request, place))
-                    self._flying[key] = sent
-                    sent.add_done_callback(_forgotten)
-                return await asyncio.shield(sent)
-            except EngineError as error:
-                if error.kind != "retry":
-                    raise
-                if attempt == self._retries.most:
-                    raise await self._give_up(engine, error, attempt, since) from error
-                if attempt == 0:  # an answer to others before this failure tells nothing
-                    since = time.monotonic()
-                wait = self._retries.wait(attempt, error.retry_after)
-            attempt += 1
-            self.counts.retried += 1
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), wait)
-
-    async def _send(self, engine: Engine, key: bytes, request: Request, place: Place) -> Reply:
-        """Ask once, within the room that was taken, and keep the reply."""
+            flight = self._flights[key] = _Flight(request, place, key)
+            flight.task = asyncio.create_task(self._fly(flight))
+            flight.task.add_done_callback(_forgotten)
+        flight.waiters += 1
         try:
-            reply = _storable(await engine.sample(request))
-            if self._journal is not None:
-                self._journal.keep(key, place, engine.model, request, reply)
+            reply = await asyncio.shield(flight.task)
         finally:
-            self.limiter.leave(request.n)
-            del self._flying[key]
-        self._answered, self._given_up = time.monotonic(), 0
-        self.counts.asked += reply.usage
+            flight.waiters -= 1
+            self._abandon(flight)
+        if shared:
+            self.counts.replayed += reply.usage.requests
         return reply
 
-    async def _give_up(
-        self, engine: Engine, error: EngineError, attempts: int, since: float
-    ) -> EngineError:
-        """Say what to raise after the last attempt; if nobody gets an answer, end the run.
-
-        A few requests may be at fault themselves, and may be all that is left of a run. So nobody
-        gets an answer only if the engine cannot be reached at all either, or if as many gave up as
-        may be in flight.
-        """
-        problem = f"no answer after {attempts + 1} attempts; the last: {error}"
-        self._given_up += 1
-        if self._given_up > 1 and await self._nobody_answers(engine, since):
-            seconds = time.monotonic() - self._answered
-            return EngineError(
-                f"the model has answered nothing for {seconds:.0f} s; {problem}", "fatal"
+    async def _fly(self, flight: _Flight) -> Reply:
+        """Ask until there is an answer."""
+        request = flight.request
+        prompt: Prompt = PROBE
+        if not isinstance(request.prompt, str):
+            prompt = [{"role": "user", "content": PROBE}]
+        sampling = replace(request.sampling, max_tokens=1)
+        probe = Request(prompt, 1, sampling, request.seed, request.model)
+        available = self._available[request.model or ""]
+        try:
+            return await available.insist(
+                lambda: self._send(flight, request), lambda: self._send(flight, probe)
             )
-        return EngineError(problem, "retry")
+        finally:
+            self._land(flight)
 
-    async def _nobody_answers(self, engine: Engine, since: float) -> bool:
-        async with self._probing:  # one that fails ends the run, and with it all who wait here
-            if self._answered >= since:
-                return False
-            return self._given_up > self.limiter.limit or not await engine.reachable()
+    async def _send(self, flight: _Flight, request: Request) -> Reply:
+        """Ask once, within the limit in flight: a flight's request or, counted nowhere, a probe.
+
+        What fails is asked again only as long as somebody waits for it.
+        """
+        engine = self._engines[request.model or ""]
+        await self.limiter.enter(request.n)
+        self.counts.retried += flight.attempts > 0
+        flight.attempts += 1
+        flight.sent = True
+        try:
+            reply = _storable(await engine.sample(request))
+            if request is flight.request:
+                self.counts.asked += reply.usage
+                if self._journal is not None:
+                    self._journal.keep(flight.key, flight.place, engine.model, request, reply)
+            self._available[request.model or ""].note_answer()
+        finally:
+            self.limiter.leave(request.n)
+            flight.sent = False
+            self._abandon(flight)
+        return reply
+
+    def _abandon(self, flight: _Flight) -> None:
+        """Give up what nobody waits for, unless it was sent."""
+        if not flight.waiters and not flight.sent:
+            flight.task.cancel()
+            self._land(flight)
+
+    def _land(self, flight: _Flight) -> None:
+        """Share it with nobody who comes now; there may be another of its key already."""
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
 
 
 def _forgotten(sent: asyncio.Task[Reply]) -> None:

@@ -49,24 +49,26 @@ class Journal(JournalFile):
 
     def find(self, key: bytes) -> Reply | None:
         """Return the reply to a request, if it was answered."""
-        found = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        query = "SELECT reply, run FROM replies WHERE key = ?"
+        found = self._db.execute(query, (key,)).fetchone()
         if found is None:
             return None
-        self._db.execute("INSERT OR IGNORE INTO used VALUES (?, ?)", (key, self._run))
-        return _reply(self._expand(found[0]))
+        reply, run = found
+        if run != self._run:
+            self._db.execute("INSERT OR IGNORE INTO taken VALUES (?, ?)", (key, self._run))
+        return _reply(self._expand(reply))
 
     def keep(self, key: bytes, place: Place, model: str, request: Request, reply: Reply) -> None:
         """Write a reply down; it is safe when this returns."""
         row = (
             *(key, place.query, place.turn, place.layer, place.slot, place.attempt),
             *(model, request.n, request.seed, orjson.dumps(request.sampling).decode()),
-            self._squeeze(_dump_reply(reply)),
+            *(self._squeeze(_dump_reply(reply)), self._run),
         )
         with self._db:  # all of it or nothing, at the price of one write
             self._db.execute("BEGIN")
             marks = ", ".join("?" * len(row))
             self._db.execute(f"INSERT OR IGNORE INTO replies VALUES ({marks})", row)
-            self._db.execute("INSERT OR IGNORE INTO used VALUES (?, ?)", (key, self._run))
             self.note_time(asked=reply.usage.requests)
 
     def keep_query(self, query: str, turns: list[list[Message]]) -> None:
@@ -146,7 +148,8 @@ class Journal(JournalFile):
         rows = self._db.execute(
             "SELECT run FROM "
             "(SELECT run FROM endings WHERE query = ?1 UNION "
-            "SELECT run FROM used JOIN replies USING (key) WHERE query = ?1) "
+            "SELECT run FROM replies WHERE query = ?1 UNION "
+            "SELECT taken.run FROM taken JOIN replies USING (key) WHERE query = ?1) "
             "JOIN runs AS first ON first.number = run JOIN runs AS each USING (fingerprint) "
             "GROUP BY run ORDER BY max(each.number)",
             (query,),
@@ -175,16 +178,14 @@ class Journal(JournalFile):
         self, query: str | None = None, run: int | None = None
     ) -> Iterator[tuple[Place, dict[str, Any], Reply]]:
         """Go through the replies by place: (place, request, reply); of one query, of one run."""
-        conditions = {
-            "query = ?": query,
-            "EXISTS (SELECT 1 FROM used WHERE used.key = replies.key AND run = ?)": run,
-        }
-        wanted = {text: value for text, value in conditions.items() if value is not None}
+        taken = "SELECT 1 FROM taken WHERE taken.key = replies.key AND taken.run = :run"
+        conditions = {"query = :query": query, f"(run = :run OR EXISTS ({taken}))": run}
+        wanted = [text for text, value in conditions.items() if value is not None]
         rows = self._db.execute(
             "SELECT query, turn, layer, slot, attempt, key, model, n, seed, sampling, reply "
             f"FROM replies WHERE {' AND '.join(wanted) or 'TRUE'} "
             "ORDER BY query, turn, layer, slot, attempt, key",
-            tuple(wanted.values()),
+            {"query": query, "run": run},
         )
         for *place, key, model, n, seed, sampling, reply in rows:
             request = {"key": key, "model": model, "n": n, "seed": seed}

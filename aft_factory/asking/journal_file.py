@@ -13,16 +13,17 @@ from aft_factory.errors import UsageError
 from aft_factory.records.files import locked
 
 APPLICATION = 0x41465431  # tells our files from other SQLite files
+VERSION = 1  # of the tables and of what is in them
 TABLES = {
     "replies": """(
         key BLOB PRIMARY KEY, query TEXT, turn INTEGER, layer INTEGER, slot INTEGER,
-        attempt INTEGER, model TEXT, n INTEGER, seed INTEGER, sampling TEXT, reply BLOB)
-        WITHOUT ROWID""",
+        attempt INTEGER, model TEXT, n INTEGER, seed INTEGER, sampling TEXT, reply BLOB,
+        run INTEGER) WITHOUT ROWID""",
     "queries": "(id TEXT PRIMARY KEY, turns BLOB) WITHOUT ROWID",
     "outcomes": "(key BLOB PRIMARY KEY, done INTEGER, content BLOB) WITHOUT ROWID",
     "runs": "(number INTEGER PRIMARY KEY, fingerprint TEXT)",
-    # What belongs to which run; the replies to a request may serve several.
-    "used": "(key BLOB, run INTEGER, PRIMARY KEY (key, run)) WITHOUT ROWID",
+    # A reply belongs to the run that asked for it; here are those that another run took from it.
+    "taken": "(key BLOB, run INTEGER, PRIMARY KEY (key, run)) WITHOUT ROWID",
     "endings": "(query TEXT, run INTEGER, key BLOB, PRIMARY KEY (query, run, key)) WITHOUT ROWID",
     "sessions": "(number INTEGER PRIMARY KEY, began REAL, last REAL, asked INTEGER)",
     "settings": "(number INTEGER PRIMARY KEY, content TEXT)",  # of a session's command
@@ -66,20 +67,28 @@ class JournalFile:
 
     def _prepare(self, read_only: bool) -> None:
         [application] = self._db.execute("PRAGMA application_id").fetchone()
+        [version] = self._db.execute("PRAGMA user_version").fetchone()
         [tables] = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application != APPLICATION and (tables or read_only):
             raise UsageError(f"{self.path}: a database, but no journal of aft-factory")
-        if not read_only:
-            # Safe against kill -9 at any moment; a power cut may cost the last replies, no more.
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute(f"PRAGMA application_id = {APPLICATION}")
-        present = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
-        for name, columns in TABLES.items():
-            if name not in present:  # new, or begun by an older version
-                self._db.execute(f"CREATE {'TEMP' * read_only} TABLE {name} {columns}")
-        if not read_only:
-            self._db.execute(f"CREATE INDEX IF NOT EXISTS {INDEX}")
+        if application == APPLICATION and version != VERSION:
+            raise UsageError(
+                f"{self.path}: another version of aft-factory wrote this journal; go on with that "
+                "one, or name another --journal"
+            )
+        if read_only:
+            return
+        # Safe against kill -9 at any moment; a power cut may cost the last replies, no more.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        if not tables:
+            with self._db:  # all of it or nothing
+                self._db.execute("BEGIN")
+                self._db.execute(f"PRAGMA application_id = {APPLICATION}")
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
+                for name, columns in TABLES.items():
+                    self._db.execute(f"CREATE TABLE {name} {columns}")
+                self._db.execute(f"CREATE INDEX {INDEX}")
 
     def __enter__(self) -> Self:
         return self

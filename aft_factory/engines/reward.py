@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.together import together
+from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.vllm_loading import digest
 from aft_factory.errors import UsageError
 from aft_factory.prompts.tokenizer import resolve_chat_template, tokenizer_markers
@@ -188,7 +188,7 @@ async def score_each(
             return error
 
     encoded = await asyncio.to_thread(encoder.encode, list(pairs))
-    return await together(one(ids) for ids in encoded)
+    return await gather_or_cancel(one(ids) for ids in encoded)
 
 
 def choose_label(name: str, labels: int, label: int | None) -> int:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
+from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Sampling
-from aft_factory.engines.together import together
 from aft_factory.engines.vllm_loading import (
     adapter_rank,
     check_name,
@@ -141,7 +141,7 @@ class VllmEngine:
             ids = await loop.run_in_executor(self._thread, self._encode, request.prompt)
         # As n requests, which is what vLLM makes of n: so each tells what it found cached. The
         # prompt is read once all the same, by prefix caching.
-        outputs = await together(self._one(ids, request, i) for i in range(request.n))
+        outputs = await gather_or_cancel(self._one(ids, request, i) for i in range(request.n))
         completions = tuple(_completion(output) for output in outputs)
         # The first sample finds what came before this request, the others what the first one read.
         cached = [output.num_cached_tokens for output in outputs]

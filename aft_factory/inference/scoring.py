@@ -7,13 +7,12 @@ a while; the others go on meanwhile.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from aft_factory.asking.asker import Retries
+from aft_factory.asking.availability import Availability, Retries
 from aft_factory.asking.limiter import Stopped
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from aft_factory.engines.reward import RewardModel
 
 MOST_PAIRS = 1024  # scored by one call: enough to sort by length, and little to lose in a kill
-MOST_SILENT = 16  # queries given up in a row that may be at fault themselves
 GATHER = 0.01  # seconds to wait for other queries that come at the same time
+PROBE: Conversation = [{"role": "user", "content": "Hello"}]  # scored with itself as the answer
 
 
 class Scores(Protocol):
@@ -48,7 +47,7 @@ class Scores(Protocol):
         """Score texts: of each the raw logit, or why it has none; implements `strategies.Score`.
 
         Raises:
-            EngineError: If the reward model fails at every attempt.
+            EngineError: If the reward model fails at every attempt, or answers nobody.
             Stopped: If the run was asked to stop before.
         """
         ...
@@ -60,25 +59,34 @@ class Scores(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A query's texts, and the scores that they have got."""
+    """A query's texts, and the scores that they have got.
+
+    Attributes:
+        query: The conversation.
+        texts: Responses to it.
+        scores: By place in `texts`: the score, or a lasting reason for none.
+        passing: Why others are missing.
+        done: Ends with the call that they go into.
+    """
 
     query: Conversation
     texts: Sequence[str]
-    future: asyncio.Future[list[float | EngineError]]
     scores: dict[int, float | EngineError] = field(default_factory=dict)
-    passing: EngineError | None = None  # why others are missing
-    attempt: int = 0
-    since: float = 0.0  # when the first attempt failed
+    passing: EngineError | None = None
+    done: asyncio.Future[None] = field(init=False)
 
     @property
     def missing(self) -> list[int]:
         """Which texts have neither a score nor a lasting reason for none."""
         return [i for i in range(len(self.texts)) if i not in self.scores]
 
-    def fail(self, error: Exception) -> None:
-        """End it, unless it has ended."""
-        if not self.future.done():
-            self.future.set_exception(error)
+    def end(self, error: Exception | None) -> None:
+        """End the attempt, unless who asked has gone."""
+        if not self.done.done():
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
 
 
 class Scorer:
@@ -93,14 +101,12 @@ class Scorer:
         self.model = reward.model
         self.identity = reward.identity
         self._reward = reward
-        self._retries = retries
-        self._open: set[_Asked] = set()
+        self._stopping = asyncio.Event()
+        self._available = Availability(
+            f"the reward model {reward.model}", retries, self._stopping, reward.reachable
+        )
         self._waiting: deque[_Asked] = deque()
-        self._scoring: list[_Asked] = []
         self._worker: asyncio.Task[None] | None = None
-        self._stopped = False
-        self._answered = time.monotonic()  # when the last score came
-        self._given_up = 0  # queries since then
 
     async def count(self, query: Conversation, texts: Sequence[str]) -> list[int | None]:
         """Count tokens; see `Scores`."""
@@ -111,21 +117,15 @@ class Scorer:
         self, query: Conversation, texts: Sequence[str]
     ) -> list[float | EngineError]:
         """Score texts; see `Scores`."""
-        if self._stopped:
-            raise Stopped
-        asked = _Asked(query, texts, asyncio.get_running_loop().create_future())
-        self._open.add(asked)
-        self._wait(asked)
-        try:
-            return await asked.future
-        finally:
-            self._open.discard(asked)
+        asked, probe = _Asked(query, texts), _Asked(PROBE, [PROBE[0]["content"]])
+        await self._available.insist(lambda: self._ask(asked), lambda: self._ask(probe))
+        return [score for _, score in sorted(asked.scores.items())]
 
     def stop(self) -> None:
         """Give up what waits; see `Scores`."""
-        self._stopped = True
-        for asked in self._open.difference(self._scoring):
-            asked.fail(Stopped())
+        self._stopping.set()
+        for asked in self._waiting:
+            asked.end(Stopped())
 
     async def close(self) -> None:
         """Give up everything, and close the reward model."""
@@ -133,24 +133,34 @@ class Scorer:
             self._worker.cancel()
         await self._reward.close()
 
-    def _wait(self, asked: _Asked) -> None:
+    async def _ask(self, asked: _Asked) -> None:
+        """Have what is missing scored, in one call with what others ask.
+
+        Raises:
+            EngineError: Of kind `retry`, if some is missing still; of kind `fatal`.
+            Stopped: If the run was asked to stop.
+        """
+        if self._stopping.is_set():
+            raise Stopped
+        asked.done = asyncio.get_running_loop().create_future()
         self._waiting.append(asked)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
+        await asked.done
 
     async def _work(self) -> None:
+        taken: list[_Asked] = []
         try:
             while self._waiting:
                 await asyncio.sleep(GATHER)
-                self._scoring = self._next()
-                await self._score(self._scoring)
+                taken = self._next()
+                await self._score(taken)
                 # First those that have all: what becomes of the others may end everything.
-                for asked in sorted(self._scoring, key=lambda asked: bool(asked.missing)):
-                    await self._settle(asked)
-                self._scoring = []
+                for asked in sorted(taken, key=lambda asked: bool(asked.missing)):
+                    asked.end(asked.passing if asked.missing else None)
         except Exception as error:  # nothing can be scored any more
-            for asked in self._open:
-                asked.fail(error)
+            for asked in (*taken, *self._waiting):
+                asked.end(error)
             self._waiting.clear()
         finally:
             self._worker = None
@@ -165,7 +175,7 @@ class Scorer:
             if taken and pairs > MOST_PAIRS:
                 break
             self._waiting.popleft()
-            if not asked.future.done():
+            if not asked.done.done():
                 taken.append(asked)
         return taken
 
@@ -180,44 +190,7 @@ class Scorer:
             else:
                 asked.scores[i] = score
         if any(isinstance(score, float) for score in scores):
-            self._answered, self._given_up = time.monotonic(), 0
-
-    async def _settle(self, asked: _Asked) -> None:
-        """Hand the scores out, or see to it that what failed is asked again.
-
-        Raises:
-            EngineError: Of kind `fatal`, if nothing is scored any more.
-        """
-        if asked.future.done():
-            return
-        if not asked.missing or asked.passing is None:
-            asked.future.set_result([score for _, score in sorted(asked.scores.items())])
-        elif self._stopped:
-            asked.fail(Stopped())
-        elif asked.attempt == self._retries.most:
-            asked.fail(await self._give_up(asked, asked.passing))
-        else:
-            if asked.attempt == 0:  # scores of others before this failure tell nothing
-                asked.since = time.monotonic()
-            wait = self._retries.wait(asked.attempt, asked.passing.retry_after)
-            asked.attempt += 1
-            asyncio.get_running_loop().call_later(wait, self._wait, asked)
-
-    async def _give_up(self, asked: _Asked, error: EngineError) -> EngineError:
-        """Return what the query fails with after its last attempt; see `asking.Asker`.
-
-        Raises:
-            EngineError: Of kind `fatal`, if nobody else gets a score either.
-        """
-        problem = f"no score after {asked.attempt + 1} attempts; the last: {error}"
-        self._given_up += 1
-        silent = self._given_up > 1 and self._answered < asked.since
-        if silent and (self._given_up > MOST_SILENT or not await self._reward.reachable()):
-            seconds = time.monotonic() - self._answered
-            raise EngineError(
-                f"the reward model has scored nothing for {seconds:.0f} s; {problem}", "fatal"
-            )
-        return EngineError(problem, "retry")
+            self._available.note_answer()
 
 
 class Longest:

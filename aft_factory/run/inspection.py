@@ -35,9 +35,7 @@ def describe_query(journal: Journal, name: str) -> str:
     run = runs[-1] if runs else None
     outcomes = [] if run is None else journal.outcomes_of(name, run)
     parts = [f"query {name}"]
-    if run is None:
-        parts.append("(an older version wrote this: the drafts of all runs stand side by side)")
-    elif len(runs) > 1:
+    if len(runs) > 1:
         parts.append(f"(of {len(runs)} runs that had it, the one that was last at work)")
     if len(outcomes) > 1:
         parts.append(f"({len(outcomes)} rows have this id: their drafts stand side by side)")
@@ -58,8 +56,7 @@ def describe_query(journal: Journal, name: str) -> str:
             if place[0] == turn:
                 parts.append(f"\n{_rule(f'turn {turn}, layer {place[1]}', '-')}")
                 parts += drafts.get(place, []) + events.get(place, [])
-    if run is not None:
-        parts += [f"\n{_rule('outcome')}", *_outcomes(outcomes)]
+    parts += [f"\n{_rule('outcome')}", *_outcomes(outcomes)]
     return "\n".join(parts)
 
 

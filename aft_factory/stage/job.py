@@ -15,7 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from aft_factory.asking.asker import Asker, Retries
+from aft_factory.asking.asker import Asker
+from aft_factory.asking.availability import Retries
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.engine import EngineError
 from aft_factory.errors import RecordError, UsageError

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from aft_factory.asking.asker import Retries
+from aft_factory.asking.availability import Retries
 from aft_factory.engines.reward import DEFAULT_REWARD_MODEL
 from aft_factory.inference.scoring import Scorer
 from aft_factory.stage.declaring import setting

@@ -2,13 +2,15 @@
 
 import asyncio
 import re
+from dataclasses import replace
 
 import pytest
 from asking_tools import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aft_factory.asking.asker import Asker, Retries
+from aft_factory.asking.asker import Asker
+from aft_factory.asking.availability import Retries
 from aft_factory.asking.journal import Journal, Place
 from aft_factory.asking.limiter import Limiter, Stopped
 from aft_factory.engines.engine import EngineError
@@ -126,20 +128,26 @@ def test_a_final_failure_is_not_asked_again(kind):
 class Nobody(ScriptedEngine):
     """Fails every request for a passing reason, and may not even be there."""
 
-    def __init__(self, there, **options):
-        super().__init__(lambda r: EngineError("no route", "retry"), **options)
+    def __init__(self, there, script=lambda r: EngineError("no route", "retry"), **options):
+        super().__init__(script, **options)
         self.there = there
 
     async def reachable(self):
         return self.there
 
 
-def give_up(engine, count, in_flight=10):
-    """The kinds of the errors of so many requests at once, in order."""
+def poisoned(r):
+    """A script of a server that fails for some texts and answers all others."""
+    text = r.prompt if isinstance(r.prompt, str) else r.prompt[-1]["content"]
+    return EngineError("out of luck", "retry") if "poison" in text else ["fine"] * r.n
+
+
+def give_up(engine, count, in_flight=10, **more):
+    """The errors of so many requests at once, the fatal ones first."""
 
     async def run():
         async with Asker({"": engine}, None, in_flight, QUICK) as asker:
-            asked = (asker.ask(request(seed=seed), PLACE) for seed in range(count))
+            asked = (asker.ask(request(seed=seed, **more), PLACE) for seed in range(count))
             errors = await asyncio.gather(*asked, return_exceptions=True)
         return sorted(errors, key=lambda error: error.kind)
 
@@ -147,19 +155,111 @@ def give_up(engine, count, in_flight=10):
 
 
 def test_who_gets_no_answer_from_an_engine_that_is_gone_ends_the_run():
-    fatal, first = give_up(Nobody(there=False), 2)  # one alone may be at fault itself
+    engine = Nobody(there=False)
+    fatal, first = give_up(engine, 2)  # one alone may be at fault itself
     assert (fatal.kind, first.kind) == ("fatal", "retry")
-    assert re.search("answered nothing .* 4 attempts; the last: no route", str(fatal))
+    words = "model scripted has answered nothing .* 4 attempts; the last: no route"
+    assert re.search(words, str(fatal))
+    assert len(engine.requests) == 2 * 4  # nor is it asked anything else
 
 
-def test_the_last_rows_of_a_run_may_all_be_at_fault_themselves():
-    errors = give_up(Nobody(there=True), 10)
+@pytest.mark.parametrize("in_flight", [1, 10, 100])
+def test_rows_that_an_engine_fails_end_no_run_though_nobody_else_asks(in_flight):
+    """Be they the first of a run, the last, or all that may be in flight."""
+    engine = Nobody(True, poisoned)
+    errors = give_up(engine, 30, in_flight, text="poison")
     assert {error.kind for error in errors} == {"retry"}
+    assert 1 <= len(engine.requests) - 30 * 4 <= 29  # it was asked something harmless instead
+
+
+@pytest.mark.parametrize("prompt", ["poison", [{"role": "user", "content": "poison"}]])
+def test_what_an_engine_is_asked_instead_is_as_harmless_as_it_is_alike(tmp_path, prompt):
+    engine, sampling = Nobody(True, poisoned), Sampling(temperature=0.3, extra={"min_p": 0.1})
+
+    async def run(journal):
+        async with Asker({"": engine, "b": engine}, journal, 10, QUICK) as asker:
+            asked = [Request(prompt, 5, sampling, seed, "b") for seed in (1, 2)]
+            errors = asyncio.gather(*(asker.ask(r, PLACE) for r in asked), return_exceptions=True)
+            assert [error.kind for error in await errors] == ["retry", "retry"]
+        assert asker.counts.asked == Usage()
+
+    with Journal(tmp_path / "j") as journal:
+        asyncio.run(run(journal))
+        assert list(journal.replies()) == []
+    [probe] = [r for r in engine.requests if r.prompt != prompt]
+    assert isinstance(probe.prompt, str) == isinstance(prompt, str)
+    assert (probe.n, probe.model, probe.sampling) == (1, "b", replace(sampling, max_tokens=1))
 
 
 def test_an_engine_that_is_there_but_answers_nobody_ends_the_run():
-    kinds = [error.kind for error in give_up(Nobody(there=True), 12, in_flight=10)]
-    assert kinds.count("retry") == 10  # as many as may be in flight
+    engine = Nobody(there=True)
+    assert [error.kind for error in give_up(engine, 2)] == ["fatal", "retry"]
+    assert len(engine.requests) == 3 * 4  # it is asked something else as often as anybody
+
+
+def test_what_an_engine_is_asked_instead_may_fail_as_others_may():
+    failures = iter(["busy", "reset"])
+
+    def script(r):
+        if r.prompt == request("poison").prompt:
+            return EngineError("out of luck", "retry")
+        return EngineError(problem, "retry") if (problem := next(failures, None)) else ["fine"]
+
+    assert {error.kind for error in give_up(Nobody(True, script), 3, text="poison")} == {"retry"}
+
+
+@pytest.mark.parametrize(("kind", "ends"), [("refused", False), ("fatal", True)])
+def test_an_engine_that_refuses_what_it_is_asked_instead_is_there(kind, ends):
+    def script(r):
+        poison = r.prompt == request("poison").prompt
+        return EngineError("no", "retry" if poison else kind)
+
+    kinds = [error.kind for error in give_up(Nobody(True, script), 2, text="poison")]
+    assert kinds == (["fatal", "retry"] if ends else ["retry", "retry"])
+
+
+def test_an_engine_that_answers_others_meanwhile_is_there_whatever_it_is_asked_instead():
+    async def run():
+        async def sample(r):
+            if len(engine.requests) == 11 and r.seed != 100:  # the last of what is asked instead
+                late.set()
+                await answered.wait()
+            return await ScriptedEngine.sample(engine, r)
+
+        late, answered = asyncio.Event(), asyncio.Event()
+        engine = Nobody(True, lambda r: ["fine"] if r.seed == 100 else EngineError("no", "retry"))
+        engine.sample = sample
+        async with Asker({"": engine}, None, 10, Retries(3, 0, 0)) as asker:
+            failing = [asyncio.create_task(asker.ask(request(seed=i), PLACE)) for i in range(2)]
+            await late.wait()
+            await asker.ask(request(seed=100), PLACE)
+            answered.set()
+            return [error.kind for error in await asyncio.gather(*failing, return_exceptions=True)]
+
+    assert asyncio.run(run()) == ["retry", "retry"]
+
+
+def test_one_of_several_engines_that_answers_nobody_ends_the_run():
+    """As a proposer of `moa`, though the others answer all the time."""
+
+    async def run(there):
+        dead = Nobody(there, model="dead")
+        async with Asker({"": ScriptedEngine(), "b": dead}, None, 10, QUICK) as asker:
+
+            async def one(i):
+                failing = asyncio.create_task(asker.ask(replace(request(seed=i), model="b"), PLACE))
+                seed = 1000 * (i + 1)
+                while not failing.done():
+                    await asker.ask(request(seed=seed), PLACE)
+                    seed += 1
+                return failing.exception()
+
+            return sorted([(e.kind, str(e)) for e in await asyncio.gather(*map(one, range(2)))])
+
+    for there in (True, False):
+        (fatal, words), (first, _) = asyncio.run(run(there))
+        assert (fatal, first) == ("fatal", "retry")
+        assert words.startswith("the model dead has answered nothing for ")
 
 
 def test_who_gets_no_answer_while_others_do_fails_alone():
@@ -256,9 +356,10 @@ def test_a_wait_holds_no_place_in_flight():
         return EngineError("busy", "retry") if r.seed == 1 else ["fine"]
 
     async def run():
-        asker = Asker({"": ScriptedEngine(script)}, None, 1, Retries(1, 3600, 3600))
+        engine = ScriptedEngine(script)
+        asker = Asker({"": engine}, None, 1, Retries(1, 3600, 3600))
         failing = asyncio.create_task(asker.ask(request(seed=1), PLACE))
-        while not asker.counts.retried:
+        while not engine.requests:
             await asyncio.sleep(0)
         await asyncio.wait_for(asker.ask(request(seed=2), PLACE), 60)
         failing.cancel()
@@ -287,6 +388,55 @@ def test_equal_requests_at_the_same_time_are_asked_once(tmp_path):
     with Journal(tmp_path / "j") as journal:
         asyncio.run(run(journal))
     assert len(engine.requests) == 1
+
+
+def test_who_waits_with_others_for_one_reply_may_go_and_the_others_get_it():
+    async def run(leaves):
+        engine = ScriptedEngine(flaky(EngineError("busy", "retry")))
+        async with Asker({"": engine}, None, 10, QUICK) as asker:
+            asked = [asyncio.create_task(asker.ask(request(), PLACE)) for _ in range(3)]
+            while not engine.requests:
+                await asyncio.sleep(0)
+            asked[leaves].cancel()
+            replies = await asyncio.gather(*asked, return_exceptions=True)
+        assert asker.limiter.taken == 0
+        assert (asker.counts.asked.requests, asker.counts.replayed) == (1, 2 if leaves == 0 else 1)
+        return [isinstance(reply, Reply) for reply in replies], len(engine.requests)
+
+    assert asyncio.run(run(0)) == ([False, True, True], 2)
+    assert asyncio.run(run(2)) == ([True, True, False], 2)
+
+
+def test_what_fails_is_not_asked_again_for_who_has_gone():
+    async def run(engine):
+        async with Asker({"": engine}, None, 10, Retries(9, 3600, 3600)) as asker:
+            gone = asyncio.create_task(asker.ask(request(), PLACE))
+            while not engine.requests:
+                await asyncio.sleep(0)
+            gone.cancel()
+
+    engine = ScriptedEngine(flaky(EngineError("busy", "retry")))
+    asyncio.run(asyncio.wait_for(run(engine), 60))
+    assert len(engine.requests) == 1
+
+
+def test_what_waits_to_be_sent_is_not_sent_for_who_has_gone_and_who_comes_then_gets_it():
+    async def run(engine):
+        async with Asker({"": engine}, None, 1, QUICK) as asker:
+            first = asyncio.create_task(asker.ask(request(seed=1), PLACE))
+            while not engine.requests:
+                await asyncio.sleep(0)
+            gone = asyncio.create_task(asker.ask(request(seed=2), PLACE))
+            await asyncio.sleep(0)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+            later = [asyncio.create_task(asker.ask(request(seed=2), PLACE)) for _ in range(2)]
+            await asyncio.gather(first, *later)
+        assert asker.limiter.taken == 0
+
+    engine = ScriptedEngine(delay=0.01)
+    asyncio.run(asyncio.wait_for(run(engine), 60))
+    assert [r.seed for r in engine.requests] == [1, 2]
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_run(tmp_path):

@@ -1,11 +1,14 @@
 """The journal: what a run leaves in it, whatever ends the run. Run: pytest tests/asking/test_journal.py"""
 
+import sqlite3
 import time
 
 import pytest
 
 from aft_factory.asking.journal import Journal, Place
+from aft_factory.asking.journal_file import VERSION
 from aft_factory.engines.sampling import Completion, Reply, Request, Sampling
+from aft_factory.errors import UsageError
 
 REPLY = Reply.of((Completion("a"),), 1, 0, 1)
 
@@ -56,6 +59,44 @@ def test_a_reply_belongs_to_every_run_that_used_it(tmp_path):
         assert len(list(journal.replies("q", 1))) == len(list(journal.replies("q", 2))) == 1
         journal.begin_run("a")  # goes on with the first
         assert journal.runs_of("q") == [2, 1]
+
+
+def test_a_run_shows_what_it_took_from_another_and_nothing_else_of_it(tmp_path):
+    with Journal(tmp_path / "j") as journal:
+        journal.begin_run("a")
+        taken, left = keep(journal, "taken"), keep(journal, "left")
+        journal.begin_run("b")
+        own = keep(journal, "own")
+        for key in (taken, own):
+            journal.find(key)
+
+        def keys(run):
+            return {request["key"] for _, request, _ in journal.replies(run=run)}
+
+        assert (keys(1), keys(2), keys(None)) == ({taken, left}, {taken, own}, {taken, left, own})
+
+
+def test_what_a_run_asked_itself_is_replayed_without_a_write(tmp_path):
+    for _ in range(2):
+        with Journal(tmp_path / "j") as journal:
+            journal.begin_run("a")
+            key = keep(journal, "q")
+            before = journal._db.total_changes
+            assert journal.find(key) == REPLY
+            assert journal._db.total_changes == before
+
+
+def test_a_journal_of_another_version_is_refused_and_left_as_it_is(tmp_path):
+    with Journal(tmp_path / "j") as journal:
+        journal.begin_run("a")
+    with sqlite3.connect(tmp_path / "j") as db:
+        db.execute(f"PRAGMA user_version = {VERSION - 1}")
+    db.close()
+    before = (tmp_path / "j").read_bytes()
+    for read_only in (False, True):
+        with pytest.raises(UsageError, match="another version of aft-factory wrote this journal"):
+            Journal(tmp_path / "j", read_only=read_only)
+    assert (tmp_path / "j").read_bytes() == before
 
 
 def test_one_writer_at_a_time(tmp_path):

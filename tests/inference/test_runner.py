@@ -5,8 +5,9 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from asking_tools import answer, numbered, query, runner
+from asking_tools import QUICK, answer, numbered, query, runner
 
+from aft_factory.asking.asker import Asker
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Reply, Sampling, Usage
@@ -165,6 +166,65 @@ def test_a_failing_query_fails_alone_with_the_engines_words_and_its_usage():
 def test_a_query_that_the_engine_fails_may_be_answered_another_time():
     outcomes = answer(ScriptedEngine(lambda r: EngineError("busy", "retry")), queries(1))
     assert (outcomes["q0"].about, "no answer after 4" in outcomes["q0"].problem) == ("engine", True)
+
+
+@pytest.mark.parametrize("first", [0, 10, 17], ids=["first", "amid", "last"])
+def test_neighbouring_queries_that_a_healthy_engine_fails_are_rejected_alone(first):
+    bad = {f"Question {i}" for i in range(first, first + 3)}
+
+    class Server(ScriptedEngine):
+        async def sample(self, request):
+            if request.prompt[-1]["content"] in bad:
+                raise EngineError("500: out of luck", "retry")
+            return await super().sample(request)
+
+    outcomes = {}
+
+    async def run():
+        one = runner(Server(), in_flight=1)
+        await one.answer_all(queries(20), window(1), lambda q, o: outcomes.update({q.id: o.about}))
+
+    asyncio.run(run())
+    assert outcomes == {
+        f"q{i}": "engine" if i in range(first, first + 3) else None for i in range(20)
+    }
+
+
+@pytest.mark.parametrize("in_flight", [1, 8])
+def test_an_engine_that_fails_every_query_ends_the_run_early(in_flight):
+    engine = ScriptedEngine(lambda r: EngineError("500: broken", "retry"))
+    outcomes = []
+
+    async def run():
+        one = runner(engine, in_flight=in_flight)
+        await one.answer_all(queries(10000), window(in_flight), lambda q, o: outcomes.append(o))
+
+    with pytest.raises(EngineError, match="the model scripted has answered nothing for") as caught:
+        asyncio.run(run())
+    assert caught.value.kind == "fatal"
+    assert len(outcomes) == 1
+    assert len(engine.requests) <= 4 * (window(in_flight) + 3)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["gone", "broken"])
+def test_a_dead_proposer_ends_the_run_though_all_others_answer(there):
+    class Dead(ScriptedEngine):
+        async def reachable(self):
+            return there
+
+    dead = Dead(lambda r: EngineError("no route", "retry"), model="dead-8b")
+    engines = {"": ScriptedEngine(), "alive": ScriptedEngine(), "dead": dead}
+    options = {"models": ["alive", "dead"], "width": 2, "layers": 1}
+    outcomes = []
+
+    async def run():
+        one = runner(engines[""], strategy="moa", options=options)
+        one = replace(one, asker=Asker(engines, None, 8, QUICK))
+        await one.answer_all(queries(10000), window(8), lambda q, o: outcomes.append(o))
+
+    with pytest.raises(EngineError, match=r"the model dead-8b has answered nothing for .*no route"):
+        asyncio.run(run())
+    assert len(outcomes) == 1
 
 
 def test_an_error_that_is_fatal_ends_the_run():

@@ -15,10 +15,10 @@ import pytest
 from conftest import ROOT, demo_rows
 from reward_tools import http_server, logits
 
-from aft_factory.asking.asker import Retries
+from aft_factory.asking.availability import Retries
 from aft_factory.asking.limiter import Stopped
 from aft_factory.engines.engine import EngineError
-from aft_factory.inference.scoring import MOST_SILENT, Scorer
+from aft_factory.inference.scoring import Scorer
 from aft_factory.prompts.tokenizer import load_tokenizer
 from aft_factory.rank.__main__ import main as rank
 from aft_factory.records.record import record_from_row
@@ -353,7 +353,7 @@ class TestBadDays:
         first.released.set()
         _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2
-        assert "the reward model has scored nothing for" in err
+        assert "has answered nothing for" in err
         assert "nothing answered is lost" in err
         assert not output.exists()
 
@@ -527,7 +527,7 @@ class TestScorer:
         errors = run(go)
         fatal = [str(error) for error in errors if error.kind == "fatal"]
         assert len(fatal) == 2  # the first alone may be at fault itself
-        assert "has scored nothing for" in fatal[0]
+        assert "the reward model scripted has answered nothing for" in fatal[0]
 
     def test_what_got_all_it_can_beside_them_is_not_lost(self):
         async def go():
@@ -539,14 +539,23 @@ class TestScorer:
         _, other, [score] = run(go)
         assert (other.kind, score.kind) == ("fatal", "refused")
 
-    @pytest.mark.parametrize("count", [MOST_SILENT, MOST_SILENT + 1])
-    def test_nothing_scored_by_one_that_can_ends_it_after_many(self, count):
+    def test_one_that_is_there_but_scores_nothing_ends_it(self):
         async def go():
-            scorer = Scorer(Scripted(lambda text: "retry"), QUICK)
-            return await results(scorer, *[["a"]] * count)
+            model = Scripted(lambda text: "retry")
+            return await results(Scorer(model, QUICK), ["a"], ["b"]), model.batches
 
-        kinds = Counter(error.kind for error in run(go))
-        assert (kinds["retry"], kinds["fatal"]) == (MOST_SILENT, count - MOST_SILENT)
+        errors, batches = run(go)
+        assert sorted(error.kind for error in errors) == ["fatal", "retry"]
+        assert batches == [["a", "b"]] * 3 + [["Hello"]] * 3
+
+    def test_texts_that_it_fails_end_no_run_though_nobody_else_asks(self):
+        async def go():
+            model = Scripted(lambda text: "retry" if text == "bad" else None)
+            return await results(Scorer(model, QUICK), *[["bad"]] * 30), model.batches
+
+        errors, batches = run(go)
+        assert {error.kind for error in errors} == {"retry"}
+        assert batches == [["bad"] * 30] * 3 + [["Hello"]]
 
     def test_a_fatal_error_ends_all_that_wait(self):
         async def go():

@@ -464,18 +464,18 @@ def test_inspect_says_so_where_several_rows_have_one_id(run, tmp_path, capsys):
     assert "(2 rows have this id: their drafts stand side by side)" in shown
 
 
-def test_a_journal_of_an_older_version_can_be_read_and_gone_on_with(run, tmp_path, capsys):
+def test_a_journal_of_an_older_version_is_refused_in_clear_words(run, tmp_path, capsys):
     journal = tmp_path / "out.jsonl.journal"
-    _, expected, _, _ = run(ROWS)
+    run(ROWS)
     with sqlite3.connect(journal) as db:
-        for table in ("used", "endings", "sessions"):  # which it did not have
-            db.execute(f"DROP TABLE {table}")
+        db.execute("PRAGMA user_version = 0")  # as it was
     db.close()
-    shown = inspected(capsys, journal)
-    assert "an older version wrote this" in shown
-    assert "draft 0 (stop): " in shown
-    assert run(ROWS, "--export", "--overwrite")[:2] == (0, expected)
-    assert run(ROWS, "--overwrite")[:2] == (0, expected)
+    for flags in (["--inspect", str(journal), "q0"], []):
+        code, err = (
+            (main(flags), capsys.readouterr().err) if flags else run(ROWS, "--overwrite")[::3]
+        )
+        assert code == 2
+        assert f"error: {journal}: another version of aft-factory wrote this journal" in err
 
 
 def test_inspect_keeps_a_models_text_from_steering_the_terminal(tmp_path, capsys):

@@ -1,0 +1,131 @@
+"""Whether an engine answers anybody: who is asked again, who is given up, and what ends a run.
+
+One for each engine, be it a model or a reward model. Knows no request and no journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from aft_factory.engines.engine import EngineError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """When to ask again: waits double from `first` to `longest` seconds, with jitter.
+
+    Attributes:
+        most: How often to ask again after the first attempt.
+        first: Seconds before the second attempt.
+        longest: Most seconds between two.
+    """
+
+    most: int = 10
+    first: float = 0.5
+    longest: float = 30.0
+
+    def wait(self, attempt: int, after: float | None) -> float:
+        """Return the seconds to wait after a failed attempt, counted from 0."""
+        wait: float = min(self.longest, self.first * 2 ** min(attempt, 30)) * random.uniform(0.5, 1)
+        return max(wait, min(after or 0.0, 10 * self.longest))  # Retry-After, within reason
+
+
+class Availability:
+    """Asks an engine again, and finds out whether it is of any use to go on.
+
+    Who gets no answer at any attempt is given up alone: a server may fail for one text and answer
+    all others. Where several in a row are given up and nobody else got an answer meanwhile, either
+    they are all at fault or the engine is. If it cannot even be reached, it is the engine; else it
+    is asked something harmless, with the same patience, and what becomes of that tells.
+
+    Args:
+        name: What the engine is to people, such as "the model NAME".
+        retries: When to ask again.
+        stopping: Set once the run is asked to stop: nobody waits for another attempt then.
+        reachable: Tells whether anybody is there, see `Engine.reachable`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        retries: Retries,
+        stopping: asyncio.Event,
+        reachable: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._name = name
+        self._retries = retries
+        self._stopping = stopping
+        self._reachable = reachable
+        self._answers = 0
+        self._answered = time.monotonic()  # when the last one came
+        self._given_up = 0  # who got none since then
+        self._probing = asyncio.Lock()
+
+    def note_answer(self) -> None:
+        """Take note that somebody got an answer."""
+        self._answers += 1
+        self._answered, self._given_up = time.monotonic(), 0
+
+    async def insist(
+        self,
+        ask: Callable[[], Awaitable[T]],
+        probe: Callable[[], Awaitable[object]] | None = None,
+    ) -> T:
+        """Ask until there is an answer, or too often.
+
+        Args:
+            ask: Asks once.
+            probe: Asks once for something that the engine answers if it answers anything.
+
+        Raises:
+            EngineError: If the engine refuses; of kind `retry` after the last attempt; of kind
+                `fatal` if it answers nobody.
+        """
+        attempt, before = 0, self._answers
+        while True:
+            try:
+                return await ask()
+            except EngineError as error:
+                if error.kind != "retry":
+                    raise
+                if attempt == self._retries.most:
+                    problem = f"no answer after {attempt + 1} attempts; the last: {error}"
+                    if probe is not None and await self._answers_nobody(before, probe):
+                        silent = f"{time.monotonic() - self._answered:.0f} s"
+                        problem = f"{self._name} has answered nothing for {silent}; {problem}"
+                        raise EngineError(problem, "fatal") from error
+                    raise EngineError(problem, "retry") from error
+                wait = self._retries.wait(attempt, error.retry_after)
+            if attempt == 0:  # an answer to others before the first failure tells nothing
+                before = self._answers
+            attempt += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait)
+
+    async def _answers_nobody(self, before: int, probe: Callable[[], Awaitable[object]]) -> bool:
+        """Tell whether one who is given up is so because all are, `before` answers ago."""
+        self._given_up += 1
+        if self._given_up == 1:
+            return False
+        async with self._probing:  # one that fails ends the run, and with it all who wait here
+            if self._answers > before:
+                return False
+            if not await self._reachable():
+                return True
+            try:
+                await self.insist(probe)
+            except EngineError as error:
+                if error.kind == "fatal":
+                    raise
+                if error.kind == "retry":
+                    return self._answers == before  # it may have answered others meanwhile
+            self.note_answer()  # a refusal is one
+            return False

@@ -214,13 +214,12 @@ def rehearse(settings: ConvertSettings, lines: Iterator[Line], table: TableWrite
 
 
 def preview(record: Record, target: str, options: Aggregation, markers: Markers) -> str:
-    """Return one rendered conversation for a person to read."""
-    row: Row = TARGETS["sft" if target == "sft" else "sharegpt"][1](
-        record
-        if (record.aggregation or "").strip()
-        else replace(record, aggregation="(no aggregation yet)"),
-        options,
-        markers,
-    )
+    """Return one rendered conversation for a person to read, or why there is none."""
+    if not (record.aggregation or "").strip():
+        record = replace(record, aggregation="(no aggregation yet)")
+    try:
+        row: Row = TARGETS["sft" if target == "sft" else "sharegpt"][1](record, options, markers)
+    except RecordError as error:  # the row itself was written without its prompt
+        return f"{'=' * 30} {record.id}\n(cannot be rendered: {error})\n"
     turns = [f"[{turn['from']}]\n{turn['value']}" for turn in row["conversations"]]
     return f"{'=' * 30} {record.id}\n" + "\n\n".join(turns) + "\n"

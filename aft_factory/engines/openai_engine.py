@@ -24,6 +24,7 @@ from aft_factory.engines.engine import EngineError, is_url
 from aft_factory.engines.openai_replies import read_reply, whole
 from aft_factory.engines.openai_server import Server
 from aft_factory.engines.sampling import Reply, Request, joined
+from aft_factory.engines.together import together
 from aft_factory.errors import MissingPackage, UsageError, suggest
 
 if TYPE_CHECKING:
@@ -61,11 +62,13 @@ class OpenAIEngine:
         base_urls: Sequence[str],
         model: str | None = None,
         *,
-        api_key: str | None = None,
+        api_keys: Sequence[str] = (),
         timeout: float = 600.0,
         tokenizer: PreTrainedTokenizerFast | None = None,
         chat_template: str | None = None,
         split_samples: bool = False,
+        omit: Sequence[str] = (),
+        context: int | None = None,
         token_ids: bool = False,
     ) -> OpenAIEngine:
         """Ask every server which models it offers, and return the engine.
@@ -73,11 +76,13 @@ class OpenAIEngine:
         Args:
             base_urls: Of equal servers; they usually end in `/v1`.
             model: Its name there; None takes the only one offered.
-            api_key: None takes the environment's OPENAI_API_KEY.
+            api_keys: One for all servers, or one for each; none takes OPENAI_API_KEY's.
             timeout: Seconds one attempt may take.
             tokenizer: The model's, to fit prompts with.
             chat_template: Jinja text that renders a conversation for it.
             split_samples: Ask for samples one by one, for servers that cannot do `n`.
+            omit: Fields of requests to leave out, or to call otherwise; see `Fields`.
+            context: In tokens, for servers that do not tell; it goes before what they tell.
             token_ids: Ask for the tokens themselves (vLLM gives them).
 
         Raises:
@@ -93,25 +98,25 @@ class OpenAIEngine:
         if wrong or not urls:
             raise UsageError(f"expected URLs such as http://localhost:8000/v1, got {wrong or urls}")
         _allow_open_files()
-        key = (api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY").strip()
+        keys = [key.strip() for key in api_keys or [os.environ.get("OPENAI_API_KEY") or "EMPTY"]]
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)(  # httpx's or httpx2's, as openai has it
             max_keepalive_connections=MOST_IDLE, keepalive_expiry=KEEP_IDLE
         )
         connect = min(timeout, LONGEST_CONNECT)
         waits = openai.Timeout(timeout, connect=connect)
         servers = []
-        for url in urls:
+        for url, key in zip(urls, keys * len(urls) if len(keys) == 1 else keys, strict=True):
             http = openai.DefaultAsyncHttpxClient(limits=limits, timeout=waits)
             client = openai.AsyncOpenAI(
                 base_url=url, api_key=key, timeout=waits, max_retries=0, http_client=http
             )
-            servers.append(Server(url, client, http))
+            servers.append(Server(url, client, http, omit))
         try:
-            servers, name, context = await _choose(servers, model, connect)
+            servers, name, told = await _choose(servers, model, connect)
         except BaseException:
             await asyncio.gather(*(server.client.close() for server in servers))
             raise
-        engine = cls(servers, name, context)
+        engine = cls(servers, name, told if context is None else context)
         engine.tokenizer, engine.chat_template = tokenizer, chat_template
         engine.most_samples = 1 if split_samples else None
         engine._extra_body = {"return_token_ids": True} if token_ids else {}
@@ -128,7 +133,11 @@ class OpenAIEngine:
         n, seed = request.n, request.seed
         replies: list[Reply] = []
         while (got := sum(len(reply.completions) for reply in replies)) < n:
-            replies.append(await self._ask(request, n - got, seed + got))
+            if all(server.fields.one_by_one for server in self._servers):
+                asked = (self._ask(request, 1, seed + i) for i in range(got, n))
+                replies += await together(asked)
+            else:
+                replies.append(await self._ask(request, n - got, seed + got))
         return joined(replies)
 
     async def reachable(self) -> bool:
@@ -146,12 +155,13 @@ class OpenAIEngine:
         prompt, sampling = request.prompt, request.sampling
         body: dict[str, Any] = {
             "model": request.model or self.model,
-            "n": n,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
             "seed": seed,
         }
+        if n > 1:
+            body["n"] = n
         body |= {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         if sampling.stop:
             body["stop"] = list(sampling.stop)
@@ -161,7 +171,7 @@ class OpenAIEngine:
         if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
         try:
-            data = await server.ask(body, extra | dict(sampling.extra))
+            data = await server.ask(body | extra | dict(sampling.extra))
             return read_reply(data, n, server.cached)
         except EngineError as error:
             raise self._judged(error) from error

@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-import orjson
-
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.sampling import Completion, Reply
+from aft_factory.engines.sampling import Completion, Reply, is_cut_off
+from aft_factory.records import exact_json
 
 MOST_WORDS = 500  # characters of a server's error message
+# Of 429s, which mostly pass, these do not.
+SPENT = re.compile(r"insufficient|billing|payment|credit|balance", re.IGNORECASE)
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+Kind = Literal["retry", "refused", "fatal"]
 
 
-def kind_of(status: int) -> Literal["retry", "refused", "fatal"]:
+def kind_of(status: int) -> Kind:
     """Tell whether to ask again after an HTTP status, give this request up, or the run."""
     if status in (408, 409, 425, 429) or status >= 500:
         return "retry"
     return "fatal" if status in (401, 402, 403, 404, 405) else "refused"
 
 
+def kind_of_answer(status: int, body: bytes, after: float | None) -> Kind:
+    """Tell the same by the whole answer: a quota that is used up, as it says, does not pass."""
+    if status == 429 and after is None and SPENT.search(body.decode(errors="replace")):
+        return "fatal"
+    return kind_of(status)
+
+
+def read_json(body: bytes) -> Any:
+    """Return the JSON value of a body, None if it is none; NaN and halves of emoji are read."""
+    try:
+        return exact_json.load(body)
+    except ValueError:
+        return None
+
+
 def error_words(body: bytes) -> str:
     """Return the message inside an error's body, whatever its shape: the server's own words."""
-    try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError:
+    found = read_json(body)
+    if found is None:
         found = body.decode(errors="replace")
     while isinstance(found, dict):
         inner = (found.get(key) for key in ("error", "message", "detail"))
-        found = next((value for value in inner if value), None) or orjson.dumps(found).decode()
-    words = found if isinstance(found, str) else orjson.dumps(found).decode()
+        found = next((value for value in inner if value), None) or exact_json.dump(found).decode()
+    words = found if isinstance(found, str) else exact_json.dump(found).decode()
+    words = "".join(c if c.isprintable() else " " for c in words)  # it may reach a terminal
     return " ".join(words.split())[:MOST_WORDS] or "(no message)"
 
 
@@ -55,10 +74,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def parse_body(body: bytes, url: str) -> dict[str, Any]:
     """Return the object in a body of status 200, unless it is an error in disguise."""
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        data = None
+    data = _joined_stream(body, url) if _is_stream(body) else read_json(body)
     if not isinstance(data, dict):
         raise EngineError(f"{url}: expected a JSON object, got: {error_words(body)}", "retry")
     error = data.get("error")
@@ -82,7 +98,7 @@ def read_reply(
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices:
         raise EngineError(
-            f"expected choices, got none: {error_words(orjson.dumps(data))}", "refused"
+            f"expected choices, got none: {error_words(exact_json.dump(data))}", "refused"
         )
     usage = _object(data.get("usage"))
     told = whole(_object(usage.get("prompt_tokens_details")).get("cached_tokens"))
@@ -91,17 +107,79 @@ def read_reply(
     for choice in map(_object, choices[:n]):
         reason = choice.get("finish_reason") or "stop"
         message = _object(choice.get("message"))
-        text = choice["text"] if "text" in choice else message.get("content")
+        text = _text_of(choice["text"] if "text" in choice else message.get("content"))
         if reason in ("error", "abort") or not isinstance(text, str | None):
-            raise EngineError(f"a choice failed: {error_words(orjson.dumps(choice))}", "retry")
+            raise EngineError(f"a choice failed: {error_words(exact_json.dump(choice))}", "retry")
+        instead = None if text and text.strip() else _instead(message, str(reason))
         ids = _ids(choice.get("token_ids"))
         tokens = written if len(choices) == 1 else None
         tokens = tokens if ids is None else len(ids)
-        completions.append(Completion(text or "", str(reason), tokens, ids))
+        completions.append(Completion(text or "", str(reason), tokens, ids, instead=instead))
     prompt_ids = data.get("prompt_token_ids") or _object(choices[0]).get("prompt_token_ids")
     tokens_read = whole(usage.get("prompt_tokens"))
     before = cached(told, len(completions))
     return Reply.of(completions, tokens_read, before, written, _ids(prompt_ids))
+
+
+def _text_of(content: Any) -> Any:
+    """Return the text of an answer: of one in parts, all that is no thought."""
+    if not isinstance(content, list):
+        return content
+    parts = [part if isinstance(part, dict) else {"text": part} for part in content]
+    return "".join(
+        part["text"]
+        for part in parts
+        if isinstance(part.get("text"), str) and "text" in part.get("type", "text")
+    )
+
+
+def _instead(message: Mapping[str, Any], reason: str) -> str | None:
+    """Say what a message without a text has instead of it."""
+    parts = message.get("content")
+    thinks = isinstance(parts, list) and any("think" in _object(p).get("type", "") for p in parts)
+    if thinks or any(message.get(name) for name in THOUGHTS):
+        return "an unfinished thought" if is_cut_off(reason) else "a thought without an answer"
+    return "a call of a tool" if message.get("tool_calls") else None
+
+
+def _is_stream(body: bytes) -> bool:
+    return body.lstrip()[:6].startswith((b"data:", b"event:", b":"))
+
+
+def _joined_stream(body: bytes, url: str) -> dict[str, Any]:
+    """Return a stream of chunks as the one answer that it stands for.
+
+    Raises:
+        EngineError: If it breaks off.
+    """
+    choices: dict[int, dict[str, Any]] = {}
+    answer: dict[str, Any] = {}
+    for chunk in _chunks(body):
+        if "error" in chunk:
+            return chunk
+        answer |= {name: value for name, value in chunk.items() if value is not None}
+        for part in map(_object, chunk.get("choices") or ()):
+            choice = choices.setdefault(part.get("index") or 0, {"message": {}})
+            choice["finish_reason"] = part.get("finish_reason") or choice.get("finish_reason")
+            _add_text(choice, "text", part.get("text"))
+            for name, value in _object(part.get("delta")).items():
+                _add_text(choice["message"], name, value)
+    if not choices or not all(choice["finish_reason"] for choice in choices.values()):
+        raise EngineError(f"{url}: the stream of the answer broke off", "retry")
+    return answer | {"choices": [choice for _, choice in sorted(choices.items())]}
+
+
+def _add_text(message: dict[str, Any], name: str, value: Any) -> None:
+    if isinstance(value, str):
+        message[name] = message.get(name, "") + value
+    elif value is not None:
+        message.setdefault(name, value)
+
+
+def _chunks(body: bytes) -> Iterator[dict[str, Any]]:
+    for line in body.splitlines():
+        if line.startswith(b"data:") and isinstance(chunk := read_json(line[5:]), dict):
+            yield chunk
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -6,14 +6,22 @@ for less (429) as long as it says. A single server is always asked.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.openai_replies import error_words, kind_of, parse_body, retry_after
+from aft_factory.engines.openai_fields import Fields
+from aft_factory.engines.openai_replies import (
+    error_words,
+    kind_of_answer,
+    parse_body,
+    read_json,
+    retry_after,
+)
+from aft_factory.engines.openai_vetting import Vetting
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -38,11 +46,16 @@ class Server:
         in_flight: Requests under way.
         back_at: Until then it is left alone, on the clock `time.monotonic`.
         denies: Whether it last answered that no request will do: wrong key, no such model.
+        fields: The fields of requests that it takes.
     """
 
-    def __init__(self, url: str, client: AsyncOpenAI, http: Any = None) -> None:
+    def __init__(
+        self, url: str, client: AsyncOpenAI, http: Any = None, omit: Sequence[str] = ()
+    ) -> None:
         self.url = url
         self.client = client
+        self.fields = Fields(omit)
+        self._vetting = Vetting(url, self.fields, self._post, self._deny)
         self.neutral: dict[str, dict[str, Any]] = {}
         self._http = http
         self.alone = False
@@ -58,30 +71,34 @@ class Server:
         """Whether to send it a request: while it is in doubt, one at a time."""
         return now >= self.back_at and not (self._in_doubt and self.in_flight)
 
-    async def ask(self, body: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        """Send one request and return the body of the answer.
+    async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one request and return the body of the answer; see `Vetting.ask`."""
+        return await self._vetting.ask(body)
 
-        Raises:
-            EngineError: If there is none.
-        """
-        endpoint: Any = (
-            self.client.chat.completions if "messages" in body else self.client.completions
-        )
-        return await self._call(endpoint.with_raw_response.create(**body, extra_body=extra))
+    async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        chat = "messages" in body
+        endpoint: Any = self.client.chat.completions if chat else self.client.completions
+        # In `extra_body` all of it goes out as it is, whatever the client knows of it.
+        needed = {name: body[name] for name in ("model", "messages", "prompt") if name in body}
+        more = {name: value for name, value in body.items() if name not in needed}
+        return await self._call(endpoint.with_raw_response.create(**needed, extra_body=more))
 
     async def models(self, wait: float) -> list[dict[str, Any]]:
         """Return what it offers, within `wait` seconds; nothing if it does not tell.
 
         Raises:
-            EngineError: If it does not answer, or refuses to.
+            EngineError: If it does not answer, or the key is wrong.
         """
         listing = self.client.models.with_raw_response.list(timeout=wait)
         try:
             entries = (await self._call(listing, sampling=False)).get("data")
         except EngineError as error:
-            if getattr(error.__cause__, "status_code", None) in (404, 405):
-                return []
-            raise
+            status = getattr(error.__cause__, "status_code", None)
+            if error.kind == "retry" or status == 401:
+                raise
+            level = logging.INFO if status in (404, 405) else logging.WARNING
+            _log.log(level, "%s does not list its models: %s", self.url, error)
+            return []
         entries = entries if isinstance(entries, list) else []
         return [e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
 
@@ -109,7 +126,7 @@ class Server:
         address = self.url.removesuffix("/v1") + "/openapi.json"
         try:
             response = await self._http.get(address, timeout=wait)
-            return orjson.loads(response.content) if response.status_code == 200 else None
+            return json.loads(response.content) if response.status_code == 200 else None
         except Exception:  # no description, or none that can be read
             return None
 
@@ -132,12 +149,18 @@ class Server:
         self.in_flight += 1
         try:
             response = await call
-            data = parse_body(response.http_response.content, self.url)
+            content = response.http_response.content
+            listed = None if sampling else read_json(content)
+            # Some list their models in a bare array.
+            data = {"data": listed} if isinstance(listed, list) else parse_body(content, self.url)
         except openai.APIStatusError as error:
             status, words = error.status_code, error_words(error.response.content)
-            kind = kind_of(status)
+            after = retry_after(error.response.headers)
+            kind = kind_of_answer(status, error.response.content, after)
             problem = words if kind == "refused" else f"{self.url} answered {status}: {words}"
-            failure = EngineError(problem, kind, retry_after(error.response.headers))
+            if status in (404, 405) and not self.url.rstrip("/").endswith("/v1"):
+                problem += " (should the URL end in /v1?)"
+            failure = EngineError(problem, kind, after)
             if kind == "retry" or (kind == "fatal" and sampling):
                 self._fails(started, failure, in_doubt=kind == "fatal" or status >= 500)
             else:
@@ -158,6 +181,10 @@ class Server:
             self.in_flight -= 1
         self._works(started)
         return data
+
+    def _deny(self, refusal: EngineError) -> None:
+        """Take note that no request of some settings will do."""
+        self._fails(time.monotonic(), refusal, in_doubt=True)
 
     def _works(self, started: float) -> None:
         self.denies = False

@@ -189,6 +189,7 @@ class Completion:
         tokens: How many tokens it wrote, where known.
         token_ids: The tokens themselves, where known.
         problem: What is wrong with the text, where it was taken out of what the model wrote.
+        instead: What the model gave instead of a text: a thought, a call of a tool.
     """
 
     text: str
@@ -196,6 +197,7 @@ class Completion:
     tokens: int | None = None
     token_ids: tuple[int, ...] | None = None
     problem: str | None = None
+    instead: str | None = None
 
     @property
     def cut_off(self) -> bool:

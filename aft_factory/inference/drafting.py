@@ -23,6 +23,8 @@ from aft_factory.prompts.rendering import AggregatorTemplate, with_aggregator
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.records.messages import Message
 
+LEAST_ANSWER = 256  # tokens: with room for fewer, a query is not asked
+
 
 @dataclass(frozen=True, slots=True)
 class CompletionPrompts:
@@ -114,6 +116,7 @@ class Drafting:
         self._fitters = fitters
         self._markers = markers or {}
         self._trace = trace
+        self._lost: dict[int, list[str]] = {}  # by layer: why drafts were dropped
 
     async def __call__(
         self,
@@ -142,7 +145,7 @@ class Drafting:
         if settings.completion is not None:
             prompt = settings.completion.render(markers.sanitise_all(query))
         else:
-            prompt, prompt_ids = await self._messages(
+            prompt, prompt_ids, sampling = await self._messages(
                 query, texts, sampling, layer, slot, model, markers
             )
 
@@ -174,10 +177,10 @@ class Drafting:
                 raise NoAnswer(f"layer {layer}, draft {at}: {problem}")
             if cut_off is None:
                 self.note(layer, at, "dropped")
-                lost.append(WORDS[str(problem)])
+                lost.append(completion.instead or WORDS[str(problem)])
             return cut_off
 
-        lost: list[str] = []
+        lost = self._lost.setdefault(layer, [])
         # Greedy drafts are all alike. Servers refuse to write n of them, or take chance for it.
         alike = n > 1 and sampling.temperature == 0
         if alike:
@@ -203,10 +206,8 @@ class Drafting:
         """
         wanted = min(n, self._settings.policy.min_drafts)
         if len(drafts) < wanted:
-            place = (self._turn, layer, "filtered")
-            filtered = any((e["turn"], e["layer"], e["event"]) == place for e in self._trace.events)
-            words = "empty, cut off or filtered" if filtered else "empty or cut off"
-            lost = f"{n - len(drafts)} of {n} drafts {words}"
+            why = ", ".join(dict.fromkeys(self._lost.get(layer, ()))) or "none was drawn"
+            lost = f"{n - len(drafts)} of {n} drafts are unusable ({why})"
             raise NoAnswer(f"layer {layer}: {lost}, {wanted} wanted")
 
     def random(self, layer: int, slot: int) -> random.Random:
@@ -234,8 +235,11 @@ class Drafting:
         slot: int,
         model: str | None,
         markers: Markers,
-    ) -> tuple[list[Message], Sequence[int] | None]:
-        """Return the conversation to send, and its tokens; the query's own is left as it is."""
+    ) -> tuple[list[Message], Sequence[int] | None, Sampling]:
+        """Return the conversation to send, its tokens, and a sampling that leaves room for both.
+
+        The query's own is left as it is.
+        """
         settings = self._settings
         messages = list(query)
         if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
@@ -244,15 +248,24 @@ class Drafting:
         safe, ids = [markers.sanitise(text) for text in drafts], None
         if fitter is not None:
             [fitted] = await asyncio.to_thread(fitter.fit_all, [(messages, safe, None)])
+            if isinstance(fitted, DoesNotFit) and fitter.limit is not None:
+                context = fitter.limit + sampling.max_tokens
+                least = min(sampling.max_tokens, LEAST_ANSWER)
+                roomy = replace(fitter, limit=context - least)
+                [fitted] = await asyncio.to_thread(roomy.fit_all, [(messages, safe, None)])
+                if not isinstance(fitted, DoesNotFit):
+                    sampling = replace(sampling, max_tokens=context - fitted.tokens)
+                    self.note(layer, slot, f"max_tokens lowered to {sampling.max_tokens}")
             if isinstance(fitted, DoesNotFit):
                 raise NoAnswer(f"layer {layer}: {fitted}")
             if fitted.cut:
                 self.note(layer, slot, f"{fitted.cut} drafts shortened")
             safe, ids = fitted.proposals, fitted.prompt_ids
         try:
-            return with_aggregator(markers.sanitise_all(messages), safe, settings.template), ids
+            sent = with_aggregator(markers.sanitise_all(messages), safe, settings.template)
         except RecordError as error:  # the template fails for these drafts
             raise NoAnswer(f"layer {layer}: {error}") from error
+        return sent, ids, sampling
 
 
 def _unchanged(completion: Completion) -> Completion:

@@ -10,7 +10,12 @@ from aft_factory.engines.sampling import Completion
 EmptyPolicy = Literal["resample", "drop", "reject"]
 TruncatedPolicy = Literal["keep", "resample", "drop", "reject"]
 FilteredPolicy = Literal["resample", "keep", "drop", "reject"]
-WORDS = {"empty": "empty", "truncated": "cut off", "filtered": "cut off by a filter of contents"}
+WORDS = {
+    "empty": "empty",
+    "truncated": "cut off",
+    "filtered": "cut off by a filter of contents",
+    "unanswered": "no text",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,9 @@ def verdict(completion: Completion, policy: Policy, left: int) -> tuple[str | No
     """
     blank = not completion.text.strip()
     fate: str
-    if completion.filtered and not (blank and policy.filtered == "keep"):
+    if blank and completion.instead is not None and not completion.cut_off:
+        problem, fate = "unanswered", "reject" if policy.empty == "reject" else "drop"
+    elif completion.filtered and not (blank and policy.filtered == "keep"):
         problem, fate = "filtered", policy.filtered
     elif blank:
         problem, fate = "empty", policy.empty

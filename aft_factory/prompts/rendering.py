@@ -26,7 +26,7 @@ from aft_factory.records.files import read_text
 from aft_factory.records.messages import Message
 
 _PACKAGED = Path(__file__).parents[1] / "templates"
-MANY = 100  # proposals, more than any row has: what fails with so many fails always
+COUNTS = (1, 2, 3, 5, 8, 16, 100)  # of proposals: a template that fails with each fails always
 TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "templates"
 
 
@@ -79,11 +79,19 @@ def load_template(name: str) -> AggregatorTemplate:
             fails whatever the proposals.
     """
     source, compiled = load_jinja("aggregate", name, "proposals")
-    try:
-        compiled.render(proposals=[f"draft {i}" for i in range(MANY)])
-    except Exception as error:  # a template is a program, and can fail in any way
-        raise UsageError(f"{name!r} fails: {error}") from error
+    failures = [_failure(compiled, count) for count in COUNTS]
+    if all(failures):  # one may index a draft that is not there, or name as many as it has letters
+        raise UsageError(f"{name!r} fails: {failures[-1]}") from failures[-1]
     return AggregatorTemplate(name=name, source=source, compiled=compiled)
+
+
+def _failure(compiled: jinja2.Template, count: int) -> Exception | None:
+    """Return how a template fails for so many proposals; None if it does not."""
+    try:
+        compiled.render(proposals=[f"draft {i}" for i in range(count)])
+    except Exception as error:  # a template is a program, and can fail in any way
+        return error
+    return None
 
 
 def load_jinja(folder: str, name: str, variable: str) -> tuple[str, jinja2.Template]:

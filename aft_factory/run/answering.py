@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +23,13 @@ from aft_factory.records.record import Row
 from aft_factory.records.tables import Line, TableWriter
 from aft_factory.run.decoding import decoded, decoding_told, used
 from aft_factory.run.settings import RunSettings
-from aft_factory.stage.engines import OpenEngines, dry_run_engines, dry_run_note, open_engines
+from aft_factory.stage.engines import (
+    OpenEngines,
+    Proposer,
+    dry_run_engines,
+    dry_run_note,
+    open_engines,
+)
 from aft_factory.stage.rehearsing import filler
 from aft_factory.stage.reward import open_scorer
 from aft_factory.stage.stage import Stage
@@ -67,15 +73,23 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
     )
 
 
-def proposers_of(settings: RunSettings) -> dict[str, list[str]]:
-    """Return the models that draft beside the run's own, and their own servers."""
-    urls = settings.proposer_urls
-    return {name: [str(urls[name])] if name in urls else [] for name in settings.proposers}
+def proposers_of(settings: RunSettings) -> dict[str, Proposer]:
+    """Return the models that draft beside the run's own."""
+    urls, keys = settings.proposer_urls, settings.proposer_key_env
+    tokenizers = settings.proposer_tokenizers
+    return {
+        name: Proposer(
+            [str(urls[name])] if name in urls else [],
+            keys.get(name),
+            None if name not in tokenizers else str(tokenizers[name]),
+        )
+        for name in settings.proposers
+    }
 
 
 @contextlib.asynccontextmanager
 async def open_run(
-    settings: RunSettings, proposers: Mapping[str, Sequence[str]]
+    settings: RunSettings, proposers: Mapping[str, Proposer]
 ) -> AsyncIterator[OpenEngines]:
     """Open what a run asks, and close it in the end."""
     async with contextlib.AsyncExitStack() as stack:

@@ -14,7 +14,7 @@ from aft_factory.inference.tasks import TASKS
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.tables import table_format
 from aft_factory.stage.declaring import setting, written
-from aft_factory.stage.job_settings import AskSettings
+from aft_factory.stage.job_settings import AskSettings, missing_keys
 from aft_factory.stage.reading import at_least
 from aft_factory.stage.reward import RewardSettings
 
@@ -34,6 +34,12 @@ class RunSettings(RewardSettings, AskSettings):
     window: int | None = setting(None, "self_moa_seq: drafts per step")
     proposers: list[str] = setting([], "moa: the models that draft", "MODEL")
     proposer_urls: dict[str, Any] = setting({}, "moa: servers of proposers, as MODEL=URL")
+    proposer_key_env: dict[str, Any] = setting(
+        {}, "moa: environment variables with the keys for these, as MODEL=NAME"
+    )
+    proposer_tokenizers: dict[str, Any] = setting(
+        {}, "moa: what fits drafts to a proposer's context, as MODEL=DIR_OR_NAME"
+    )
     template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
     proposer_system: str | None = setting(None, "system message of plain queries without one")
     final_temperature: float | None = setting(None, "of the final layer, if it differs")
@@ -88,9 +94,11 @@ class RunSettings(RewardSettings, AskSettings):
                 for field in fields(RewardSettings)
                 if getattr(self, field.name) != getattr(default, field.name)
             ]
-        for name in self.proposer_urls:
-            if name not in self.proposers:
-                problems.append(f"proposer_urls: {name!r} is not among the proposers")
+        for name in ("proposer_urls", "proposer_key_env", "proposer_tokenizers"):
+            for model in getattr(self, name):
+                if model not in self.proposers:
+                    problems.append(f"{name}: {model!r} is not among the proposers")
+        problems += missing_keys("proposer_key_env", map(str, self.proposer_key_env.values()))
         return problems
 
     def output_problems(self, name: str | None) -> list[str]:

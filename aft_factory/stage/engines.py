@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,16 +60,31 @@ class OpenEngines:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Proposer:
+    """A further model, that drafts beside the run's own (strategy `moa`).
+
+    Attributes:
+        urls: Its servers; none for the run's.
+        api_key_env: The environment variable with the key for them; None takes the run's.
+        tokenizer: Fits drafts to its context.
+    """
+
+    urls: Sequence[str] = ()
+    api_key_env: str | None = None
+    tokenizer: str | None = None
+
+
 @contextlib.asynccontextmanager
 async def open_engines(
-    settings: AskSettings, template: str, others: Mapping[str, Sequence[str]] | None = None
+    settings: AskSettings, template: str, others: Mapping[str, Proposer] | None = None
 ) -> AsyncIterator[OpenEngines]:
     """Open what a command asks, and close it in the end.
 
     Args:
         settings: Name it.
         template: The aggregator prompt that drafts are to fit in.
-        others: Further models at servers, by name (strategy `moa`): their URLs, none for the run's.
+        others: Further models at servers, by name.
 
     Raises:
         UsageError: If something cannot be reached or loaded.
@@ -88,11 +103,15 @@ async def open_engines(
                     ScriptedEngine(model=f"scripted-{name}".rstrip("-"), record=False)
                 )
         elif settings.base_url:
-            urls = {*settings.base_url, *itertools.chain(*(others or {}).values())}
+            urls = {
+                *settings.base_url,
+                *(u for other in (others or {}).values() for u in other.urls),
+            }
             in_flight = settings.in_flight or DEFAULT_IN_FLIGHT * len(urls)
-            engines[""] = await add(await _server(settings, settings.base_url, settings.model))
-            for name, own in (others or {}).items():
-                engines[name] = await add(await _server(settings, own or settings.base_url, name))
+            own = Proposer(tokenizer=settings.tokenizer)
+            engines[""] = await add(await _server(settings, own, settings.model, settings.context))
+            for name, other in (others or {}).items():
+                engines[name] = await add(await _server(settings, other, name))
         else:
             from aft_factory.engines.vllm_engine import VllmEngine, check_sampling
 
@@ -151,20 +170,26 @@ def dry_run_note(settings: AskSettings) -> str:
     return f"with answers of {tokens} tokens (--draft-tokens) and four characters a token"
 
 
-async def _server(settings: AskSettings, urls: Sequence[str], model: str | None) -> Engine:
+async def _server(
+    settings: AskSettings, asked: Proposer, model: str | None, context: int | None = None
+) -> Engine:
     from aft_factory.engines.openai_engine import OpenAIEngine
     from aft_factory.engines.vllm_loading import own_template
     from aft_factory.prompts.tokenizer import load_tokenizer
 
     tokenizer = chat = None
-    if (name := settings.tokenizer) is not None:
+    if (name := asked.tokenizer) is not None:
         tokenizer = load_tokenizer(name)
         chat = own_template(settings.chat_template, tokenizer, name)
         if chat is None:
             _log.warning("%s has no chat template: drafts are not fitted to the context", name)
+    names = [asked.api_key_env] if asked.api_key_env else settings.api_key_env
     return await OpenAIEngine.connect(
-        urls,
+        asked.urls or settings.base_url,
         model,
+        api_keys=[os.environ[name] for name in names],
+        omit=settings.omit,
+        context=context,
         timeout=settings.timeout,
         tokenizer=tokenizer,
         chat_template=chat,
@@ -173,7 +198,7 @@ async def _server(settings: AskSettings, urls: Sequence[str], model: str | None)
 
 
 def _fitter(engine: Engine, max_tokens: int, template: str) -> Fitter | None:
-    if engine.context is None or engine.tokenizer is None or engine.chat_template is None:
+    if engine.context is None:
         return None
     limit = engine.context - max_tokens
     if limit < 1:
@@ -181,4 +206,6 @@ def _fitter(engine: Engine, max_tokens: int, template: str) -> Fitter | None:
             f"max_tokens {max_tokens} leaves no room for a prompt: the context of {engine.model} "
             f"is {engine.context} tokens; lower --max-tokens and --final-max-tokens"
         )
+    if engine.tokenizer is None or engine.chat_template is None:
+        return None
     return Fitter(engine.tokenizer, engine.chat_template, limit, load_template(template))

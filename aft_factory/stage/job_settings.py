@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from aft_factory.engines.openai_fields import read_omission
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
 from aft_factory.inference.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
@@ -57,6 +60,20 @@ class AskSettings(JobSettings):
     chat_template: str = setting("auto", "auto, own, llama3, mistral or a path")
     engine_args: dict[str, Any] = setting({}, "passed to vLLM, such as tensor_parallel_size=2")
     split_samples: bool = setting(False, "ask for K samples one by one (servers without n)")
+    omit: list[str] = setting(
+        [],
+        "fields that the server does not take: not sent, or sent as FIELD=OTHER",
+        "FIELD",
+    )
+    context: int | None = setting(
+        None, "the model's context in tokens, where the server does not tell it", "N"
+    )
+    api_key_env: list[str] = setting(
+        [],
+        "environment variables with the keys: one, or one for each --base-url "
+        "(default: OPENAI_API_KEY)",
+        "NAME",
+    )
     scripted: bool = setting(False, "no model: made-up answers, to try a configuration")
     temperature: float = setting(0.7, "of sampling; 0 is greedy")
     top_p: float = setting(0.95, "of sampling")
@@ -85,8 +102,19 @@ class AskSettings(JobSettings):
         """Return what is wrong with the settings; a command's own add theirs."""
         problems = JobSettings.problems(self)
         problems += at_least(
-            self, ("resamples", 0), ("min_drafts", 1), ("in_flight", 1), ("draft_tokens", 1)
+            *(self, ("resamples", 0), ("min_drafts", 1), ("in_flight", 1), ("draft_tokens", 1)),
+            ("context", 1),
         )
+        for text in self.omit:
+            try:
+                read_omission(text)
+            except UsageError as error:
+                problems.append(str(error))
+        problems += missing_keys("api_key_env", self.api_key_env)
+        if len(self.api_key_env) not in (0, 1, len(self.base_url)):
+            problems.append(
+                f"api_key_env: expected one name, or one for each of {len(self.base_url)} servers"
+            )
         problems += [self._owner(name) for name in self.sampling_args if name in OWNED]
         try:
             self.proposal()
@@ -99,7 +127,7 @@ class AskSettings(JobSettings):
         for name in ("adapter", "engine_args"):
             if getattr(self, name) and self.base_url:
                 problems.append(f"{name}: for a model in this process, not for --base-url")
-        for name in ("tokenizer", "split_samples"):
+        for name in ("tokenizer", "split_samples", "omit", "context", "api_key_env"):
             if getattr(self, name) and not self.base_url:
                 problems.append(f"{name}: for servers, needs --base-url")
         return problems
@@ -128,3 +156,12 @@ class AskSettings(JobSettings):
         return Policy(
             self.on_empty, self.on_truncated, self.resamples, self.min_drafts, self.on_filtered
         )
+
+
+def missing_keys(setting: str, names: Iterable[str]) -> list[str]:
+    """Return which environment variables are not set; a name is asked for, never a key."""
+    return [
+        f"{setting}: no environment variable of that name is set; give its name, not the key"
+        for name in names
+        if not os.environ.get(name)
+    ]

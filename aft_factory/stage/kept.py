@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
-
-import orjson
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError
@@ -24,7 +23,7 @@ _log = logging.getLogger(__name__)
 def keepable(settings: JobSettings) -> str:
     """Return settings as the JSON that a journal keeps."""
     content = {"command": type(settings).__name__, "settings": asdict(settings)}
-    return orjson.dumps(content, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    return json.dumps(content, default=str)  # which has a word for infinity
 
 
 def kept_settings(path: Path, kind: type[S], today: Mapping[str, Any]) -> S:
@@ -47,7 +46,7 @@ def kept_settings(path: Path, kind: type[S], today: Mapping[str, Any]) -> S:
             f"{path}: keeps no settings, as an older version wrote it; give the command of its run "
             "once more without --export: it asks nothing that is answered, and keeps them"
         )
-    content = orjson.loads(kept)
+    content = json.loads(kept)
     if content["command"] != kind.__name__:
         raise UsageError(f"{path}: expected the journal of this command, got {content['command']}")
     by_flag = tuple(content["settings"].pop("by_flag"))

@@ -468,7 +468,7 @@ def test_unknown_usage_stays_unknown():
 
 
 def test_a_reply_survives_the_journal(tmp_path):
-    drafts = (Completion("a\x00\n", "stop", 3), Completion("", "length", None))
+    drafts = (Completion("a\x00\n", "stop", 3), Completion("", "length", None, instead="a thought"))
     reply = Reply.of(drafts, 7, None, 9)
     with Journal(tmp_path / "j") as journal:
         journal.keep(b"k", PLACE, "m", request(n=2), reply)

@@ -876,6 +876,23 @@ def test_a_template_that_fails_for_one_rows_drafts_costs_that_row(convert):
     assert row["conversations"][0]["value"] == "6 or 5"
 
 
+@pytest.mark.parametrize("target", ["sharegpt", "aggregation"])
+def test_a_template_may_have_labels_for_fewer_drafts_than_anyone_could_bring(convert, target):
+    labels = "{% for p in proposals %}{{ 'AB'[loop.index0] }}. {{ p }}\n{% endfor %}"
+    Path("ab.jinja").write_text(labels)
+    rows = [ROWS[1], ROWS[0]]  # of two drafts, and of three
+    flags = ["--target", target, "--output", "out.jsonl", "--template", "ab.jinja", "--preview", 2]
+    out = convert("proposals", write("in.jsonl", rows), *flags)
+    # Records hold no prompt: the plugin makes it, and leaves such a row out.
+    written = 1 if target == "sharegpt" else 2
+    assert f"read 2 rows: {written} written to out.jsonl, {2 - written} rejected" in out
+    assert len(read("out.jsonl")) == written
+    assert ("cannot be rendered: template: 'ab.jinja' fails for 3 proposals" in out) == (
+        written == 2
+    )
+    assert "\nA. 30\nB. 31\n" in out
+
+
 @pytest.mark.parametrize("target", ["sharegpt", "sft"])
 def test_targets_and_queries_hold_no_control_token_of_the_tokenizer_and_html_stays(
     convert, llama3_tokenizer_dir, target

@@ -28,6 +28,7 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.openai_replies import error_words, retry_after
 from aft_factory.engines.openai_server import NEUTRAL, fields_of
+from aft_factory.engines.openai_vetting import SHORT_QUESTION
 from aft_factory.engines.sampling import Completion, Reply, Request, Sampling, Usage
 from aft_factory.errors import UsageError
 
@@ -81,9 +82,15 @@ def error_of(server: dict, **options) -> EngineError:
 
 
 def respond(status=200, body: object = None, headers=None) -> dict:
-    """Options of a server that always gives this answer."""
+    """Options of a server that gives this answer to all but a short question."""
     text = body if isinstance(body, str) else json.dumps(body)
-    return {"answer": lambda *_: web.Response(status=status, text=text, headers=headers)}
+
+    def answer(_, asked):
+        if asked.get("messages") == [{"role": "user", "content": SHORT_QUESTION}]:
+            return None
+        return web.Response(status=status, text=text, headers=headers)
+
+    return {"answer": answer}
 
 
 def choice(text, **more) -> dict:
@@ -124,7 +131,7 @@ def test_a_conversation_goes_to_chat_completions_with_all_that_decides_the_answe
 
 def test_what_is_not_set_is_not_sent():
     _, server = ask(request())
-    keys = {"model", "messages", "n", "temperature", "top_p", "max_tokens", "seed"}
+    keys = {"model", "messages", "temperature", "top_p", "max_tokens", "seed"}
     assert set(server.requests[0][1]) == keys
 
 
@@ -251,7 +258,7 @@ def usages(*asked):
 
     def answer(_, body):
         usage = {"prompt_tokens": 9, "completion_tokens": 2, **next(told)}
-        choices = [choice("x")] * body["n"]
+        choices = [choice("x")] * body.get("n", 1)
         return web.Response(text=json.dumps({"choices": choices, "usage": usage}))
 
     replies, _ = ask(*(request(n=n) for n, _ in asked), server={"answer": answer})
@@ -282,7 +289,7 @@ def test_a_finish_reason_is_kept_as_given():
 
 def test_a_server_that_ignores_n_is_asked_again_under_the_following_seeds():
     [reply], server = ask(request(n=5), server={"most_choices": 2})
-    assert [(b["n"], b["seed"]) for _, b in server.requests] == [(5, 7), (3, 9), (1, 11)]
+    assert [(b.get("n", 1), b["seed"]) for _, b in server.requests] == [(5, 7), (3, 9), (1, 11)]
     assert [c.text for c in reply.completions] == expected_texts(MESSAGES, 5, 7, 8)
     assert (reply.usage.prompt, reply.usage.requests) == (3 * 4, 3)
 
@@ -316,7 +323,7 @@ def test_split_samples_are_asked_for_one_by_one_under_following_seeds():
             return reply, server.requests
 
     reply, requests = asyncio.run(main())
-    assert sorted((b["n"], b["seed"]) for _, b in requests) == [(1, 7), (1, 8), (1, 9)]
+    assert sorted((b.get("n", 1), b["seed"]) for _, b in requests) == [(1, 7), (1, 8), (1, 9)]
     texts = expected_texts(MESSAGES, 3, 7, 8)
     assert [c.text for c in reply.completions] == texts
     assert [c.tokens for c in reply.completions] == [len(text.split()) for text in texts]
@@ -562,7 +569,7 @@ def test_when_no_server_answers_every_url_is_named_with_its_problem():
     assert all(f"{url}: Connection error." in str(caught.value) for url in urls)
 
 
-def test_a_url_whose_server_refuses_is_named_too():
+def test_a_server_that_does_not_list_its_models_is_asked_for_the_one_that_is_named(caplog):
     async def main():
         app = web.Application()
         app.router.add_get("/v1/models", lambda _: web.Response(status=418, text="teapot"))
@@ -571,20 +578,23 @@ def test_a_url_whose_server_refuses_is_named_too():
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
         try:
-            with pytest.raises(UsageError) as caught:
-                await OpenAIEngine.connect([url], "m")
+            engine = await OpenAIEngine.connect([url], "m")
+            await engine.close()
+            with pytest.raises(UsageError, match="expected the name of one model"):
+                await OpenAIEngine.connect([url])
         finally:
             await runner.cleanup()
-        return str(caught.value), url
+        return engine.model, url
 
-    problem, url = asyncio.run(main())
-    assert problem.endswith(f"none answers: {url}: teapot")
+    model, url = asyncio.run(main())
+    assert model == "m"
+    assert f"{url} does not list its models: teapot" in caplog.text
 
 
 def test_a_wrong_key_says_where_to_set_the_right_one(monkeypatch):
     with pytest.raises(UsageError, match=r"401.*set OPENAI_API_KEY"):
         connect_to({"api_key": "sesame"})
-    assert connect_to({"api_key": "sesame"}, api_key="sesame").model == "flaky"
+    assert connect_to({"api_key": "sesame"}, api_keys=["sesame"]).model == "flaky"
     monkeypatch.setenv("OPENAI_API_KEY", "sesame\n")
     assert connect_to({"api_key": "sesame"}).model == "flaky"
 

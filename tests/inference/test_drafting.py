@@ -115,7 +115,7 @@ def test_an_empty_draft_can_be_dropped_at_once_or_reject_the_query():
 
 
 def test_too_few_usable_drafts_reject_the_query():
-    with pytest.raises(NoAnswer, match="1 of 2 drafts empty or cut off, 2 wanted"):
+    with pytest.raises(NoAnswer, match=r"1 of 2 drafts are unusable \(empty\), 2 wanted"):
         draw(ScriptedEngine(empty_first()), policy=Policy(empty="drop", min_drafts=2))
 
 
@@ -210,7 +210,9 @@ def test_a_final_answer_that_a_filter_ended_rejects_the_query_in_these_words():
     engine = CutEngine(always=True, word="content_filter")
     with pytest.raises(NoAnswer, match="the final answer is cut off by a filter of contents"):
         draw(engine, n=1, final=True)
-    with pytest.raises(NoAnswer, match="2 of 2 drafts empty, cut off or filtered, 1 wanted"):
+    with pytest.raises(
+        NoAnswer, match=r"2 of 2 drafts are unusable \(cut off by a filter of contents\), 1 wanted"
+    ):
         draw(engine, policy=Policy(filtered="drop"))
 
 
@@ -308,9 +310,31 @@ def test_the_final_layer_is_fitted_beside_its_own_answers_length(llama3_tokenize
 def test_a_query_that_does_not_fit_at_all_is_rejected_with_its_numbers(llama3_tokenizer_dir):
     tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
     chat = resolve_chat_template("llama3", tokenizer)
+    settings = replace(SETTINGS, proposal=Sampling(max_tokens=300))
+    fitters = {("", 300): Fitter(tokenizer, chat, 5, load_template("paper"))}
+    engine = ScriptedEngine()
+    # Of the 305 tokens of its context, 256 are left for an answer at least.
+    with pytest.raises(NoAnswer, match=r"layer 0: needs .* tokens .* the limit is 49"):
+        draw(
+            engine,
+            fitters=fitters,
+            settings=settings,
+            query=[{"role": "user", "content": "a " * 50}],
+        )
+    assert engine.requests == []
+
+
+def test_a_query_that_fits_beside_a_shorter_answer_is_asked_for_that(llama3_tokenizer_dir):
+    tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
+    chat = resolve_chat_template("llama3", tokenizer)
     fitters = {("", 4096): Fitter(tokenizer, chat, 5, load_template("paper"))}
-    with pytest.raises(NoAnswer, match=r"layer 0: needs .* tokens .* the limit is 5"):
-        draw(ScriptedEngine(), fitters=fitters)
+    engine = ScriptedEngine()
+    _, trace = draw(engine, fitters=fitters)
+    [asked] = engine.requests
+    lowered = 4096 + 5 - len(asked.prompt_ids)
+    assert asked.sampling == replace(SETTINGS.proposal, max_tokens=lowered)
+    assert 256 <= lowered < 4096
+    assert events(trace) == [(0, f"max_tokens lowered to {lowered}")]
 
 
 MARKED = "Stop at <|eot_id|> or <s>."

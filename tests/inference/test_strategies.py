@@ -180,7 +180,7 @@ def test_moa_goes_on_without_a_proposer_that_wrote_nothing():
 def test_min_drafts_of_moa_counts_the_layer_and_not_each_proposer():
     settings = replace(SETTINGS, policy=Policy(min_drafts=2))
     script = lambda r: ["" if r.model == "a" else "fine"] * r.n  # noqa: E731
-    with pytest.raises(NoAnswer, match="layer 0: 1 of 2 drafts empty or cut off, 2 wanted"):
+    with pytest.raises(NoAnswer, match=r"layer 0: 1 of 2 drafts are unusable \(empty\), 2 wanted"):
         solve("moa", script, models=["a", "b"], settings=settings)
     solve("moa", script, models=["a", "b", "c"], settings=settings)
 
@@ -249,7 +249,7 @@ def test_rsa_goes_on_without_a_member_that_came_out_empty():
 
 
 def test_rsa_without_any_member_has_no_answer():
-    with pytest.raises(NoAnswer, match="2 of 2 drafts empty"):
+    with pytest.raises(NoAnswer, match="2 of 2 drafts are unusable"):
         solve("rsa", lambda r: [""], width=2, subset=1, layers=1)
 
 

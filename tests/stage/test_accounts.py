@@ -222,6 +222,11 @@ def test_an_export_needs_only_input_and_output_and_writes_what_the_run_would_hav
     assert summary()["settings"] == first["settings"]
 
 
+def test_a_run_without_limits_of_time_can_be_exported(run):
+    _, rows, _ = run(ROWS, "--timeout", "inf")
+    assert run(ROWS, "--export", "--overwrite")[:2] == (0, rows)
+
+
 def test_an_export_needs_no_model_and_no_template(tmp_path, run):
     import shutil
 

@@ -9,7 +9,7 @@ from flaky_server import FlakyServer
 
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
-from aft_factory.stage.engines import open_engines
+from aft_factory.stage.engines import Proposer, open_engines
 from aft_factory.stage.job_settings import DEFAULT_IN_FLIGHT, AskSettings
 
 OWN = "{% for m in messages %}<|start_header_id|>{{ m['content'] }} and much more{% endfor %}"
@@ -30,7 +30,7 @@ def opening(*servers: dict, others=None, base=None, look=None, **settings):
         async with AsyncExitStack() as stack:
             running = [await stack.enter_async_context(FlakyServer(**s)) for s in servers]
             urls = [server.url for server in running]
-            named = {name: [urls[i] for i in own] for name, own in (others or {}).items()}
+            named = {name: Proposer([urls[i] for i in own]) for name, own in (others or {}).items()}
             own = urls if base is None else [urls[i] for i in base]
             asked = AskSettings(base_url=own, **settings)
             engines = await stack.enter_async_context(open_engines(asked, "paper", named))

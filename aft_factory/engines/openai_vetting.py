@@ -1,0 +1,161 @@
+"""Whether a server takes the settings of requests: found out once, by the first of them.
+
+What a server refuses for its settings, it would refuse for every row. So the first request of some
+settings goes ahead of the others; a field that the server does not know is left out from then on,
+and where the settings cannot do, all of them fail at once, in the server's words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from aft_factory.engines.engine import EngineError
+from aft_factory.engines.openai_fields import LENGTHS, Fields, blamed, hint
+from aft_factory.engines.openai_replies import read_json
+
+LEAD = 1.0  # seconds that the first request goes ahead: a refusal comes sooner than an answer
+SHORT_QUESTION = "Say hello."
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class _Settings:
+    """What is known of requests of the same settings.
+
+    Attributes:
+        gate: Lets the first of them through alone.
+        passed: Whether the others need not wait for it any more.
+        answered: Whether the server has answered one.
+        refused: How often it refused all of them; why, the last time, is `refusal`.
+    """
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Lock()
+        self.passed = self.answered = False
+        self.refused = 0
+        self.refusal: EngineError | None = None
+
+    def note(self, asked: asyncio.Task[dict[str, Any]]) -> None:
+        """Take note of how a request ended."""
+        error = None if asked.cancelled() else asked.exception()
+        if isinstance(error, EngineError) and error.kind == "fatal":
+            self.refused, self.refusal = self.refused + 1, error
+
+
+class Vetting:
+    """Asks one server, and learns what it takes.
+
+    Args:
+        url: Of the server, for messages.
+        fields: What it takes.
+        post: Sends a body as it is.
+        deny: Told that no request of some settings will do.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        fields: Fields,
+        post: Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]],
+        deny: Callable[[EngineError], object],
+    ) -> None:
+        self._url = url
+        self._fields = fields
+        self._post = post
+        self._deny = deny
+        self._settings: dict[str, _Settings] = {}
+
+    async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one request and return the body of the answer.
+
+        The first request of its settings goes ahead of the others: what is refused in it for its
+        settings would be refused in all.
+
+        Raises:
+            EngineError: If there is none; of kind `fatal`, if the settings are refused.
+        """
+        settings = self._settings.setdefault(_shape(body), _Settings())
+        if settings.passed:
+            return await self._ask(body, settings)
+        refused = settings.refused
+        async with settings.gate:
+            if settings.refused > refused:  # meanwhile: so would this one be
+                assert settings.refusal is not None
+                raise settings.refusal
+            first = asyncio.create_task(self._ask(body, settings))
+            first.add_done_callback(settings.note)
+            if not settings.passed:
+                await _or_cancel(first, asyncio.wait({first}, timeout=LEAD))
+                settings.passed |= not first.done()
+        return await _or_cancel(first, first)
+
+    async def _ask(self, body: Mapping[str, Any], settings: _Settings) -> dict[str, Any]:
+        while True:
+            sent = self._fields.applied(body)
+            try:
+                answer = await self._post(sent)
+            except EngineError as error:
+                if error.kind != "refused":
+                    raise
+                told = self._fields.learn(_refusal(error), sent)
+                if not told:
+                    if not settings.answered:
+                        await self._judge(error, sent, settings)
+                    raise
+                _log.warning("%s: %s; its words: %s", self._url, ", ".join(told), error)
+            else:
+                settings.passed = settings.answered = True
+                return answer
+
+    async def _judge(
+        self, error: EngineError, sent: Mapping[str, Any], settings: _Settings
+    ) -> None:
+        """Find out whether what was refused is one request, or the settings of all.
+
+        Raises:
+            EngineError: Of kind `fatal`, if it is the settings: the server speaks of one, or
+                refuses even a short question.
+        """
+        named = blamed(error.problem, sent)
+        if not set(named) - LENGTHS:
+            short = [{"role": "user", "content": SHORT_QUESTION}]
+            asked = {"messages": short} if "messages" in sent else {"prompt": SHORT_QUESTION}
+            try:
+                await self._post({**sent, **asked})
+            except EngineError as again:
+                if again.kind != "refused":
+                    return
+                named = blamed(again.problem, sent) or named
+            else:
+                settings.passed = settings.answered = True
+                return
+        problem = f"{self._url} refuses these settings: {error.problem}{hint(named)}"
+        refusal = EngineError(problem, "fatal")
+        self._deny(refusal)
+        raise refusal from error
+
+
+def _shape(body: Mapping[str, Any]) -> str:
+    """Return the settings of a request: all of it but what is asked, and the seed."""
+    settings = {k: v for k, v in body.items() if k not in ("messages", "prompt", "seed")}
+    return json.dumps([settings, "messages" in body], sort_keys=True, default=str)
+
+
+def _refusal(error: EngineError) -> Any:
+    """Return the body of the answer that an error came of."""
+    response = getattr(error.__cause__, "response", None)
+    return None if response is None else read_json(response.content)
+
+
+async def _or_cancel(task: asyncio.Task[dict[str, Any]], waiting: Awaitable[T]) -> T:
+    """Wait; where that is cancelled, the task is."""
+    try:
+        return await waiting
+    except asyncio.CancelledError:
+        task.cancel()
+        raise

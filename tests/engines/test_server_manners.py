@@ -1,0 +1,349 @@
+"""What servers refuse and how they answer, as real ones do: what is learned, told and paid for once.
+
+Run: pytest tests/engines/test_server_manners.py
+"""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+from aiohttp import web
+from flaky_server import FlakyServer, serving, until
+from shared_data import shared_path
+
+from aft_factory.asking.asker import Asker, Retries
+from aft_factory.asking.journal import Place
+from aft_factory.engines.openai_engine import OpenAIEngine
+from aft_factory.engines.openai_fields import Fields, read_omission
+from aft_factory.engines.sampling import Request, Sampling
+from aft_factory.errors import UsageError
+from aft_factory.run.__main__ import main
+
+QUESTIONS = [f"What is 6 times {i}?" for i in range(1, 7)]
+
+
+def refuse(words, status=400, **more):
+    return web.json_response({"error": {"message": words, **more}}, status=status)
+
+
+def gathered(answer, *, n=1, sampling=None, questions=QUESTIONS, **options):
+    """Ask many questions at once; return their replies or errors, and what was sent."""
+
+    async def run():
+        async with FlakyServer(answer=answer) as server:
+            engine = await OpenAIEngine.connect([server.url], **options)
+            async with Asker({"": engine}, None, 100, Retries(2, 0.001, 0.002)) as asker:
+                asked = (
+                    asker.ask(
+                        Request([{"role": "user", "content": text}], n, sampling or Sampling(), 7),
+                        Place(text, 0, 0, 0),
+                    )
+                    for text in questions
+                )
+                replies = await asyncio.gather(*asked, return_exceptions=True)
+            await engine.close()
+            return replies, [body for _, body in server.requests]
+
+    return asyncio.run(run())
+
+
+def texts(replies):
+    return [[c.text for c in reply.completions] for reply in replies]
+
+
+# What a server does not take
+
+
+@pytest.mark.parametrize(
+    ("field", "refusal"),
+    [
+        ("top_p", lambda f: refuse(f"Unsupported parameter: {f}", param=f)),
+        ("seed", lambda f: web.json_response({"detail": [{"type": "extra_forbidden", "loc": ["body", f]}]}, status=422)),
+        ("temperature", lambda f: refuse("Only the default is supported", param=f, code="unsupported_value")),
+    ],
+)  # fmt: skip
+def test_a_field_that_is_refused_by_name_is_left_out_from_then_on_and_told(field, refusal, caplog):
+    replies, sent = gathered(lambda _, body: refusal(field) if field in body else None)
+    assert len(texts(replies)) == len(QUESTIONS)
+    assert [field in body for body in sent] == [True] + [False] * len(QUESTIONS)
+    assert caplog.text.count(f"{field} is not sent; its words: ") == 1
+
+
+def test_a_length_is_sent_by_its_newer_name_where_that_is_wanted():
+    wanted = lambda _, b: refuse("Unsupported", param="max_tokens") if "max_tokens" in b else None  # noqa: E731
+    replies, sent = gathered(wanted, sampling=Sampling(max_tokens=9))
+    assert all(texts(replies))
+    assert {body.get("max_completion_tokens") for body in sent[1:]} == {9}
+
+
+def test_where_n_is_not_taken_samples_are_asked_for_one_by_one_under_their_own_seeds():
+    taken = lambda _, body: refuse("unknown field", param="n") if "n" in body else None  # noqa: E731
+    [reply], sent = gathered(taken, n=3, questions=QUESTIONS[:1])
+    assert len(reply.completions) == reply.usage.requests == 3
+    assert sorted(body["seed"] for body in sent[1:]) == [7, 8, 9]
+
+
+def test_n_is_not_sent_where_it_is_1():
+    _, sent = gathered(None)
+    assert not any("n" in body for body in sent)
+
+
+def test_fields_are_left_out_and_named_otherwise_as_the_user_says():
+    _, sent = gathered(None, omit=["top_p", "max_tokens=max_new_tokens"])
+    assert all("top_p" not in body and "max_tokens" not in body for body in sent)
+    assert {body["max_new_tokens"] for body in sent} == {4096}
+    for wrong in ("messages", "a b", "top_p=", ""):
+        with pytest.raises(UsageError, match="omit: expected a field of requests"):
+            read_omission(wrong)
+
+
+def test_a_value_that_is_refused_is_not_left_out():
+    """Temperature 3 is the user's mistake: to send nothing instead would hide it."""
+    fields = Fields()
+    sent = {"temperature": 3.0, "messages": []}
+    refusal = {
+        "error": {"message": "must be at most 2", "param": "temperature", "code": "too_large"}
+    }
+    assert fields.learn(refusal, sent) == []
+    assert fields.applied(sent) == sent
+
+
+# What is refused for every row
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ("give temperature or top_p, not both", "--omit temperature or --omit top_p"),
+        ("n must be 1", "--split-samples"),
+    ],
+)
+def test_settings_that_a_server_speaks_of_cost_one_request_and_end_everything(words, flags):
+    replies, sent = gathered(lambda *_: refuse(words), n=2)
+    assert len(sent) == 1
+    assert {error.kind for error in replies} == {"fatal"}
+    assert {str(error).partition(" refuses these settings: ")[2] for error in replies} == {
+        f"{words}; see {flags}"
+    }
+
+
+def test_settings_that_do_not_even_do_for_a_short_question_end_everything():
+    replies, sent = gathered(lambda *_: refuse("computer says no"))
+    assert [error.kind for error in replies] == ["fatal"] * len(QUESTIONS)
+    assert len(sent) == 2  # the first, and the short one
+    assert sent[1] | {"messages": 0} == sent[0] | {"messages": 0}
+
+
+def test_a_row_that_is_refused_first_does_not_keep_the_others_from_an_answer():
+    bad = lambda _, b: refuse("too long") if b["messages"][0]["content"] == QUESTIONS[0] else None  # noqa: E731
+    first, *others = gathered(bad)[0]
+    assert (first.kind, str(first)) == ("refused", "too long")
+    assert len(texts(others)) == len(QUESTIONS) - 1
+
+
+def test_what_was_answered_before_is_not_the_settings_fault():
+    """A refusal of one row may speak of settings: of max_tokens, beside a prompt that is long."""
+    last = lambda _, b: refuse("temperature") if b["messages"][0]["content"] == "last" else None  # noqa: E731
+
+    async def run():
+        async with FlakyServer(answer=last) as server:
+            engine = await OpenAIEngine.connect([server.url])
+            found = []
+            for text in ("first", "last"):
+                request = Request([{"role": "user", "content": text}], 1, Sampling(), 7)
+                found += await asyncio.gather(engine.sample(request), return_exceptions=True)
+            await engine.close()
+            return found
+
+    assert asyncio.run(run())[1].kind == "refused"
+
+
+@pytest.mark.parametrize(
+    ("headers", "words", "kind"),
+    [
+        (
+            {},
+            "You exceeded your current quota, please check your plan and billing details",
+            "fatal",
+        ),
+        ({}, "Insufficient balance", "fatal"),
+        ({"Retry-After": "0"}, "Quota exceeded for requests per minute; see billing", "retry"),
+        ({}, "Rate limit reached", "retry"),
+    ],
+)
+def test_a_quota_that_is_used_up_ends_everything_and_a_rate_passes(headers, words, kind):
+    def answer(*_):
+        return web.json_response({"error": {"message": words}}, status=429, headers=headers)
+
+    [error], sent = gathered(answer, questions=QUESTIONS[:1])
+    assert error.kind == kind
+    assert words in str(error)
+    assert len(sent) == (1 if kind == "fatal" else 3)
+
+
+# How servers answer
+
+
+def stream(*chunks, end=b"data: [DONE]\n\n"):
+    data = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + end
+    return web.Response(body=data, content_type="text/event-stream")
+
+
+def chunk(text, reason=None, index=0, **more):
+    return {
+        "choices": [{"index": index, "delta": {"content": text}, "finish_reason": reason}],
+        **more,
+    }
+
+
+def test_a_stream_is_read_as_the_answer_that_it_stands_for():
+    usage = {"prompt_tokens": 5, "completion_tokens": 4}
+    parts = [chunk("It is "), chunk("So ", index=1), chunk("42", "stop"), chunk("it", "length", 1)]
+    [reply], _ = gathered(
+        lambda *_: stream(*parts, {"choices": [], "usage": usage}), n=2, questions=["?"]
+    )
+    assert [(c.text, c.finish_reason) for c in reply.completions] == [
+        ("It is 42", "stop"),
+        ("So it", "length"),
+    ]
+    assert (reply.usage.prompt, reply.usage.completion) == (5, 4)
+
+
+def test_a_stream_that_breaks_off_is_no_answer():
+    [error], sent = gathered(lambda *_: stream(chunk("It is "), end=b""), questions=["?"])
+    assert (error.kind, len(sent)) == ("retry", 3)
+    assert "the stream of the answer broke off" in str(error)
+
+
+def test_a_server_that_only_streams_is_asked_for_a_stream():
+    def answer(_, body):
+        if not body.get("stream"):
+            return refuse("this model only supports stream=true")
+        return stream(chunk("42", "stop"))
+
+    replies, sent = gathered(answer)
+    assert texts(replies) == [["42"]] * len(QUESTIONS)
+    assert [body.get("stream") for body in sent] == [None] + [True] * len(QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "instead"),
+    [
+        ({"content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "4"}, {"type": "text", "text": "2"}]}, "42", None),
+        ({"content": None, "reasoning_content": "Hm."}, "", "a thought without an answer"),
+        ({"content": "", "reasoning": "Hm."}, "", "a thought without an answer"),
+        ({"content": [{"type": "thinking", "thinking": "Hm."}]}, "", "a thought without an answer"),
+        ({"content": None, "tool_calls": [{"id": "t"}]}, "", "a call of a tool"),
+        ({"content": None}, "", None),
+        ({"content": "42", "reasoning": "Hm."}, "42", None),
+    ],
+)  # fmt: skip
+def test_of_an_answer_the_text_is_read_and_what_came_instead_is_told(message, text, instead):
+    body = {"choices": [{"message": message, "finish_reason": "stop"}]}
+    [reply], _ = gathered(lambda *_: web.json_response(body), questions=["?"])
+    assert (reply.completions[0].text, reply.completions[0].instead) == (text, instead)
+
+
+@pytest.mark.parametrize("more", [b'"logprobs": [NaN, -Infinity],', b""])
+def test_a_body_that_python_reads_is_read(more):
+    body = (
+        b'{"choices": [{%b "message": {"content": "Well done \\ud83d"}, "finish_reason": "stop"}]}'
+        % more
+    )
+    answer = lambda *_: web.Response(body=body, content_type="application/json")  # noqa: E731
+    [reply], sent = gathered(answer, questions=["?"])
+    assert reply.completions[0].text == "Well done \ufffd"
+    assert len(sent) == 1
+
+
+def test_words_of_a_server_do_not_steer_the_terminal():
+    [error], _ = gathered(lambda *_: refuse("\x1b[2Jtemperature"), questions=["?"])
+    assert "\x1b" not in str(error)
+
+
+# Keys
+
+
+def test_each_server_gets_its_own_key(monkeypatch, tmp_path, capsys):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"query": "?"}\n{"query": "!"}\n')
+    monkeypatch.setenv("ONE", "1")
+    monkeypatch.setenv("TWO", "2")
+    argv = [str(source), "--output", str(tmp_path / "out.jsonl"), "--quiet", "--layers", "0"]
+    with serving(api_key="1") as one, serving(api_key="2") as two:
+        argv += ["--base-url", one.url, two.url]
+        assert main([*argv, "--api-key-env", "ONE", "TWO"]) == 0
+        assert len(one.log) == len(two.log) == 1
+        assert main([*argv, "--overwrite", "--api-key-env", "sk-secret"]) == 2
+    told = capsys.readouterr().err
+    assert "no environment variable of that name is set" in told
+    assert "sk-secret" not in told
+
+
+# Real manners
+
+EXPECTED = {  # mode: (exit code, rows answered, POSTs), or words of the error
+    **dict.fromkeys(("good", "null_usage", "no_list", "list_forbidden", "bare_array", "parts"), (0, 6, 12)),
+    **dict.fromkeys(("one_choice", "event_stream", "half_emoji", "not_a_number"), (0, 6, 24)),
+    "model_length": (0, 6, 12),
+    "max_completion_tokens": (0, 6, 15),
+    "strict": (0, 6, 25),
+    "stream_only": (0, 6, 25),
+    "v1only": (2, "should the URL end in /v1?", 1),
+    "small_context": (2, "lower --max-tokens", 0),
+    "exclusive": (2, "--omit temperature or --omit top_p", 1),
+    "one_only": (2, "--split-samples", 1),
+    "no_quota": (2, "the quota is used up; see billing", 1),
+    "reasoning_only": (1, "a thought without an answer", 6),
+    "tool_calls": (1, "a call of a tool", 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", EXPECTED)
+def test_servers_as_they_are(mode, tmp_path, capsys):
+    script, port, log = shared_path("../cases/server.py"), free_port(), tmp_path / "log"
+    command = [sys.executable, str(script), str(port), mode, str(log)]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"query": text}) + "\n" for text in QUESTIONS))
+    url = f"http://127.0.0.1:{port}" + ("" if mode == "v1only" else "/v1")
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: listens(port))
+        flags = ["--base-url", url, "--model", "m", "--width", "3", "--layers", "1", "--quiet"]
+        code = main([str(source), "--output", str(output), *flags])
+    finally:
+        server.kill()
+        server.wait()
+    expected, answered, asked = EXPECTED[mode]
+    told = capsys.readouterr()
+    assert code == expected
+    lines = output.read_text().splitlines() if output.exists() else []
+    if isinstance(answered, int):
+        assert len(lines) == answered
+    else:
+        assert answered in told.out + told.err
+    assert log.read_text().count('"POST"') == asked
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_an_engine_error_of_settings_is_what_ends_a_run(tmp_path, capsys):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"query": text}) + "\n" for text in QUESTIONS))
+    with serving(answer=lambda *_: refuse("give temperature or top_p")) as server:
+        argv = [str(source), "--output", str(tmp_path / "out.jsonl"), "--quiet"]
+        assert main([*argv, "--base-url", server.url]) == 2
+        assert len(server.requests) == 1
+    assert "--omit temperature or --omit top_p" in capsys.readouterr().err

@@ -106,10 +106,22 @@ class TableWriter:
     Example:
         with TableWriter(Path("out.jsonl")) as table:
             table.write({"id": "1"})
+
+    Args:
+        path: The file.
+        overwrite: Whether an existing file may be replaced.
+        until: As for `files.replacing`.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        until: contextlib.ExitStack | None = None,
+    ) -> None:
         self.path = path
+        self._until = until
         self.rows = 0
         self._format = table_format(path)
         check_writable(path, overwrite=overwrite)
@@ -118,7 +130,7 @@ class TableWriter:
         self._parquet: ParquetSink | None = None
 
     def __enter__(self) -> TableWriter:
-        aside = self._stack.enter_context(replacing(self.path))
+        aside = self._stack.enter_context(replacing(self.path, self._until))
         if self._format == ".parquet":
             self._parquet = ParquetSink(aside)
             self._stack.push(self._finish)

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def write_outputs(job: Job, journal: Journal) -> Totals:
-    """Write the outputs from the journal, and print the account."""
+    """Write the outputs from the journal, and print the account.
+
+    The output appears last: where it is, all is there, and where it is not, the same command ends
+    what was begun.
+    """
     fingerprint = journal.last_run()
     if fingerprint is None:
         raise UsageError(f"{job.journal_path}: no run has begun in it")
@@ -35,10 +39,9 @@ def write_outputs(job: Job, journal: Journal) -> Totals:
     key_of = partial(Runner.outcome_key, fingerprint=fingerprint)
     task_output, overwrite = job.files.task_output, job.files.overwrite
     with (
+        contextlib.ExitStack() as until,
         TableWriter(job.output, overwrite=overwrite) as table,
-        Rejects(job.rejects_path, overwrite=True) as rejects,
-        contextlib.suppress(_NotDoneError),
-        contextlib.ExitStack() as stack,
+        Rejects(job.rejects_path, overwrite=True, until=until) as rejects,
     ):
         outputs = Outputs(
             table,
@@ -50,23 +53,24 @@ def write_outputs(job: Job, journal: Journal) -> Totals:
             on_problem=job.stage.tally.on_problem,
             of_drafts=job.stage.of_drafts,
         )
-        if task_output is not None:
-            task_table = stack.enter_context(TableWriter(task_output, overwrite=overwrite))
-            outputs = replace(outputs, task_table=task_table)
-        totals = outputs.write(job.lines(), job.query, key_of, outcome_of)
-        if totals.unfinished:
-            raise _NotDoneError  # leaves the benchmark's file out, which would look complete
-    flops = flops_of(job, totals)
-    sessions = journal.sessions()
-    more = {
-        "seconds": round(sum(session["seconds"] for session in sessions), 3),
-        "sessions": sessions,
-        "session": job.session,
-        "settings": asdict(job.settings) | dict(job.stage.used),
-        "input": job.files.source,
-        **job.stage.tally.summary(),
-    }
-    write_summary(summary_path(job.output), summary(totals, flops, more))
+        with contextlib.suppress(_NotDoneError), contextlib.ExitStack() as stack:
+            if task_output is not None:
+                task_table = TableWriter(task_output, overwrite=overwrite, until=until)
+                outputs = replace(outputs, task_table=stack.enter_context(task_table))
+            totals = outputs.write(job.lines(), job.query, key_of, outcome_of)
+            if totals.unfinished:
+                raise _NotDoneError  # leaves the benchmark's file out, which would look complete
+        flops = flops_of(job, totals)
+        sessions = journal.sessions()
+        more = {
+            "seconds": round(sum(session["seconds"] for session in sessions), 3),
+            "sessions": sessions,
+            "session": job.session,
+            "settings": asdict(job.settings) | dict(job.stage.used),
+            "input": job.files.source,
+            **job.stage.tally.summary(),
+        }
+        write_summary(summary_path(job.output), summary(totals, flops, more))
     counts = f"{totals.written} written to {job.output}, {totals.rejected} rejected"
     if totals.rejected:
         counts += f" ({job.rejects_path})"

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     conversion = build_conversion(args)
     output: Path | None = args.output
-    register_as, entry = None, {}
+    register_as, entry = "", {}
     if args.register is not None and output is not None:
         register_as = output.stem if args.name is None else args.name
         entry = dataset_entry(args.register, output, args.target, conversion.options)
@@ -72,11 +72,10 @@ def run(args: argparse.Namespace) -> int:
         )
         lines = stack.enter_context(_lines(args))
         summary = conversion.run(lines, table, rejects, keep_preview)
-        registers = register_as is not None and output is not None and summary.written > 0
-        if registers:
+        if output is not None and entry and summary.written:
             register(args.register, register_as, output, entry)
     text = [*previews, describe(summary, conversion, rejects, output)]
-    if registers:
+    if entry and summary.written:
         text.append(f"registered as {register_as!r} in {args.register / 'dataset_info.json'}")
     _show("\n".join(text))
     return 1 if (args.strict and summary.rejected) or (summary.read and not summary.written) else 0

@@ -1,4 +1,4 @@
-"""Files: texts read, bytes read through compression, JSON split into values; replaced whole or not.
+"""Files: texts read, bytes read through compression; replaced whole or not at all.
 
 Knows nothing of rows or records; `tables` builds on it.
 """
@@ -11,11 +11,10 @@ import fcntl
 import hashlib
 import io
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from aft_factory.errors import UsageError
 
@@ -28,20 +27,6 @@ OTHERS = {  # how a text in another encoding begins; the longer ones first
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-
-# A JSON string; the first form is exact unless the closing quote follows a backslash, and runs five
-# times as fast. Possessive quantifiers (`*+`) keep the time linear.
-_STRING = rb'(?:"[^"]*+(?:(?<=[^\\]\\)"[^"]*+)*+"(?<!\\")|"(?:[^"\\]++|\\.)*+")'
-
-
-def _up_to(brackets: bytes) -> re.Pattern[bytes]:
-    other = rb'[^"' + brackets + rb"]*+"
-    pattern = other + rb"(?:" + _STRING + other + rb")*+[" + brackets + rb"]"
-    return re.compile(pattern, re.DOTALL)
-
-
-_TO_BRACKET = _up_to(rb"\[\]{}")
-_TO_COMMA = _up_to(rb"\[\]{,")  # between the elements of an array
 
 
 def read_text(path: Path) -> str:
@@ -117,55 +102,6 @@ class _Counted(io.FileIO):
         if count:
             self._on_bytes(count)
         return count
-
-
-def array_elements(stream: IO[bytes]) -> Iterator[bytes]:
-    r"""Split the text of a JSON array into the texts of its elements, holding one at a time.
-
-    Example:
-        >>> list(array_elements(io.BytesIO(b'[{"a": [1]}, "],", x]')))
-        [b'{"a": [1]}', b'"],"', b'x']
-
-    Args:
-        stream: At the array's opening bracket.
-
-    Raises:
-        ValueError: If the text ends before the array does, or goes on after it.
-    """
-    buffer = stream.read(CHUNK)
-    start = position = 1  # of the element; of what is not looked at yet
-    depth, elements = 1, 0
-    while True:
-        match = (_TO_COMMA if depth == 1 else _TO_BRACKET).match(buffer, position)
-        if match is None:
-            # A string or an element goes beyond the buffer; twice the text keeps the time linear.
-            more = stream.read(max(CHUNK, len(buffer) - start))
-            if not more:
-                raise ValueError("the array does not end")
-            buffer = buffer[start:] + more
-            position -= start
-            start = 0
-            continue
-        position = match.end()
-        character = buffer[position - 1]
-        if character in b"[{":
-            depth += 1
-            continue
-        if character in b"]}":
-            depth -= 1
-        if depth > 1 or (depth == 1 and character != ord(",")):
-            continue
-        element = buffer[start : position - 1].strip()
-        start = position
-        if depth == 1:
-            elements += 1
-            yield element
-            continue
-        if element or elements:
-            yield element
-        if (buffer[position:] + stream.read(CHUNK)).strip():
-            raise ValueError("there is more after the array")
-        return
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:

@@ -19,7 +19,6 @@ from aft_factory.errors import AftError, MissingPackage, UsageError
 from aft_factory.records import exact_json
 from aft_factory.records.files import (
     CHUNK,
-    array_elements,
     check_writable,
     named,
     open_bytes,
@@ -206,7 +205,7 @@ def _read_json(
 def _read_array(source: str, stream: IO[bytes]) -> Iterator[Line]:
     number = 0
     try:
-        for number, element in enumerate(array_elements(stream), start=1):
+        for number, element in enumerate(exact_json.array_elements(stream), start=1):
             yield _parse(source, number, element)
     except ValueError as error:
         raise UsageError(f"{source}: damaged JSON after row {number}: {error}") from None

@@ -190,13 +190,8 @@ def test_parquet_has_text_where_arrow_would_alter_a_value(tmp_path, first, last,
 def test_parquet_has_the_types_of_a_runs_columns_even_where_all_are_empty(tmp_path):
     usage = dict.fromkeys(("turn", "layer", "requests", "samples", "prompt", "cached"), 1)
     usage |= {"completion": None, "attended": None}
-    write(tmp_path / "empty.parquet", [{"usage": [usage], "events": [], "layers": []}])
-    draft = {"slot": 0, "text": "a", "finish_reason": "stop"}
-    full = {
-        "usage": [dict.fromkeys(usage, 1)],
-        "events": [EVENT],
-        "layers": [{"turn": 0, "layer": 0, "drafts": [draft]}],
-    }
+    write(tmp_path / "empty.parquet", [{"usage": [usage], "events": [], "extracted": None}])
+    full = {"usage": [dict.fromkeys(usage, 1)], "events": [EVENT], "extracted": "6"}
     write(tmp_path / "full.parquet", [full])
     assert pq.read_schema(tmp_path / "empty.parquet") == pq.read_schema(tmp_path / "full.parquet")
 

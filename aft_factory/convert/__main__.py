@@ -53,17 +53,20 @@ def convert(settings: ConvertSettings) -> int:
                 converting.preview(record, settings.target, conversion.options, conversion.markers)
             )
 
-    with contextlib.ExitStack() as stack:
+    # The output appears last: where it is, all is there, and where it is not, the same command is
+    # given once more.
+    with contextlib.ExitStack() as until, contextlib.ExitStack() as stack:
         table = None
         if output is not None:
             table = stack.enter_context(TableWriter(output, overwrite=overwrite))
         replace_rejects = overwrite or settings.rejects is None
-        rejects = stack.enter_context(Rejects(rejects_path, overwrite=replace_rejects))
+        rejects = stack.enter_context(Rejects(rejects_path, overwrite=replace_rejects, until=until))
         reading = settings.shown(settings.input, "convert", quiet=settings.quiet)
         summary = conversion.run(stack.enter_context(reading), table, rejects, keep_preview)
+        if entry is not None and output is not None and summary.written:
+            register(entry, output)
     text = [*previews, describe(summary, conversion, rejects, output)]
-    if entry is not None and output is not None and summary.written:
-        register(entry, output)
+    if entry is not None and summary.written:
         text.append(f"registered as {entry.name!r} in {entry.file}")
     _show("\n".join(text))
     lost = settings.strict and summary.rejected

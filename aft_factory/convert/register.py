@@ -35,6 +35,9 @@ def dataset_entry(folder: Path, name: str, output: Path, target: str, template: 
 def check_registration(entry: Entry, output: Path, *, overwrite: bool) -> dict[str, Any]:
     """Return the content of the file that is to have an entry, to be called before work starts.
 
+    An entry that is there already and says the same is no other data set: it stands before its
+    output does, and a killed run may have left it.
+
     Raises:
         UsageError: If the entry could not be added at the end.
     """
@@ -60,7 +63,7 @@ def check_registration(entry: Entry, output: Path, *, overwrite: bool) -> dict[s
         _text({**entries, name: {}})
     except UnicodeEncodeError as error:
         raise UsageError(f"{info}: cannot be written with {name!r} in it: {error}") from None
-    if name in entries and not overwrite:
+    if name in entries and entries[name] != entry.content and not overwrite:
         raise UsageError(
             f"{info} has a data set {name!r} already; choose another --name or pass --overwrite"
         )

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError, is_url
+from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.openai_replies import read_reply, whole
 from aft_factory.engines.openai_server import Server
 from aft_factory.engines.sampling import Reply, Request, joined
-from aft_factory.engines.together import together
 from aft_factory.errors import MissingPackage, UsageError, suggest
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ class OpenAIEngine:
         self._servers = servers
         self._next = 0
         self.most_samples: int | None = None
-        self._extra_body: dict[str, Any] = {}
 
     @classmethod
     async def connect(
@@ -69,7 +68,6 @@ class OpenAIEngine:
         split_samples: bool = False,
         omit: Sequence[str] = (),
         context: int | None = None,
-        token_ids: bool = False,
     ) -> OpenAIEngine:
         """Ask every server which models it offers, and return the engine.
 
@@ -83,7 +81,6 @@ class OpenAIEngine:
             split_samples: Ask for samples one by one, for servers that cannot do `n`.
             omit: Fields of requests to leave out, or to call otherwise; see `Fields`.
             context: In tokens, for servers that do not tell; it goes before what they tell.
-            token_ids: Ask for the tokens themselves (vLLM gives them).
 
         Raises:
             UsageError: If no server answers, the key is wrong or the model is not clear.
@@ -119,7 +116,6 @@ class OpenAIEngine:
         engine = cls(servers, name, told if context is None else context)
         engine.tokenizer, engine.chat_template = tokenizer, chat_template
         engine.most_samples = 1 if split_samples else None
-        engine._extra_body = {"return_token_ids": True} if token_ids else {}
         return engine
 
     async def sample(self, request: Request) -> Reply:
@@ -135,7 +131,7 @@ class OpenAIEngine:
         while (got := sum(len(reply.completions) for reply in replies)) < n:
             if all(server.fields.one_by_one for server in self._servers):
                 asked = (self._ask(request, 1, seed + i) for i in range(got, n))
-                replies += await together(asked)
+                replies += await gather_or_cancel(asked)
             else:
                 replies.append(await self._ask(request, n - got, seed + got))
         return joined(replies)
@@ -166,8 +162,7 @@ class OpenAIEngine:
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         server = self._pick()
-        extra = server.neutral.get("prompt" if "prompt" in body else "messages", {})
-        extra = extra | self._extra_body
+        extra = dict(server.neutral.get("prompt" if "prompt" in body else "messages", {}))
         if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
         try:

@@ -126,8 +126,8 @@ def test_what_several_workers_did_in_many_batches_is_told_once(
     assert [line.partition(" tokens")[0] for line in lines] == [
         f"aft-factory: shortened 12 proposals in 6 of 27 rows to fit cutoff_len {limit} ({cut[1]}",
         "aft-factory: left out 9 of 27 rows because of their aggregation. The first: data set "
-        "'drafts.jsonl', row 3, column aggregation: missing or empty; write --target aggregation "
-        "and aggregate first",
+        "'drafts.jsonl', row 3, column aggregation: missing or empty, nothing to train on; "
+        "aggregate first",
         f"aft-factory: left out 3 of 27 rows that do not fit cutoff_len {limit} even with short "
         "proposals; raise cutoff_len to keep them. The first: data set 'drafts.jsonl', row 5 "
         "('very long very long very long very long very long very long '): needs 1094",

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from aft_factory.convert import converting
 from aft_factory.convert.arguments import (
     SOURCES,
@@ -33,6 +31,7 @@ from aft_factory.records.record import Columns, Record
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.tables import Line, TableWriter, read_rows
 from aft_factory.stage.console import guarded
+from aft_factory.stage.progress import progress_bar
 
 AT_RISK = {  # by target: what becomes of rows that are longer than cutoff_len
     "aggregation": "The plugin shortens their proposals to fit. Without it (--target sharegpt) "
@@ -156,9 +155,8 @@ def _lines(args: argparse.Namespace) -> Iterator[Iterator[Line]]:
     """Open all inputs, one after the other, under a progress bar over their bytes."""
     sizes = [path.stat().st_size for path in map(Path, args.inputs) if path.is_file()]
     total = sum(sizes) if len(sizes) == len(args.inputs) and args.limit is None else None
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc="convert", disable=args.quiet or None
-    ) as bar:
+    shown = {"total": total, "unit": "B", "unit_scale": True, "desc": "convert"}
+    with progress_bar(quiet=args.quiet, **shown) as bar:
         tables = [read_rows(name, split=args.split, on_bytes=bar.update) for name in args.inputs]
         yield islice(chain.from_iterable(tables), args.limit)
 

@@ -13,14 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from aft_factory.convert.arguments import column_names
 from aft_factory.errors import UsageError
 from aft_factory.push.public import Publication
 from aft_factory.records.files import named
 from aft_factory.records.record import Columns, Row
 from aft_factory.records.tables import TableWriter, read_rows
+from aft_factory.stage.progress import progress_bar
 from aft_factory.stats.counts import Counts
 
 
@@ -69,9 +68,8 @@ def write_data(args: argparse.Namespace, folder: Path, publication: Publication)
 def _rows(args: argparse.Namespace, counts: Counts, publication: Publication) -> Iterator[Row]:
     path = Path(args.input)
     total = path.stat().st_size if path.is_file() and args.limit is None else None
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc="write", disable=args.quiet or None
-    ) as bar:
+    shown = {"total": total, "unit": "B", "unit_scale": True, "desc": "write"}
+    with progress_bar(quiet=args.quiet, **shown) as bar:
         lines = read_rows(args.input, split=args.split, on_bytes=bar.update)
         for line in islice(lines, args.limit):
             record = counts.read_line(line)

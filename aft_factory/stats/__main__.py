@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 import orjson
-from tqdm import tqdm
 
 from aft_factory.convert.arguments import column_names
 from aft_factory.errors import UsageError
@@ -22,6 +21,7 @@ from aft_factory.records.files import check_writable, write_whole
 from aft_factory.records.record import Columns
 from aft_factory.records.tables import read_rows
 from aft_factory.stage.console import guarded
+from aft_factory.stage.progress import progress_bar
 from aft_factory.stats.counts import Counts, tokens_dict
 from aft_factory.stats.plot import plot_files, write_plot
 from aft_factory.stats.report import CHUNK, TokenCounts, describe
@@ -103,8 +103,8 @@ def run(args: argparse.Namespace) -> int:
     counts = Counts(Columns.from_mapping(column_names(args)), args.template)
     path = Path(args.input)
     total = path.stat().st_size if path.is_file() and args.limit is None else None
-    hidden = args.quiet or None
-    with tqdm(total=total, unit="B", unit_scale=True, desc="read", disable=hidden) as bar:
+    shown = {"total": total, "unit": "B", "unit_scale": True, "desc": "read"}
+    with progress_bar(quiet=args.quiet, **shown) as bar:
         lines = read_rows(args.input, split=args.split, on_bytes=bar.update)
         for line in islice(lines, args.limit):
             record = counts.read_line(line)
@@ -113,7 +113,8 @@ def run(args: argparse.Namespace) -> int:
     numbers = {"file": args.input, **counts.to_dict()}
     lengths = counts.tokens
     if tokens is not None:
-        for chunk in tqdm(tokens.rest(), unit=f" x {CHUNK} rows", desc="tokens", disable=hidden):
+        shown = {"unit": f" x {CHUNK} rows", "desc": "tokens"}
+        for chunk in progress_bar(tokens.rest(), quiet=args.quiet, **shown):
             tokens.measure(chunk)
         lengths = tokens.lengths
         how = "all" if tokens.rows == counts.usable else f"{tokens.rows} of {counts.usable}"

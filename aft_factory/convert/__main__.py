@@ -33,6 +33,15 @@ examples:
   # the SFT baseline: query -> best response
   python -m aft_factory.convert ultrafeedback uf.parquet --target sft --output data/my_sft.jsonl
 """
+AT_RISK = {  # by target: what becomes of rows that are longer than cutoff_len
+    "aggregation": "The plugin shortens their proposals to fit. Without it (--target sharegpt) "
+    "LLaMA-Factory cuts them, and the query is lost first, unless --tokenizer and --cutoff-len "
+    "fit them here.",
+    "sharegpt": "LLaMA-Factory cuts them, and the query is lost first. Pass --tokenizer and "
+    "--cutoff-len to fit them here, or train by the plugin (--target aggregation), which does.",
+    "sft": "LLaMA-Factory cuts them; they have no proposals that could be shortened. Raise "
+    "cutoff_len, or leave them out with --tokenizer and --cutoff-len.",
+}
 
 
 def convert(settings: ConvertSettings) -> int:
@@ -103,12 +112,9 @@ def describe(
     elif summary.over:
         share = summary.over / summary.written
         how = "measured" if fitter else "estimated; --tokenizer measures"
-        default = " (its default)" if cutoff == converting.DEFAULT_CUTOFF else ""
         text.append(
             f"warning: {share:.1%} of rows ({summary.over}) are longer than {cutoff} tokens "
-            f"({how}). "
-            f"LLaMA-Factory cuts such rows at cutoff_len{default}, and the query is lost first. "
-            "Pass --tokenizer and --cutoff-len to fit them."
+            f"({how}), LLaMA-Factory's default cutoff_len. {AT_RISK[conversion.target]}"
         )
     return "\n".join(text)
 

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-import orjson
-
 from aft_factory.convert.settings import ConvertSettings
 from aft_factory.convert.sources import SOURCES, ReadRow, without_truthful_qa
-from aft_factory.convert.targets import TARGETS
+from aft_factory.convert.targets import TARGETS, aggregation_target
 from aft_factory.errors import RecordError
-from aft_factory.prompts.fitting import Fitter
+from aft_factory.prompts.estimating import estimated_row
+from aft_factory.prompts.fitting import Conversation, Fitter
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import (
@@ -28,15 +27,16 @@ from aft_factory.prompts.selection import (
     plain,
     refuse_copy,
     select,
+    selected_conversation,
 )
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
-from aft_factory.records.record import Columns, Record, Row
+from aft_factory.records import exact_json
+from aft_factory.records.record import Columns, Record, Row, required_aggregation
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.tables import Line, TableWriter
 
 DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
-BYTES_PER_TOKEN = 4.0  # of English prose under a vocabulary of 32k to 128k, for estimates
 FIT_CHUNK = 128  # rows tokenized as one parallel batch
 
 
@@ -77,6 +77,7 @@ class Conversion:
         columns: Column names that differ from the usual ones.
         fitter: Measures rows, and fits them if it has a limit; None estimates.
         cutoff: The length that rows are compared with.
+        registered: Whether the rows will be trained on as they are: then each must be one that can.
     """
 
     read_row: ReadRow
@@ -85,6 +86,13 @@ class Conversion:
     columns: Columns = Columns()  # noqa: RUF009 - frozen
     fitter: Fitter | None = None
     cutoff: int = DEFAULT_CUTOFF
+    registered: bool = False
+
+    @property
+    def target_text(self) -> Callable[[Record], str | None]:
+        """Return what gives the text to train on; it may refuse a record that has none."""
+        text = TARGETS[self.target][0]
+        return required_aggregation if self.registered and text is aggregation_target else text
 
     @property
     def markers(self) -> Markers:
@@ -103,15 +111,14 @@ class Conversion:
         rows = self._fitted(self._records(lines, rejects, summary), rejects, summary)
         to_row = TARGETS[self.target][1]
 
-        def write(record: Record) -> int:
+        def write(record: Record) -> None:
             row = to_row(record, self.options, self.markers)
-            size = table.write(row) if table is not None else len(orjson.dumps(row))
+            exact_json.dump(row) if table is None else table.write(row)
             on_record(record)
-            return size
 
         for line, record, tokens in rows:
             try:
-                size = write(record)
+                write(record)
             except RecordError as error:
                 rejects.add(line, error.problem, error.field)
                 continue
@@ -120,8 +127,7 @@ class Conversion:
                 continue
             summary.written += 1
             summary.with_history += len(record.messages) > 2
-            length = self._estimate(record, size) if tokens is None else tokens
-            summary.over += length > self.cutoff
+            summary.over += (self._estimate(record) if tokens is None else tokens) > self.cutoff
             # Only part of the row just written, so that it can be written too, and fits too.
             if record.proposals and self.target != "sft" and is_plain(record, self.options):
                 write(replace(plain(record), id=record.id + PLAIN))
@@ -132,7 +138,6 @@ class Conversion:
     def _records(
         self, lines: Iterable[Line], rejects: Rejects, summary: Summary
     ) -> Iterator[tuple[Line, Record]]:
-        target_text = TARGETS[self.target][0]
         for line in lines:
             summary.read += 1
             if line.problem is not None:
@@ -140,15 +145,18 @@ class Conversion:
                 continue
             try:
                 record = self.read_row(line.value, self.columns, summary.notes)
-                target_text(record)
+                self.target_text(record)
                 if self.target == "sft" or self.options.ablation != "none":
                     refuse_copy(record)
+                record = select(record, self.options)
+                if self.registered:  # a template may fail for the proposals of a row
+                    selected_conversation(record, self.options, self.markers)
             except RecordError as error:
                 rejects.add(line, error.problem, error.field)
             except TypeError as error:
                 rejects.add(line, f"cannot be read: {error}", "row")
             else:
-                yield line, select(record, self.options)
+                yield line, record
 
     def _fitted(
         self, rows: Iterator[tuple[Line, Record]], rejects: Rejects, summary: Summary
@@ -157,16 +165,8 @@ class Conversion:
             for line, record in rows:
                 yield line, record, None
             return
-        target_text = TARGETS[self.target][0]
         while chunk := list(islice(rows, FIT_CHUNK)):
-            inputs = [
-                (
-                    record.messages,
-                    [] if self.target == "sft" else record.proposals,
-                    target_text(record),
-                )
-                for _, record in chunk
-            ]
+            inputs = [self._conversation(record) for _, record in chunk]
             for (line, record), fitted in zip(chunk, self.fitter.fit_all(inputs), strict=True):
                 if isinstance(fitted, DoesNotFit):
                     rejects.add(line, str(fitted), fitted.field)
@@ -180,12 +180,16 @@ class Conversion:
                     record = replace(record, proposals=shorter)
                 yield line, record, fitted.tokens
 
-    def _estimate(self, record: Record, size: int) -> float:
-        """Tokens of a row from its bytes as JSON: rough, but free."""
-        if not size:  # Parquet
-            size = sum(map(len, record.proposals)) + sum(len(m["content"]) for m in record.messages)
-        prompt = 700 if self.target == "aggregation" else 0
-        return (size + prompt) / BYTES_PER_TOKEN
+    def _estimate(self, record: Record) -> int:
+        try:
+            return estimated_row(*self._conversation(record), load_template(self.options.template))
+        except RecordError:  # the template fails for its proposals: it will not be trained on
+            return 0
+
+    def _conversation(self, record: Record) -> Conversation:
+        """Return the messages, proposals and target of a row, as they will be trained on."""
+        proposals = [] if self.target == "sft" else record.proposals
+        return record.messages, proposals, self.target_text(record)
 
 
 def build_conversion(settings: ConvertSettings) -> Conversion:
@@ -203,6 +207,7 @@ def build_conversion(settings: ConvertSettings) -> Conversion:
         columns=settings.columns(),
         fitter=fitter,
         cutoff=settings.cutoff_len or DEFAULT_CUTOFF,
+        registered=settings.register is not None,
     )
 
 

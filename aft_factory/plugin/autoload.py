@@ -3,8 +3,8 @@
 LLaMA-Factory discovers no plugins. So `aft_factory_autoload.pth`, which runs at every start of
 Python, waits for the import of `llamafactory` and only then imports this module (an import at
 every start would cost milliseconds). It holds in torchrun ranks, `datasets.map` workers and the
-web UI. Where `.pth` files are switched off, PyTorch's `torch.backends` entry point calls
-`install` instead. `AFT_FACTORY_AUTOLOAD=0` turns the plugin off.
+web UI. Nothing of ours runs in other programs, whatever has become of our folder: so there is no
+`torch.backends` entry point. `AFT_FACTORY_AUTOLOAD=0` turns the plugin off.
 """
 
 from __future__ import annotations

@@ -51,23 +51,18 @@ class DatasetOptions:
     aggregation: Aggregation = PAPER
     fit: bool = True
 
-    def record(self, row: Mapping[str, Any], place: str) -> Record:
+    def record(self, row: Mapping[str, Any]) -> Record:
         """Read one row for training.
 
         Raises:
-            RecordError: If it cannot be used; names the data set, the row and the column.
+            RecordError: If it cannot be trained on.
         """
-        try:
-            record = record_from_row(row, self.columns)
-            if self.aggregation.ablation != "none":
-                refuse_copy(record)
-            if self.aggregation.ablation == "sft":
-                record = _with_best_response(record)
-            required_aggregation(record)
-        except RecordError as error:
-            raise RecordError(
-                f"data set {self.dataset!r}, {place}, column {error.field}", error.problem
-            ) from None
+        record = record_from_row(row, self.columns)
+        if self.aggregation.ablation != "none":
+            refuse_copy(record)
+        if self.aggregation.ablation == "sft":
+            record = _with_best_response(record)
+        required_aggregation(record)
         return plain(record) if is_plain(record, self.aggregation) else record
 
 

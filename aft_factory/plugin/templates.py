@@ -28,7 +28,7 @@ class CarriedChatTemplate:
     def __call__(self, tokenizer: Any) -> str:
         """Return the Jinja text, which breaks the very markers that training breaks."""
         markers = tokenizer_markers(tokenizer, written_by(self.template))
-        return chat_template(self.chat, self.aggregator, markers)
+        return chat_template(self.chat, self.aggregator, markers, self.template.default_system)
 
 
 def written_by(template: Any) -> str:

@@ -3,22 +3,26 @@
 Three hooks: the parser keeps our blocks of a data set entry; the converter turns a row of records
 into LLaMA-Factory's `_system`, `_prompt` and `_response`, with the proposals beside them, which
 `v0_fitting` puts into the prompt when the row is tokenized; the loader refuses what would not train
-on aggregations.
+on aggregations, and tells what became of the rows. One that cannot be trained on goes all the way
+with its reason, for LLaMA-Factory keeps converted rows in a cache, and is left out at the end.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from aft_factory import __version__
-from aft_factory.errors import UsageError
+from aft_factory.errors import RecordError, UsageError
+from aft_factory.plugin import account
 from aft_factory.plugin.options import NAME, DatasetOptions, parse_entry
 from aft_factory.plugin.v0_fitting import PARTS, Parts, check_hooked
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import select
+from aft_factory.records.messages import Message
 
 # LLaMA-Factory's name of a stage (`rm` is `dpo` too): what it would make of aggregation data
 NOT_FOR = {
@@ -50,6 +54,7 @@ def hook_converter(module: Any) -> None:
     def align_dataset(dataset: Any, dataset_attr: Any, *args: Any, **kwargs: Any) -> Any:
         if dataset_attr.formatting == NAME:
             check_hooked()
+            account.begin()
             dataset = _InBatches(dataset)
         return original(dataset, dataset_attr, *args, **kwargs)
 
@@ -57,8 +62,8 @@ def hook_converter(module: Any) -> None:
 
 
 def hook_loader(module: Any) -> None:
-    """Refuse, before anything is read, what would not train on aggregations."""
-    original = module._get_merged_dataset
+    """Refuse, before anything is read, what would not train on aggregations; tell what became."""
+    original, whole = module._get_merged_dataset, module.get_dataset
 
     @functools.wraps(original)
     def get_merged_dataset(
@@ -69,7 +74,13 @@ def hook_loader(module: Any) -> None:
                 check_training(str(attr), stage, data_args)
         return original(names, model_args, data_args, training_args, stage, **more)
 
-    module._get_merged_dataset = get_merged_dataset
+    @functools.wraps(whole)
+    def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **more: Any) -> Any:
+        tell, limit = module.logger.warning_rank0, data_args.cutoff_len
+        with account.told_once(tell, limit, streaming=data_args.streaming):
+            return whole(template, model_args, data_args, *args, **more)
+
+    module._get_merged_dataset, module.get_dataset = get_merged_dataset, get_dataset
 
 
 def check_training(dataset: str, stage: str, data_args: Any) -> None:
@@ -112,8 +123,8 @@ class AggregationConverter:
     """Turns a record row into LLaMA-Factory's aligned row.
 
     Attributes:
-        salt: Changes with our version, options and template text: `datasets` names its cache after
-            the pickled converter, and would not see these change.
+        salt: Changes with our version, options and template text, and with what `Parts` holds:
+            `datasets` names its cache after the pickled converter, and would not see these change.
     """
 
     def __init__(self, dataset_attr: Any, data_args: Any) -> None:
@@ -121,33 +132,31 @@ class AggregationConverter:
             str(dataset_attr)
         )
         template = load_template(self.options.aggregation.template)
+        names = [part.name for part in fields(Parts)]
         self.salt = hashlib.blake2b(
-            f"{__version__} {self.options} {template.fingerprint}".encode(), digest_size=8
+            f"{__version__} {self.options} {template.fingerprint} {names}".encode(), digest_size=8
         ).hexdigest()
         self._warn_about_template(getattr(data_args, "template", None))
 
-    def __call__(self, example: Mapping[str, Any], index: int | None = None) -> dict[str, Any]:
-        """Convert one row.
+    def __call__(self, example: Mapping[str, Any], index: int = 0) -> dict[str, Any]:
+        """Convert one row; one that cannot be trained on has no text, and its reason among `Parts`.
 
-        Raises:
-            RecordError: If the row cannot be used; names the data set, the row and the column.
+        Args:
+            example: The row.
+            index: Its number in the data set, from 0.
         """
-        place = "a row" if index is None else f"row {index + 1}"
-        record = self.options.record(example, place)
-        record = select(record, self.options.aggregation)
+        options, number = self.options, index + 1
+        template, fit = options.aggregation.template, options.fit
+        try:
+            record = select(options.record(example), options.aggregation)
+        except RecordError as error:
+            problem = f"row {number}, column {error}"
+            parts = Parts(options.dataset, number, template, [], fit, error.field, problem)
+            return _aligned([{"role": "user", "content": ""}], "", "", parts)
         messages = list(record.messages)
         system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
-        parts = Parts(self.options.aggregation.template, record.proposals, self.options.fit)
-        return {
-            "_prompt": messages,
-            "_response": [{"role": "assistant", "content": record.aggregation}],
-            "_system": system,
-            "_tools": "",
-            "_images": None,
-            "_videos": None,
-            "_audios": None,
-            PARTS: parts.dump(),
-        }
+        parts = Parts(options.dataset, number, template, record.proposals, fit)
+        return _aligned(messages, record.aggregation, system, parts)
 
     def convert_batch(
         self, examples: Mapping[str, list[Any]], indices: list[int]
@@ -173,3 +182,18 @@ class AggregationConverter:
                 f"{asked!r}, but the chat template of {name!r} will use {inside!r} at inference; "
                 "make the two the same."
             )
+
+
+def _aligned(
+    prompt: Sequence[Message], answer: str | None, system: str, parts: Parts
+) -> dict[str, Any]:
+    return {
+        "_prompt": prompt,
+        "_response": [{"role": "assistant", "content": answer}],
+        "_system": system,
+        "_tools": "",
+        "_images": None,
+        "_videos": None,
+        "_audios": None,
+        PARTS: parts.dump(),
+    }

@@ -3,7 +3,8 @@
 Here the tokenizer is known: its control tokens are broken in every text, the aggregator prompt is
 rendered, and the row is encoded by LLaMA-Factory's own code with the loss on the aggregation only.
 Of a row that reaches `cutoff_len`, and so may have lost its query, the proposals are shortened
-(`prompts.shortening`), and it is rendered and encoded again. Rows that fit cost nothing more.
+(`prompts.shortening`), and it is rendered and encoded again. Rows that fit cost nothing more. Rows
+that cannot be trained on are left out before LLaMA-Factory sees them, and counted (`account`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from aft_factory.errors import RecordError, UsageError
+from aft_factory.plugin.account import Account, Accounts, note
 from aft_factory.plugin.templates import written_by
 from aft_factory.prompts.fitting import token_boundaries
 from aft_factory.prompts.markers import Markers
@@ -36,14 +38,22 @@ class Parts:
     """What an aligned row holds beside LLaMA-Factory's own columns.
 
     Attributes:
+        dataset: Name of its data set.
+        number: Its number in there, from 1.
         template: Name or path of the aggregator prompt.
         proposals: As they were selected.
         fit: Whether to shorten them to `cutoff_len`.
+        about: The column because of which the row cannot be trained on; "" for one that can.
+        problem: Why not.
     """
 
+    dataset: str
+    number: int
     template: str
     proposals: list[str]
     fit: bool
+    about: str = ""
+    problem: str = ""
 
     def dump(self) -> str:
         """Return it as text: Arrow takes a column's type from its first rows."""
@@ -65,7 +75,7 @@ def hook_processor(module: ModuleType) -> None:
                 kind._encode_data_example = encode  # type: ignore[attr-defined]
                 found = True
             if "preprocess_dataset" in vars(kind):
-                kind.preprocess_dataset = _reporting_preprocess(kind.preprocess_dataset, module)  # type: ignore[attr-defined]
+                kind.preprocess_dataset = _choosing_preprocess(kind.preprocess_dataset)  # type: ignore[attr-defined]
     if not found:
         raise LookupError("no class that has _encode_data_example")
     _hooked.add(module.__name__.rpartition(".")[2])
@@ -86,51 +96,74 @@ def check_hooked() -> None:
         )
 
 
+Encoded = tuple[list[int], list[int]]  # token ids and labels
+
+
 @dataclass(slots=True)
 class _Batch:
-    """The rows of one `map` batch that are ours, and what was done to them."""
+    """The rows of one `map` batch that are ours, by the identity of their prompts."""
 
-    parts_by_prompt: dict[int, Parts]
-    too_long: list[int]  # stands for a row that is left out until it is dropped
+    parts: dict[int, Parts]
     markers: Markers
-    rows: int = 0
-    shortened: int = 0
-    proposals_shortened: int = 0
-    tokens_removed: int = 0
-    dropped: dict[str, list[str]] = field(default_factory=dict)  # by what it is about
+    accounts: Accounts = field(default_factory=dict)
+    encoded: dict[int, Encoded] = field(default_factory=dict)
+
+    def account(self, parts: Parts) -> Account:
+        """Return the account of a row's data set."""
+        return self.accounts.setdefault(parts.dataset, Account())
 
 
-def _reporting_preprocess(original: Any, module: ModuleType) -> Any:
-    """Hand the parts to `_encode_data_example`, drop what cannot be trained, report."""
+def _choosing_preprocess(original: Any) -> Any:
+    """Encode our rows, and let LLaMA-Factory go on with those that can be trained on."""
 
     @functools.wraps(original)
     def preprocess_dataset(self: Any, examples: Any) -> Any:
         if PARTS not in examples:
             return original(self, examples)
-        examples = dict(
-            examples
-        )  # lists that stay the same objects, to know a prompt by its identity
+        examples = dict(examples)  # lists that stay the same objects
         parts = zip(examples["_prompt"], examples[PARTS], strict=True)
         batch = _Batch(
             {id(prompt): Parts(**json.loads(text)) for prompt, text in parts if text},
-            too_long=[0] * (self.data_args.cutoff_len + 1),
             markers=tokenizer_markers(self.tokenizer, written_by(self.template)),
         )
         self._aft_batch = batch
         try:
-            outputs = original(self, examples)
+            kept = [i for i in range(len(examples["_prompt"])) if _is_trainable(self, examples, i)]
+            chosen = {name: [values[i] for i in kept] for name, values in examples.items()}
+            # No column at all would be taken for a change of columns.
+            return original(self, chosen) if kept else {"input_ids": []}
         finally:
             del self._aft_batch
-        if batch.dropped:
-            _drop(outputs, batch.too_long)
-        _report(batch, self.data_args.cutoff_len, module)
-        return outputs
+            note(batch.accounts)
 
     return preprocess_dataset
 
 
+def _is_trainable(processor: Any, examples: Any, i: int) -> bool:
+    """Encode a row, if it is ours; tell whether it can be trained on, and count it."""
+    batch: _Batch = processor._aft_batch
+    prompt = examples["_prompt"][i]
+    parts = batch.parts.get(id(prompt))
+    if parts is None:
+        return True
+    account = batch.account(parts)
+    account.rows += 1
+    if parts.problem:
+        account.leave_out(parts.about, parts.number, parts.problem)
+        return False
+    texts = (prompt, examples["_response"][i], examples["_system"][i], examples["_tools"][i])
+    try:
+        # Aggregation data have no images, videos or audios.
+        batch.encoded[id(prompt)] = processor._encode_data_example(*texts, [], [], [])
+    except (DoesNotFit, RecordError) as error:
+        why = f"row {parts.number} ({prompt[-1]['content'][:60]!r}): {error}"
+        account.leave_out(error.field, parts.number, why)
+        return False
+    return True
+
+
 def _aggregating_encode(original: Any, predicts: bool) -> Any:
-    def length(encoded: tuple[list[int], list[int]]) -> int:
+    def length(encoded: Encoded) -> int:
         """Tokens of a row: labels of training cover the ids, those of prediction follow them."""
         ids, labels = encoded
         return len(ids) + len(labels) if predicts else len(ids)
@@ -138,42 +171,38 @@ def _aggregating_encode(original: Any, predicts: bool) -> Any:
     @functools.wraps(original)
     def encode(
         self: Any, prompt: Any, response: Any, system: str | None, *args: Any, **kwargs: Any
-    ) -> tuple[list[int], list[int]]:
+    ) -> Encoded:
         batch: _Batch | None = self.__dict__.get("_aft_batch")
-        parts = None if batch is None else batch.parts_by_prompt.get(id(prompt))
+        parts = None if batch is None else batch.parts.get(id(prompt))
         if batch is None or parts is None:
             return original(self, prompt, response, system, *args, **kwargs)  # type: ignore[no-any-return]
-        batch.rows += 1
+        if id(prompt) in batch.encoded:
+            return batch.encoded[id(prompt)]
         sanitise, limit = batch.markers.sanitise, self.data_args.cutoff_len
         template, own = load_template(parts.template), sanitise(system or "")
         prompt, response = map(batch.markers.sanitise_all, (prompt, response))
         proposals = [sanitise(text) for text in parts.proposals]
 
-        def encoded(proposals: Sequence[str], cutoff: int) -> tuple[list[int], list[int]]:
+        def encoded(proposals: Sequence[str], cutoff: int) -> Encoded:
             text = system_text(own, proposals, template)
             processor = _learning_aggregations(self, cutoff)
             return original(processor, prompt, response, text, *args, **kwargs)  # type: ignore[no-any-return]
 
-        try:
-            whole = encoded(proposals, limit)
-            if length(whole) < limit or not parts.fit:
-                return whole
-            fitted = fit(
-                proposals,
-                limit,
-                lambda shorter: length(encoded(shorter, NO_LIMIT)),
-                token_boundaries(self.tokenizer),
-            )
-        except (DoesNotFit, RecordError) as error:
-            about = batch.dropped.setdefault(error.field, [])
-            about.append(f"{prompt[-1]['content'][:60]!r} {error}")
-            # Packing drops rows over the limit itself; else: _drop.
-            return batch.too_long, batch.too_long
+        whole = encoded(proposals, limit)
+        if length(whole) < limit or not parts.fit:
+            return whole
+        fitted = fit(
+            proposals,
+            limit,
+            lambda shorter: length(encoded(shorter, NO_LIMIT)),
+            token_boundaries(self.tokenizer),
+        )
         if not fitted.cut:
             return whole
-        batch.shortened += 1
-        batch.proposals_shortened += fitted.cut
-        batch.tokens_removed += fitted.tokens_removed
+        account = batch.account(parts)
+        account.shortened += 1
+        account.proposals_shortened += fitted.cut
+        account.tokens_removed += fitted.tokens_removed
         return encoded(fitted.proposals, limit)
 
     return encode
@@ -189,28 +218,3 @@ def _learning_aggregations(processor: Any, cutoff: int) -> Any:
     same.data_args.mask_history = True
     same.data_args.cutoff_len = cutoff
     return same
-
-
-def _drop(outputs: dict[str, list[Any]], too_long: list[int]) -> None:
-    kept = [i for i, ids in enumerate(outputs["input_ids"]) if ids is not too_long]
-    for key, values in outputs.items():
-        outputs[key] = [values[i] for i in kept]
-
-
-def _report(batch: _Batch, limit: int, module: ModuleType) -> None:
-    if batch.shortened:
-        module.logger.warning_rank0(
-            f"aft-factory: shortened {batch.proposals_shortened} proposals in {batch.shortened} of "
-            f"{batch.rows} rows to fit cutoff_len {limit} ({batch.tokens_removed} tokens); "
-            "no query, instruction or target was cut."
-        )
-    for about, rows in batch.dropped.items():
-        why = f"because of their {about}"
-        if about == "cutoff_len":
-            why = (
-                f"that do not fit cutoff_len {limit} even with short proposals; raise cutoff_len "
-                "to keep them"
-            )
-        module.logger.warning_rank0(
-            f"aft-factory: left out {len(rows)} of {batch.rows} rows {why}. The first: {rows[0]}."
-        )

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
+from aft_factory.errors import RecordError
+from aft_factory.plugin.account import Account
 from aft_factory.plugin.options import NAME, DatasetOptions, parse_entry
 from aft_factory.prompts.markers import known_markers
 from aft_factory.prompts.selection import conversation
@@ -32,20 +34,61 @@ def hook_converter(module: ModuleType) -> None:
 
 
 def hook_data_engine(module: ModuleType) -> None:
-    """Let the options of a data set's YAML block reach the converter, which sees only the row."""
-    original = module.DataEngine._convert_data_sample
+    """Let the options of a data set's YAML block reach the converter, which sees only the row.
 
-    @functools.wraps(original)
-    def convert_data_sample(self: Any, raw_sample: dict[str, Any], dataset_name: str) -> Any:
+    Rows that cannot be trained on are taken out of the engine's index, and told.
+    """
+    convert_one = module.DataEngine._convert_data_sample
+    build_index = module.DataEngine._build_data_index
+
+    def options_of(self: Any, dataset_name: str) -> DatasetOptions | None:
         entry = self.dataset_infos[dataset_name]
         if entry.get("converter") != NAME:
-            return original(self, raw_sample, dataset_name)
+            return None
         known = self.__dict__.setdefault("aft_options", {})
         if dataset_name not in known:
             known[dataset_name] = parse_entry(dataset_name, entry)
-        return {"_dataset_name": dataset_name, **convert_row(raw_sample, known[dataset_name])}
+        return known[dataset_name]  # type: ignore[no-any-return]
 
+    @functools.wraps(build_index)
+    def build_data_index(self: Any) -> None:
+        from llamafactory.v1.utils import logging
+
+        build_index(self)
+        for name, rows in self.datasets.items():
+            options = options_of(self, name)
+            if options is None or self.streaming:
+                continue
+            bad, account = _untrainable(rows, options)
+            for line in account.describe(name):
+                logging.get_logger(module.__name__).warning_rank0(line)
+            account.check(name)
+            self.data_index = [place for place in self.data_index if place not in bad]
+
+    @functools.wraps(convert_one)
+    def convert_data_sample(self: Any, raw_sample: dict[str, Any], dataset_name: str) -> Any:
+        options = options_of(self, dataset_name)
+        if options is None:
+            return convert_one(self, raw_sample, dataset_name)
+        return {"_dataset_name": dataset_name, **convert_row(raw_sample, options)}
+
+    module.DataEngine._build_data_index = build_data_index
     module.DataEngine._convert_data_sample = convert_data_sample
+
+
+def _untrainable(
+    rows: Iterable[Mapping[str, Any]], options: DatasetOptions
+) -> tuple[set[tuple[str, int]], Account]:
+    """Return the places of the rows that cannot be trained on, and the account of all."""
+    bad, account = set(), Account()
+    for index, row in enumerate(rows):
+        account.rows += 1
+        try:
+            convert_row(row, options)
+        except RecordError as error:
+            account.leave_out(error.field, index + 1, f"row {index + 1}, column {error}")
+            bad.add((options.dataset, index))
+    return bad, account
 
 
 def convert_row(
@@ -54,11 +97,10 @@ def convert_row(
     """Turn a record row into LLaMA-Factory's v1 sample.
 
     Raises:
-        RecordError: If the row cannot be used; names the data set, the row and the column.
+        RecordError: If it cannot be trained on.
     """
     options = options or DatasetOptions(NAME)
-    start = raw_sample.get("id") or str(dict(raw_sample))[:60]
-    record = options.record(raw_sample, f"row {start!r}")
+    record = options.record(raw_sample)
     messages = conversation(record, options.aggregation)
     assert record.aggregation is not None
     turns = [_message(m["role"], m["content"], 0.0) for m in messages]

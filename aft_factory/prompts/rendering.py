@@ -8,6 +8,7 @@ reads template files, knows nothing of data files, models or command lines.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,7 +129,12 @@ def load_jinja(folder: str, name: str, variable: str) -> tuple[str, jinja2.Templ
     return source, compiled
 
 
-def chat_template(chat: str, aggregate: str = "paper", markers: Markers | None = None) -> str:
+def chat_template(
+    chat: str,
+    aggregate: str = "paper",
+    markers: Markers | None = None,
+    default_system: str = "",
+) -> str:
     """Return the chat template `llama3` or `mistral` with the given aggregator prompt inside.
 
     The text is self-contained: it can be a model's `chat_template.jinja`, after which
@@ -138,6 +144,8 @@ def chat_template(chat: str, aggregate: str = "paper", markers: Markers | None =
         chat: Which.
         aggregate: Name or path of the aggregator prompt.
         markers: What to break in texts; None breaks those of all known families.
+        default_system: System message of conversations that have none, without proposals: as in
+            LLaMA-Factory, whose templates it comes from.
 
     Raises:
         UsageError: If either name is unknown.
@@ -153,6 +161,9 @@ def chat_template(chat: str, aggregate: str = "paper", markers: Markers | None =
         r"({% endmacro %}\n{%- set markers = \[\n)|(\n\] -%}\n)", rest, maxsplit=2
     )
     words = middle[2] if markers is None else _jinja_list(markers.words)
+    # A text of JSON is one of Jinja, too, as long as no character is escaped by halves.
+    default = json.dumps(default_system, ensure_ascii=False)
+    after = after.replace('default_system = ""', f"default_system = {default}", 1)
     return "".join([before, head, body, middle[0], words, "\n] -%}\n", after])
 
 

@@ -236,9 +236,7 @@ def content_id(messages: Sequence[Message], proposals: Sequence[str]) -> str:
 def required_aggregation(record: Record) -> str:
     """The text that AFT trains on; RecordError if the record has none."""
     if record.aggregation is None or not record.aggregation.strip():
-        raise RecordError(
-            "aggregation", "missing or empty; write --target aggregation and aggregate first"
-        )
+        raise RecordError("aggregation", "missing or empty, nothing to train on; aggregate first")
     return record.aggregation
 
 

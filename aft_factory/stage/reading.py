@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from aft_factory.errors import UsageError
 from aft_factory.records.record import Columns
 from aft_factory.records.tables import Line, read_rows
 from aft_factory.stage.declaring import setting
+from aft_factory.stage.progress import progress_bar
 
 FORMATS = ".jsonl, .json, .gz, .zst, .parquet"
 INPUTS = f"{FORMATS}, `datasets` folder or hub name"
@@ -70,8 +69,8 @@ class ReadSettings:
         """Open what is to be read, under a progress bar over its bytes."""
         sizes = [path.stat().st_size for path in map(Path, sources) if path.is_file()]
         total = sum(sizes) if len(sizes) == len(sources) and self.limit is None else None
-        hidden = True if quiet else None  # None: where there is no terminal
-        with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=hidden) as bar:
+        shown = {"total": total, "unit": "B", "unit_scale": True, "desc": title}
+        with progress_bar(quiet=quiet, **shown) as bar:
             yield self.lines(*sources, on_bytes=bar.update)
 
 

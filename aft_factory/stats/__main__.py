@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import orjson
-from tqdm import tqdm
 
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.rendering import load_template
@@ -13,6 +12,7 @@ from aft_factory.prompts.selection import Aggregation
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records.files import check_writable, write_whole
 from aft_factory.stage.command import PlainCommand
+from aft_factory.stage.progress import progress_bar
 from aft_factory.stage.reading import check_paths
 from aft_factory.stats.counts import Counts, tokens_dict
 from aft_factory.stats.plot import need_matplotlib, write_plot
@@ -47,7 +47,6 @@ def count(settings: StatsSettings) -> int:
         fitter = Fitter(tokenizer, chat, None, load_template(settings.template))
         tokens = TokenCounts(fitter, Aggregation(template=settings.template), settings.sample)
     counts = Counts(settings.columns(), settings.template)
-    hidden = settings.quiet or None
     with settings.shown([settings.input], "read", quiet=settings.quiet) as lines:
         for line in lines:
             record = counts.read_line(line)
@@ -56,7 +55,8 @@ def count(settings: StatsSettings) -> int:
     numbers = {"file": settings.input, **counts.to_dict()}
     lengths = counts.tokens
     if tokens is not None:
-        for chunk in tqdm(tokens.rest(), unit=f" x {CHUNK} rows", desc="tokens", disable=hidden):
+        shown = {"unit": f" x {CHUNK} rows", "desc": "tokens"}
+        for chunk in progress_bar(tokens.rest(), quiet=settings.quiet, **shown):
             tokens.measure(chunk)
         lengths = tokens.lengths
         how = "all" if tokens.rows == counts.usable else f"{tokens.rows} of {counts.usable}"

@@ -15,13 +15,13 @@ from typing import Any
 
 from aft_factory.engines.sampling import is_cut_off, is_filtered
 from aft_factory.errors import RecordError
-from aft_factory.prompts.rendering import AggregatorTemplate, load_template
+from aft_factory.prompts.estimating import HOW, estimated_row, estimated_tokens
+from aft_factory.prompts.rendering import load_template
 from aft_factory.records.fields import LIST, OBJECT
 from aft_factory.records.record import USUAL_COLUMNS, Columns, Record, record_from_row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.tables import Line
 
-BYTES_PER_TOKEN = 4  # of English prose under a vocabulary of 32k to 128k
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LIMITS = (2048, 4096, 8192)  # tokens; the first is LLaMA-Factory's own cutoff_len
 BUCKETS = 16  # of hashes, to look for equal ones in each
@@ -99,7 +99,6 @@ class Counts:
         self.models: Counter[str] = Counter()
         self._columns = columns
         self._template = load_template(template)
-        self._frames: dict[int, int] = {}  # bytes of the prompt around so many proposals
         self._seen = {name: array("q") for name in ("ids", "queries", "queries_and_proposals")}
         self._empty: Counter[str] = Counter()
         self._scores: Counter[str] = Counter()
@@ -133,18 +132,15 @@ class Counts:
         self._equal_proposals += len(set(proposals)) < len(proposals)
         self.proposals_per_row.add(len(proposals))
 
-        size = self._length("query", query)
-        size += sum(_bytes(message["content"]) for message in record.messages[:-1])
-        kept = 0
+        self._add_lengths("query", query)
         for text in proposals:
-            size += self._length("proposal", text)
-            kept += not _blank(text)
+            self._add_lengths("proposal", text)
         if record.aggregation is not None:
-            size += self._length("aggregation", record.aggregation)
-        if kept not in self._frames:
-            self._frames[kept] = _frame(self._template, kept)
-        self.tokens.parts["row"].add(_estimate(size + self._frames[kept]))
+            self._add_lengths("aggregation", record.aggregation)
+        row = estimated_row(record.messages, proposals, record.aggregation, self._template)
+        self.tokens.parts["row"].add(row)
 
+        kept = sum(not _blank(text) for text in proposals)
         self._empty["proposals"] += len(proposals) - kept
         self._empty["rows_without_proposals"] += not kept
         self._empty["aggregations"] += _blank(record.aggregation)
@@ -158,13 +154,10 @@ class Counts:
             self._truncated["rows_that_tell"] += 1
             self._truncated["rows"] += cut
 
-    def _length(self, part: str, text: str) -> int:
-        """Count the lengths of a text; return its bytes."""
-        size = _bytes(text)
+    def _add_lengths(self, part: str, text: str) -> None:
         self.characters.parts[part].add(len(text))
         self.words.parts[part].add(count_words(text))
-        self.tokens.parts[part].add(_estimate(size))
-        return size
+        self.tokens.parts[part].add(estimated_tokens(text))
 
     def _add_scores(self, scores: Iterable[float | None]) -> None:
         row = list(scores)
@@ -194,7 +187,7 @@ class Counts:
             "proposals_per_row": {
                 str(n): count for n, count in sorted(self.proposals_per_row.counts.items())
             },
-            "tokens": tokens_dict(self.tokens, "estimated: bytes of UTF-8 / 4"),
+            "tokens": tokens_dict(self.tokens, HOW),
             "characters": self.characters.summary(),
             "words": self.words.summary(),
             "duplicates": {name: _repeats(seen) for name, seen in self._seen.items()},
@@ -224,18 +217,6 @@ def tokens_dict(tokens: Lengths, how: str) -> dict[str, Any]:
 
 def _blank(text: str | None) -> bool:
     return not text or text.isspace()
-
-
-def _bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", errors="replace"))
-
-
-def _estimate(size: int) -> int:
-    return -(-size // BYTES_PER_TOKEN)
-
-
-def _frame(template: AggregatorTemplate, proposals: int) -> int:
-    return _bytes(template.render([""] * proposals)) if proposals else 0
 
 
 def _repeats(seen: Sequence[int]) -> int:

@@ -20,6 +20,7 @@ from aft_factory.convert.__main__ import main
 from aft_factory.prompts.markers import known_markers
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.record import record_from_row
+from aft_factory.stats.__main__ import main as stats
 
 ROWS = [
     {"id": "a", "query": "How many pails?", "proposals": ["5", "6", "7"], "aggregation": "Six.", "reference": "6"},
@@ -106,7 +107,7 @@ def test_target_sft_writes_query_and_reference(convert):
         (
             "sharegpt",
             "aggregation",
-            "missing or empty; write --target aggregation and aggregate first",
+            "missing or empty, nothing to train on; aggregate first",
         ),
         ("sft", "reference", "missing or empty; no response to train the baseline on"),
     ],
@@ -465,9 +466,58 @@ def test_rows_at_risk_are_counted_with_their_percentage(convert):
     rows = [long_row(str(i), 10) for i in range(7)] + [long_row("long", 4000)]
     out = convert("proposals", write("in.jsonl", rows), "--output", "out.jsonl")
     assert out.splitlines()[1:] == [
-        "warning: 12.5% of rows (1) are longer than 2048 tokens (estimated; --tokenizer measures). LLaMA-Factory cuts such "
-        "rows at cutoff_len (its default), and the query is lost first. Pass --tokenizer and --cutoff-len to fit them."
+        "warning: 12.5% of rows (1) are longer than 2048 tokens (estimated; --tokenizer measures), LLaMA-Factory's default "
+        "cutoff_len. The plugin shortens their proposals to fit. Without it (--target sharegpt) LLaMA-Factory cuts them, and "
+        "the query is lost first, unless --tokenizer and --cutoff-len fit them here."
     ]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "json.gz"])
+@pytest.mark.parametrize("template", ["paper", "moa"])
+def test_the_estimate_is_that_of_stats_whatever_the_file(convert, suffix, template):
+    rows = [long_row(str(i), 1400 + 4 * i) for i in range(40)]
+    rows += [row | {"id": f"ü{row['id']}", "aggregation": "é" * 50} for row in rows]
+    rows += [
+        row | {"id": f"b{row['id']}", "proposals": [*row["proposals"], " " * 900]} for row in rows
+    ]
+    flags = ("--template", template, "--output", f"out.{suffix}")
+    out = convert("proposals", write("in.jsonl", rows), *flags)
+    assert stats([f"out.{suffix}", "--template", template, "--json", "stats.json", "--quiet"]) == 0
+    share = json.loads(Path("stats.json").read_text())["tokens"]["over"]["2048"]
+    assert 0.1 < share < 0.9
+    assert f"warning: {share:.1%} of rows ({round(share * 160)}) are longer than 2048" in out
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("aggregation", "The plugin shortens their proposals to fit. Without it"),
+        ("sharegpt", "and the query is lost first. Pass --tokenizer and --cutoff-len to fit"),
+        ("sft", "they have no proposals that could be shortened"),
+    ],
+)
+def test_what_becomes_of_rows_at_risk_depends_on_the_target(convert, target, words):
+    row = long_row("long", 4000) | {"reference": "word " * 4000}
+    out = convert(
+        *("proposals", write("in.jsonl", [row]), "--target", target, "--output", "out.jsonl")
+    )
+    assert words in out
+
+
+def test_a_registered_file_holds_only_what_can_be_trained_on(convert):
+    Path("own.jinja").write_text("{{ proposals[1] }}")
+    one = ROWS[0] | {"proposals": ["alone"], "id": "one"}
+    rows = [ROWS[0], ROWS[0] | {"aggregation": None}, one, ROWS[0] | {"aggregation": " "}]
+    flags = ("proposals", write("in.jsonl", rows), "--template", "own.jinja", "--output")
+    out = convert(*flags, "out.jsonl", "--register", ".")
+    assert out.splitlines()[:3] == [
+        "read 4 rows: 1 written to out.jsonl, 3 rejected (out.rejects.jsonl)",
+        "  2 x aggregation: missing or empty, nothing to train on; aggregate first",
+        "  1 x template: 'own.jinja' fails for 1 proposals: list object has no element 1",
+    ]
+    assert [row["line"] for row in read("out.rejects.jsonl")] == [2, 3, 4]
+    out = convert(*flags, "all.jsonl")  # that may wait to be aggregated
+    assert out.startswith("read 4 rows: 4 written to all.jsonl, 0 rejected")
 
 
 def test_a_cutoff_without_a_tokenizer_is_refused_and_not_only_estimated(convert):
@@ -493,7 +543,7 @@ def test_a_tokenizer_alone_measures(convert, llama3_tokenizer_dir):
         llama3_tokenizer_dir,
     )
     assert out.splitlines()[1].startswith(
-        "warning: 50.0% of rows (1) are longer than 2048 tokens (measured). "
+        "warning: 50.0% of rows (1) are longer than 2048 tokens (measured), LLaMA"
     )
     assert [row["proposals"] for row in read("out.jsonl")] == [row["proposals"] for row in rows]
 

@@ -4,10 +4,12 @@ Run: pytest tests/plugin/test_autoload.py
 """
 
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
-from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -76,9 +78,39 @@ def test_install_twice_hooks_once(fake_llamafactory):
     assert python(code, path=[fake_llamafactory]).stdout.strip() == "False"
 
 
-def test_pytorch_is_the_second_door():
-    (entry,) = entry_points(group="torch.backends", name="aft_factory")
-    assert entry.value == "aft_factory.plugin.autoload:install"
+def test_no_other_program_loads_us_by_an_entry_point():
+    assert "entry-points" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.slow
+def test_an_installation_whose_folder_is_gone_breaks_no_other_program(tmp_path):
+    clone = tmp_path / "clone"
+    ignored = shutil.ignore_patterns(".*", "tests", "docs", "examples")
+    shutil.copytree(ROOT, clone, ignore=ignored)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "clean"], check=True)
+    binary = tmp_path / "clean" / "bin" / "python"
+    install = [binary, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", clone]
+    subprocess.run(install, check=True)
+    others = tmp_path / "others"  # all that is installed here, but not we
+    others.mkdir()
+    for path in Path(pytest.__file__).parents[1].iterdir():
+        if "aft_factory" not in path.name:
+            (others / path.name).symlink_to(path)
+
+    def run(code):
+        environment = os.environ | {"PYTHONPATH": str(others)}
+        command = [binary, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
+        return done.returncode, done.stdout, done.stderr
+
+    code = "import aft_factory; print(aft_factory.__file__)"
+    assert run(code) == (0, f"{clone}/aft_factory/__init__.py\n", "")
+    shutil.rmtree(clone)
+    assert run("print(1)") == (0, "1\n", "")
+    assert run("import torch; print(torch.__name__)") == (0, "torch\n", "")
+    status, out, problem = run("import llamafactory; print(1)")
+    assert (status, out, len(problem.splitlines())) == (0, "1\n", 1)
+    assert problem.startswith("aft-factory: plugin not loaded: ModuleNotFoundError")
 
 
 @pytest.mark.slow

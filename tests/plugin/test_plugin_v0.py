@@ -5,13 +5,17 @@ Run: pytest tests/plugin/test_plugin_v0.py
 
 import logging
 import re
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from conftest import demo_rows
 from llamafactory_tools import prompt_ids, tokenize, trained_ids, write_dataset
 
-from aft_factory.errors import RecordError, UsageError
+from aft_factory.errors import UsageError
+from aft_factory.plugin import account
 from aft_factory.plugin.options import parse_entry
 from aft_factory.plugin.templates import aggregator_of
 
@@ -68,31 +72,115 @@ def test_columns_can_be_renamed(tmp_path, tiny_llama):
     assert "\n1. alpha<|eot_id|>" in text
 
 
-@pytest.mark.parametrize("workers", [None, 2])
+def told(logged):
+    """What the plugin said of rows."""
+    return [line for line in logged if line.startswith(("aft-factory: left", "aft-factory: short"))]
+
+
+STREAMED = {"streaming": True, "max_steps": 1, "dataloader_num_workers": 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"packing": True}, STREAMED])
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "why"),
     [
-        (
-            {"aggregation": None},
-            r"data set 'drafts.jsonl', row 4, column aggregation: missing or empty",
-        ),
-        ({"query": ""}, r"data set 'drafts.jsonl', row 4, column query: the query is empty"),
+        ({"aggregation": None}, "aggregation: missing or empty"),
+        ({"query": ""}, "query: the query is empty"),
     ],
 )
-def test_a_wrong_row_is_one_error_with_data_set_row_and_column(
-    wrong, message, workers, tmp_path, tiny_llama
+def test_a_row_that_cannot_be_trained_on_is_left_out_and_counted(
+    wrong, why, options, tmp_path, tiny_llama, logged, monkeypatch
 ):
     write_dataset(tmp_path, "drafts", [ROW, ROW, ROW, ROW | wrong, ROW])
-    with pytest.raises((RecordError, RuntimeError), match=message):
-        tokenize(tmp_path, "drafts", tiny_llama, preprocessing_num_workers=workers)
+    at_exit = []
+    monkeypatch.setattr(account, "_at_exit", at_exit.append)
+    options = {"cutoff_len": 1000} | options
+    tokenizer, rows = tokenize(tmp_path, "drafts", tiny_llama, **options)
+    text = "".join(tokenizer.decode(row["input_ids"]) for row in rows)
+    assert text.count("How many pails?") == text.count("Six.<|eot_id|>") == 4
+    if "streaming" in options:  # rows are made while they are trained on: told at the end
+        assert told(logged) == []
+        at_exit[-1]()
+    [line] = told(logged)
+    column = why.partition(":")[0]
+    assert f"left out 1 of 5 rows because of their {column}. The first: data set" in line
+    assert f"'drafts.jsonl', row 4, column {why}" in line
+    assert not any("Dropped" in line for line in logged)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_several_workers_did_in_many_batches_is_told_once(
+    packing, tmp_path, tiny_llama, logged
+):
+    long, bad = ROW | {"proposals": ["word " * 300] * 2}, ROW | {"aggregation": None}
+    endless = ROW | {"query": "very long " * 300}
+    write_dataset(tmp_path, "drafts", [ROW, long, bad, ROW, endless, long, bad, ROW, bad] * 3)
+    write_dataset(tmp_path, "more", [ROW, long])
+    options = {"cutoff_len": 400, "preprocessing_num_workers": 3, "preprocessing_batch_size": 2}
+    options |= {"packing": packing}
+    _, rows = tokenize(tmp_path, "drafts,more", tiny_llama, **options)
+    assert len(rows) == 17 or packing
+    lines = told(logged)
+    limit = 399 if packing else 400  # LLaMA-Factory's own, which packs one token less
+    cut = [999, 5994] if packing else [997, 5982]
+    assert [line.partition(" tokens")[0] for line in lines] == [
+        f"aft-factory: shortened 12 proposals in 6 of 27 rows to fit cutoff_len {limit} ({cut[1]}",
+        "aft-factory: left out 9 of 27 rows because of their aggregation. The first: data set "
+        "'drafts.jsonl', row 3, column aggregation: missing or empty, nothing to train on; "
+        "aggregate first",
+        f"aft-factory: left out 3 of 27 rows that do not fit cutoff_len {limit} even with short "
+        "proposals; raise cutoff_len to keep them. The first: data set 'drafts.jsonl', row 5 "
+        "('very long very long very long very long very long very long '): needs 1094",
+        f"aft-factory: shortened 2 proposals in 1 of 2 rows to fit cutoff_len {limit} ({cut[0]}",
+    ]
+    logged.clear()
+    tokenize(tmp_path, "drafts,more", tiny_llama, **options)  # from LLaMA-Factory's cache
+    assert told(logged) == []
+
+
+def test_a_data_set_of_which_nothing_can_be_trained_on_is_one_error(tmp_path, tiny_llama):
+    write_dataset(tmp_path, "good", [ROW])
+    write_dataset(tmp_path, "drafts", [ROW | {"aggregation": None}, ROW | {"query": ""}])
+    message = (
+        "data set 'drafts.jsonl': none of its 2 rows can be trained on. The first: row 1, column "
+        "aggregation: missing or empty"
+    )
+    for names in ("drafts", "good,drafts"):
+        with pytest.raises(UsageError, match=message):
+            tokenize(tmp_path, names, tiny_llama)
 
 
 def test_a_missing_column_is_named_with_those_there(tmp_path, tiny_llama):
     write_dataset(tmp_path, "drafts", [ROW], columns={"proposals": "drafts"})
     with pytest.raises(
-        RecordError, match=r"row 1, column drafts: no such column; the row has: query, proposals"
+        UsageError, match=r"row 1, column drafts: no such column; the row has: query, proposals"
     ):
         tokenize(tmp_path, "drafts", tiny_llama)
+
+
+def test_what_was_streamed_is_told_at_the_end_of_the_process():
+    code = """if True:
+        import os
+        from aft_factory.plugin import account
+        batch = account.Account(rows=3)
+        batch.leave_out("query", 2, "row 2, column query: the query is empty")
+        with account.told_once(print, 9, streaming=True):
+            account.begin()
+            account.note({"drafts": batch})  # rows that are looked at only
+        account.note({"drafts": batch})
+        print(os.environ[account.FOLDER], flush=True)
+        if os.fork() == 0:  # a worker
+            account.note({"drafts": batch})
+            raise SystemExit
+        os.wait()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    folder, *lines = done.stdout.splitlines()
+    assert lines == [
+        "aft-factory: left out 2 of 6 rows because of their query. The first: data set 'drafts', "
+        "row 2, column query: the query is empty (Streamed: counted as often as they were read.)"
+    ]
+    assert not Path(folder).exists()
 
 
 @pytest.mark.parametrize(
@@ -218,14 +306,17 @@ def test_mix_plain_turns_a_share_of_rows_by_seed_and_id_alone(tmp_path, tiny_lla
 
 
 @pytest.mark.parametrize("ablation", ["sft", "without_proposals"])
-def test_an_ablation_of_a_file_with_rows_mixed_in_plain_is_refused(tmp_path, tiny_llama, ablation):
+def test_an_ablation_leaves_rows_out_that_were_mixed_in_plain(
+    tmp_path, tiny_llama, ablation, logged
+):
     rows = [ROW | {"id": "a", "reference": "Six."}]
     rows += [ROW | {"id": "a#plain", "proposals": [], "reference": "Six."}]
     write_dataset(tmp_path, "drafts", rows)
     assert len(tokenize(tmp_path, "drafts", tiny_llama)[1]) == 2
     write_dataset(tmp_path, "drafts", rows, aggregation={"ablation": ablation})
-    with pytest.raises(RecordError, match="row 2, column id: 'a#plain' is a row that mix_plain"):
-        tokenize(tmp_path, "drafts", tiny_llama)
+    assert len(tokenize(tmp_path, "drafts", tiny_llama)[1]) == 1
+    [line] = told(logged)
+    assert "row 2, column id: 'a#plain' is a row that mix_plain" in line
 
 
 def test_sft_trains_on_the_reference_or_the_best_scored_proposal(tmp_path, tiny_llama, logged):
@@ -244,7 +335,7 @@ def test_sft_trains_on_the_reference_or_the_best_scored_proposal(tmp_path, tiny_
         for row in rows
     ]
     write_dataset(tmp_path, "drafts", [ROW], aggregation={"ablation": "sft"})
-    with pytest.raises(RecordError, match=r"row 1, column reference: missing or empty"):
+    with pytest.raises(UsageError, match=r"row 1, column reference: missing or empty"):
         tokenize(tmp_path, "drafts", tiny_llama)
 
 

@@ -5,10 +5,11 @@ Run: pytest tests/plugin/test_plugin_v1.py
 
 import inspect
 import json
+import logging
 
 import pytest
 
-from aft_factory.errors import RecordError, UsageError
+from aft_factory.errors import UsageError
 from aft_factory.prompts.markers import known_markers
 from aft_factory.prompts.selection import PAPER, Aggregation, conversation
 from aft_factory.records.record import record_from_row
@@ -78,18 +79,34 @@ def test_sft_trains_on_the_best_response(tmp_path):
     assert sample == expected(plain)
 
 
+def test_rows_that_cannot_be_trained_on_are_left_out_and_told_once(tmp_path, monkeypatch):
+    logged = []
+    logger = logging.getLogger("llamafactory.v1.core.data_engine")
+    monkeypatch.setattr(logger, "handle", lambda record: logged.append(record.getMessage()))
+    rows = [ROW, ROW | {"aggregation": None}, ROW | {"query": ""}, ROW | {"aggregation": " "}, ROW]
+    engine = data_engine(tmp_path, rows)
+    assert [engine[i] for i in range(len(engine))] == [expected(ROW)] * 2
+    first = "The first: data set 'drafts', row"
+    assert [line[: line.find(":", 100)] for line in logged] == [
+        f"aft-factory: left out 2 of 5 rows because of their aggregation. {first} 2, column "
+        "aggregation",
+        f"aft-factory: left out 1 of 5 rows because of their query. {first} 3, column query",
+    ]
+
+
 def test_a_wrong_column_is_one_error_with_data_set_row_and_column(tmp_path):
-    engine = data_engine(tmp_path, [ROW | {"id": "r7"}], columns={"proposals": "drafts"})
-    message = r"^data set 'drafts', row 'r7', column drafts: no such column; the row has: "
-    with pytest.raises(RecordError, match=message):
-        engine[0]
+    message = (
+        r"^data set 'drafts': none of its 1 rows can be trained on. The first: row 1, "
+        r"column drafts: no such column; the row has: "
+    )
+    with pytest.raises(UsageError, match=message):
+        data_engine(tmp_path, [ROW | {"id": "r7"}], columns={"proposals": "drafts"})
 
 
 def test_a_wrong_option_is_one_error_with_data_set_and_key(tmp_path):
-    engine = data_engine(tmp_path, [ROW], aggregation={"tempalte": "moa"})
     message = r"^data set 'drafts': aggregation.tempalte: unknown option"
     with pytest.raises(UsageError, match=message):
-        engine[0]
+        data_engine(tmp_path, [ROW], aggregation={"tempalte": "moa"})
 
 
 def test_other_converters_are_left_alone(tmp_path):

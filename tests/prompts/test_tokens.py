@@ -70,6 +70,37 @@ def test_prompts_agree_under_mistrals_real_vocabulary(tmp_path, real_mistral):
     same_tokens(tmp_path, alpaca_rows(100), real_mistral, "mistral")
 
 
+@pytest.mark.parametrize("chat", MODELS)
+def test_a_default_system_message_is_in_the_exported_chat_template_too(
+    chat, tmp_path, request, monkeypatch
+):
+    from llamafactory.data.template import TEMPLATES
+
+    default = "Say \"yes\" or 'no' \\ {{ x }} %} #}\r\nbitte, 😀\u2028\t\x7f."
+    monkeypatch.setattr(TEMPLATES[f"aft_{chat}"], "default_system", "")  # put back at the end
+    query, drafts = [{"role": "user", "content": "How many?"}], ["5", "6"]
+    given = [{"role": "system", "content": "Be brief."}, *query]
+    rows = [
+        {"messages": messages, "proposals": proposals, "aggregation": "Six."}
+        for messages in (query, given, [{"role": "system", "content": ""}, *query])
+        for proposals in ([], drafts)
+    ]
+    write_dataset(tmp_path, "drafts", rows)
+    model = request.getfixturevalue(MODELS[chat])
+    options = {"template": f"aft_{chat}", "default_system": default}
+    tokenizer, trained = tokenize(tmp_path, "drafts", model, **options)
+    for row, ours in zip(rows, trained, strict=True):
+        rendered = tokenizer.apply_chat_template(
+            row["messages"],
+            proposals=row["proposals"],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        assert rendered == prompt_ids(ours)
+    counts = [tokenizer.decode(prompt_ids(row)).count(default) for row in trained]
+    assert counts == [1, 0, 0, 0, 1, 0]  # as LLaMA-Factory has it: where nothing else is said
+
+
 def test_they_agree_with_system_message_and_history(tmp_path, tiny_llama):
     history = [
         {"role": "system", "content": "Be brief."},

@@ -700,12 +700,12 @@ def test_rejects_without_a_path_only_count(tmp_path):
 
 def test_what_belongs_to_an_output_is_there_with_it_or_not_at_all(tmp_path):
     path = tmp_path / "r.jsonl"
-    with pytest.raises(RuntimeError), contextlib.ExitStack() as until:  # noqa: PT012
-        with TableWriter(tmp_path / "t.jsonl"):
-            with Rejects(path, until=until) as rejects:
-                rejects.add(LINE, "reason")
-            assert "r.jsonl" in files(tmp_path)
-            with pytest.raises(UsageError, match="exists; pass --overwrite to replace it"):
-                Rejects(path)  # its writer lives
-            raise RuntimeError
+    written = TableWriter(tmp_path / "t.jsonl")
+    with pytest.raises(RuntimeError), contextlib.ExitStack() as until, written:  # noqa: PT012
+        with Rejects(path, until=until) as rejects:
+            rejects.add(LINE, "reason")
+        assert "r.jsonl" in files(tmp_path)
+        with pytest.raises(UsageError, match="exists; pass --overwrite to replace it"):
+            Rejects(path)  # its writer lives
+        raise RuntimeError
     assert files(tmp_path) == []

@@ -81,6 +81,36 @@ def array_elements(stream: IO[bytes]) -> Iterator[bytes]:
         raise ValueError("there is more after the array")
 
 
+def values(stream: IO[bytes]) -> Iterator[bytes]:
+    r"""Split a text of JSON values, one after another however they stand, into their texts.
+
+    Example:
+        >>> list(values(io.BytesIO(b'{"a": 1}{\n "a": 2\n}\r{}')))
+        [b'{"a": 1}', b'{\n "a": 2\n}', b'{}']
+
+    Raises:
+        ValueError: If one is damaged.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    text, start = "", 0
+    while True:
+        start = _blanks(text, start).end()
+        try:
+            _, end = _decode(text, start)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        except json.JSONDecodeError as error:
+            more = stream.read(max(PIECE, len(text) - start))
+            if not more and start == len(text):
+                return
+            if not more or not _is_cut_off(error):
+                raise ValueError(error.msg) from None
+            text, start = text[start:] + decoder.decode(more), 0
+            continue
+        yield text[start:end].encode(errors="surrogateescape")
+        start = end
+
+
 def _is_cut_off(error: json.JSONDecodeError) -> bool:
     """Tell whether a text may be JSON as far as it goes."""
     return error.msg.startswith("Unterminated") or error.pos > len(error.doc) - LONGEST_WORD

@@ -39,9 +39,7 @@ def read_text(path: Path) -> str:
         UsageError: If it is in another encoding.
     """
     data = path.read_bytes()
-    other = next((name for start, name in OTHERS.items() if data.startswith(start)), None)
-    if other is None and b"\0" in data:
-        other = "zero bytes, as in UTF-16"
+    other = other_encoding(data)
     try:
         text = data.decode() if other is None else ""
     except UnicodeDecodeError as error:
@@ -50,6 +48,12 @@ def read_text(path: Path) -> str:
     if other is not None:
         raise UsageError(f"{path}: expected a text in UTF-8, got {other}; save it as UTF-8")
     return unmarked(text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def other_encoding(data: bytes) -> str | None:
+    """Return what a text is in, where it is seen not to be UTF-8."""
+    other = next((name for start, name in OTHERS.items() if data.startswith(start)), None)
+    return "zero bytes, as in UTF-16" if other is None and b"\0" in data else other
 
 
 def unmarked(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import gzip
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ from aft_factory.records.files import (
     check_writable,
     named,
     open_bytes,
+    other_encoding,
     replacing,
 )
 from aft_factory.records.parquet import ParquetSink, read_parquet
 from aft_factory.records.record import Row
 
+MOST_NO_JSON = 10  # lines at the start of a file of which none is JSON: it is something else
 FORMATS = (".jsonl", ".json", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 
@@ -81,7 +84,7 @@ def read_rows(
     suffix = table_format(path)
     if suffix == ".parquet":
         return _read_parquet(path, on_bytes)
-    return _read_json(path, on_bytes, may_be_array=suffix == ".json")
+    return _read_json(path, on_bytes)
 
 
 def table_format(path: Path) -> str:
@@ -183,30 +186,57 @@ class TableWriter:
                 self._write_bytes(b"\n]\n" if self.rows else b"[]\n")
 
 
-def _read_json(
-    path: Path, on_bytes: Callable[[int], object], *, may_be_array: bool
-) -> Iterator[Line]:
-    """Read JSON Lines, or one array; many published files of JSON Lines call themselves .json."""
+def _read_json(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:
+    """Read JSON Lines, one array, or objects that stand otherwise; their names do not tell."""
     source = str(path)
     with open_bytes(path, on_bytes) as stream:
-        if stream.peek(3)[:3] == codecs.BOM_UTF8:
+        start = stream.peek(CHUNK)
+        if other := other_encoding(start[:4]):  # zero bytes further on cost their lines alone
+            raise UsageError(f"{path}: expected JSON in UTF-8, got {other}; save it as UTF-8")
+        if start[:3] == codecs.BOM_UTF8:
             stream.read(3)
         blank = 0
-        while may_be_array and stream.peek(1)[:1].isspace():
+        while stream.peek(1)[:1].isspace():
             blank += stream.read(1) == b"\n"
-        if may_be_array and stream.peek(1)[:1] == b"[":
-            yield from _read_array(source, stream)
+        split = _splitter(stream.peek(CHUNK))
+        if split is not None:
+            yield from _read_values(source, split(stream))
             return
+        no_json = 0
         for number, line in enumerate(stream, start=1 + blank):
-            if not line.isspace():
-                yield _parse(source, number, line)
+            if line.isspace():
+                continue
+            row = _parse(source, number, line)
+            no_json = no_json + 1 if row.problem and no_json >= 0 else -1  # -1: one was
+            if no_json == MOST_NO_JSON:
+                raise UsageError(
+                    f"{row.place}: none of the first {no_json} lines is JSON: {row.problem}"
+                )
+            yield row
 
 
-def _read_array(source: str, stream: IO[bytes]) -> Iterator[Line]:
+def _splitter(start: bytes) -> Callable[[IO[bytes]], Iterator[bytes]] | None:
+    """Return what splits a text that begins so into values; None where each line is one."""
+    if start[:1] == b"[":
+        line, _, rest = start.partition(b"\n")
+        with contextlib.suppress(ValueError):
+            if rest.strip() and isinstance(exact_json.load(line), list):
+                return None  # lines, of which the first is an array
+        return exact_json.array_elements
+    with contextlib.suppress(ValueError, StopIteration):
+        first = next(exact_json.values(io.BytesIO(start)))
+        line = start[len(first) :].partition(b"\n")[0]
+        # It goes over several lines, or others stand on the same one.
+        if b"\n" in first or line.strip()[:1] == b"{":
+            return exact_json.values
+    return None
+
+
+def _read_values(source: str, texts: Iterator[bytes]) -> Iterator[Line]:
     number = 0
     try:
-        for number, element in enumerate(exact_json.array_elements(stream), start=1):
-            yield _parse(source, number, element)
+        for number, text in enumerate(texts, start=1):
+            yield _parse(source, number, text)
     except ValueError as error:
         raise UsageError(f"{source}: damaged JSON after row {number}: {error}") from None
 

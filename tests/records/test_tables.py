@@ -22,6 +22,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import shared_path
 
 from aft_factory.errors import UsageError
 from aft_factory.records import exact_json
@@ -709,3 +710,67 @@ def test_what_belongs_to_an_output_is_there_with_it_or_not_at_all(tmp_path):
             Rejects(path)  # its writer lives
         raise RuntimeError
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "json.gz"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1}{"a": 2} {"a": 3}',
+        '{\n "a": 1\n}\n{\n "a": 2\n}\n{"a": 3}\n',
+        '{"a": 1}\r{"a": 2}\r{"a": 3}\r',
+        '[{"a": 1},\n{"a": 2}, {"a": 3}]\n',
+        '[{"a": 1}, {"a": 2}, {"a": 3}]',
+        '\n\n{"a": 1}\n\n{"a": 2}\r\n{"a": 3}',
+        '\ufeff{"a":\n 1}{"a": 2}{"a": 3}',
+    ],
+)
+def test_json_is_read_however_its_objects_stand_and_whatever_the_file_is_called(
+    tmp_path, text, suffix
+):
+    path = tmp_path / f"t.{suffix}"
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    assert [line.value for line in read_rows(str(path))] == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
+def test_a_damaged_first_line_costs_itself_alone(tmp_path):
+    path = tmp_path / "t.jsonl"
+    for damaged in ('{"a": 1', '{"a": 1} and more', "nothing"):
+        path.write_text(f'{damaged}\n{{"a": 2}}\n{{"a": 3}}\n')
+        first, *others = read_rows(str(path))
+        assert first.problem.startswith("not JSON: ")
+        assert [line.value for line in others] == [{"a": 2}, {"a": 3}]
+
+
+def test_a_file_of_which_no_line_is_json_is_one_error(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text("a,b\n1,2\n" * 10)
+    with pytest.raises(UsageError, match=r"t\.jsonl:10: none of the first 10 lines is JSON"):
+        list(read_rows(str(path)))
+    path.write_text("a,b\n" * 9 + '{"a": 1}\n' + "a,b\n" * 20)
+    assert sum(line.problem is None for line in read_rows(str(path))) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_another_encoding_is_one_error_that_names_it(tmp_path, encoding):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes('{"a": 1}\n{"a": 2}\n'.encode(encoding))
+    with pytest.raises(UsageError, match=r"t\.jsonl: expected JSON in UTF-8, got .*UTF-"):
+        list(read_rows(str(path)))
+
+
+CASES = {
+    "array.jsonl": 9,
+    "concat.json": 9,
+    "cr.jsonl": 9,
+    "pretty.json": 9,
+    "nan.jsonl": 2,
+    "sur.jsonl": 1,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_as_people_have_them(name):
+    lines = list(read_rows(str(shared_path(f"../cases/files/{name}"))))
+    assert [line.problem for line in lines] == [None] * CASES[name]

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from aft_factory.errors import UsageError
+from aft_factory.records.files import read_text
 
 FOLDER = "AFT_FACTORY_ACCOUNT"
 
@@ -121,9 +122,9 @@ def note(accounts: Accounts) -> None:
         lines = [json.dumps([name, asdict(account)]) + "\n" for name, account in accounts.items()]
         with (
             contextlib.suppress(OSError),  # such as a full disk: a training must go on
-            open(Path(folder) / f"{os.getpid()}.jsonl", "a", encoding="utf-8") as stream,
+            open(Path(folder) / f"{os.getpid()}.jsonl", "ab") as stream,
         ):
-            stream.writelines(lines)
+            stream.write("".join(lines).encode())
 
 
 @contextlib.contextmanager
@@ -166,7 +167,7 @@ def _take(folder: Path | None) -> Accounts:
     """Return what was noted in a folder since the last call."""
     accounts: Accounts = {}
     for path in sorted(folder.glob("*.jsonl")) if folder is not None else []:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_text(path).splitlines():
             name, values = json.loads(line)
             accounts.setdefault(name, Account()).add(Account(**values))
         path.unlink()

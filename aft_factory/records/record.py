@@ -8,8 +8,7 @@ Reads and writes nothing; knows no file format, template or model. On disk a rec
      "meta": "{}"}
 
 Every key is always written and `meta` is JSON text, so that Arrow finds equal columns in every row.
-(It takes a column's type from the first 10 MB of a JSON file: where a key is null in all of these
-and not later, `datasets` refuses the file. Parquet has no such trap.)
+(Of a long file of JSON Lines it takes the types from the beginning: `early_types` sees to that.)
 """
 
 from __future__ import annotations

@@ -11,13 +11,17 @@ import codecs
 import contextlib
 import gzip
 import io
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from aft_factory.errors import AftError, MissingPackage, UsageError
 from aft_factory.records import exact_json
+from aft_factory.records.early_types import EarlyTypes
 from aft_factory.records.files import (
     CHUNK,
     check_writable,
@@ -105,6 +109,9 @@ def table_format(path: Path) -> str:
 class TableWriter:
     """Writes rows to a file that appears whole when the block ends well, and not at all otherwise.
 
+    In JSON Lines beyond some MB, a row that is the first with a value in a column may be moved to
+    the front (`early_types`); all others stay in their order.
+
     Example:
         with TableWriter(Path("out.jsonl")) as table:
             table.write({"id": "1"})
@@ -130,6 +137,7 @@ class TableWriter:
         self._stack = contextlib.ExitStack()
         self._write_bytes: Callable[[bytes], object]
         self._parquet: ParquetSink | None = None
+        self._types = EarlyTypes()
 
     def __enter__(self) -> TableWriter:
         aside = self._stack.enter_context(replacing(self.path, self._until))
@@ -137,17 +145,9 @@ class TableWriter:
             self._parquet = ParquetSink(aside)
             self._stack.push(self._finish)
             return self
-        stream: Any = self._stack.enter_context(aside.open("wb", buffering=CHUNK))
-        if self.path.suffix == ".gz":
-            # No time stamp and no name inside, so that equal rows give equal bytes.
-            stream = gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=6, mtime=0)
-            self._stack.enter_context(stream)
-        elif self.path.suffix == ".zst":
-            import zstandard
-
-            stream = zstandard.ZstdCompressor(level=6).stream_writer(stream, closefd=False)
-            self._stack.enter_context(stream)
-        self._write_bytes = stream.write
+        self._stack.push(partial(self._put_types_first, aside))
+        stream = self._stack.enter_context(aside.open("wb", buffering=CHUNK))
+        self._write_bytes = self._stack.enter_context(_compressed(stream, self.path.suffix)).write
         self._stack.push(self._finish)
         return self
 
@@ -171,6 +171,8 @@ class TableWriter:
                 self._parquet.write(row)
         except OSError as error:
             raise named(error, self.path) from None
+        if self._format == ".jsonl":
+            self._types.note(row, len(data))
         self.rows += 1
         return len(data)
 
@@ -184,6 +186,44 @@ class TableWriter:
                 self._parquet.close() if kind is None else self._parquet.discard()
             elif self._format == ".json":
                 self._write_bytes(b"\n]\n" if self.rows else b"[]\n")
+
+    def _put_types_first(self, aside: Path, kind: type[BaseException] | None, *_: object) -> None:
+        """Move rows to the front that give a column its type, if they come late."""
+        late = self._types.late
+        if kind is not None or not late:
+            return
+        first: list[bytes] = []
+        with tempfile.TemporaryFile(dir=aside.parent) as rest:
+            with _decompressed(aside, self.path.suffix) as lines:
+                for number, line in enumerate(lines):
+                    first.append(line) if number in late else rest.write(line)
+            rest.seek(0)
+            with aside.open("wb") as file, _compressed(file, self.path.suffix) as stream:
+                stream.write(b"".join(first))
+                shutil.copyfileobj(rest, stream, CHUNK)
+
+
+def _compressed(stream: IO[bytes], suffix: str) -> Any:
+    """Return what writes to an open file, as the file's suffix says."""
+    if suffix == ".gz":
+        # No time stamp and no name inside, so that equal rows give equal bytes.
+        return gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=6, mtime=0)
+    if suffix == ".zst":
+        import zstandard
+
+        return zstandard.ZstdCompressor(level=6).stream_writer(stream, closefd=False)
+    return contextlib.nullcontext(stream)
+
+
+def _decompressed(path: Path, suffix: str) -> Any:
+    """Return the lines of a file whose own name does not tell how it is compressed."""
+    if suffix == ".gz":
+        return gzip.open(path, "rb")
+    if suffix == ".zst":
+        import zstandard
+
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")))
+    return path.open("rb")
 
 
 def _read_json(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:

@@ -14,7 +14,7 @@ from aft_factory.errors import UsageError, suggest
 from aft_factory.push.card import LICENCES, Card, escape
 from aft_factory.push.folder import new_folder, write_data
 from aft_factory.push.hub import hub_api, upload
-from aft_factory.push.public import Publication
+from aft_factory.push.publication import Publication
 from aft_factory.records.files import read_text
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import read_yaml
@@ -50,7 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--license", required=True, metavar="ID", help="such as apache-2.0, cc-by-4.0, other")
     add("--license-link", metavar="URL", help="text of the licence, for --license other")
     add("--source", metavar="TEXT", help="where the data come from, for the card (Markdown)")
-    add("--settings", type=Path, metavar="FILE", help="YAML or JSON file to show in the card")
+    add(
+        "--settings",
+        type=Path,
+        metavar="FILE",
+        help="YAML or JSON file of a run or pipeline; the card shows its settings",
+    )
     add("--language", action="append", default=[], metavar="CODE", help="such as en; repeatable")
     add(
         "--publish",

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from aft_factory.convert.arguments import column_names
 from aft_factory.errors import UsageError
-from aft_factory.push.public import Publication
+from aft_factory.push.publication import Publication
 from aft_factory.records.files import named
 from aft_factory.records.record import Columns, Row
 from aft_factory.records.tables import TableWriter, read_rows

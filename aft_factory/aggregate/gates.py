@@ -13,7 +13,8 @@ Pure. A row whose aggregation fails a gate is not trained on; the caller says so
 `copy` is one-sided: a shortened proposal is a copy, a proposal with as much added is none. Under 50
 words it is silent, for good answers to "Correct this sentence" are often equal.
 `mentions_responses` is silent where the query itself speaks of such responses. The phrases of
-`refusal` and `mentions_responses` are English; other languages pass.
+`refusal` and `mentions_responses` are English, and those that real answers were found to hold;
+others pass.
 """
 
 from __future__ import annotations
@@ -32,65 +33,35 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff
 
 # The patterns below see lower case, straight apostrophes and single blanks.
 
-# What may stand before a refusal: "Hello! I'm very sorry, but as an AI language model, "
+# What may stand before a refusal: "I'm very sorry, but as an AI language model, "
 _OPENING = (
-    r"\W*(?:(?:hello|hi|hey)\b\W*)?"
-    r"(?:(?:(?:i'm|i am) (?:\w+ )?(?:sorry|afraid)|sorry|(?:my )?apologies|i apologi[sz]e"
-    r"|unfortunately)\b[,:;.!]? ?(?:(?:but|however|that)\b,? ?)?)?"
+    r"\W*(?:(?:(?:i'm|i am) (?:\w+ )?sorry|sorry|i apologi[sz]e|unfortunately)\b[,.]? ?(?:but )?)?"
     r"(?:as an? (?:\w+ ){0,3}?(?:ai|model|assistant)\b[^,.]{0,40}, )?"
 )
-_I_CANNOT = r"i(?: am|'m)? (?:cannot|can't|can not|won't|will not|unable to|not able to) "
-_REFUSALS = (
-    # the task: whatever else it says, it has not been done
-    _I_CANNOT + r"(?:synthesi[sz]e|aggregate|combine|merge|consolidate)\b",
-    # the query. Not "I cannot predict" or "I don't have real-time data": these may be its answer
-    _I_CANNOT
-    + r"(?:assist|comply|participate|engage|fulfil|satisfy|condone|promote|help (?:you|with))",
-    _I_CANNOT + r"(?:provide|give|offer|share) (?:\w+ ){0,2}?"
-    r"(?:information|guidance|instructions|assistance|help|responses?)\b",
-    _I_CANNOT + r"(?:create|generate|write|produce|discuss)\b",
-    r"i (?:do not|don't) feel comfortable\b",
-    r"i (?:must|have to) (?:respectfully )?(?:decline|refuse)\b",
+# Not "I cannot predict" or "I don't have real-time data": these may be the answer.
+_REFUSING = (
+    r"i(?:(?: am|'m)? (?:cannot|can't|unable to) (?:assist|comply|fulfil|satisfy|condone|create"
+    r"|generate|write|help (?:you|with)|provide (?:\w+ ){0,2}?(?:information|responses?)\b)"
+    r"| (?:do not|don't) feel comfortable\b)"
 )
 # Not: "I'm unable to draw a table, but I can list it", "I can't write it at once, so here's part 1"
 _BUT = r"(?![^.]*[,;:–—] ?(?:but (?:i|here)|so (?:here|let)|here)\b)"
-_REFUSAL = re.compile(f"{_OPENING}(?:{'|'.join(_REFUSALS)}){_BUT}")
+_REFUSAL = re.compile(_OPENING + _REFUSING + _BUT)
 
-_TEXTS = r"(?:responses|proposals|drafts|answers)"
+_TEXTS = r"(?:responses|proposals|drafts)"
 _ALL = r"(?:the|these|those|all|your|multiple|various|several|different)"
-_MAKING = r"(?:synthesi\w+|aggregat\w+|combin\w+|merg\w+|consolidat\w+|integrat\w+)"
-_MODELS = (
-    r"(?:(?:open[- ]source |language |ai |llm |other |different |various |the )*"
-    r"(?:models|assistants|llms))"
-)
-_SAYING = (
-    r"(?:says?|states?|mentions?|claims?|agrees?|disagrees?|concludes?|answers?|overlooks?"
-    r"|(?:is|are|was|were) (?:\w+ )?(?:in)?(?:correct|right|wrong|accurate|complete|consistent))"
-)
-_MENTIONS = (
+_MENTION = re.compile(
     # the provided responses; these above model responses
-    rf"\b{_ALL} (?:\w+ )?(?:provided|supplied|aforementioned) (?:\w+ )?{_TEXTS}\b",
-    # the responses provided, all responses given above; not: the responses given by patients
-    rf"\b{_ALL} (?:\w+ )?(?:responses|proposals|drafts) (?:provided|given|presented|listed|above)\b"
-    rf"(?! (?:by|to|in|at|during) (?!{_MODELS}))",
-    # responses from various models, the models' responses
-    rf"\b{_TEXTS} (?:\w+ )?(?:from|of|by) {_MODELS}\b",
-    rf"\b{_ALL} (?:models'|model|assistants') {_TEXTS}\b",
-    # based on a synthesis of the responses; after reviewing the responses; considering the drafts
-    rf"\b{_MAKING} (?:\w+ ){{0,5}}?{_ALL} (?:\w+ )?(?:responses|proposals|drafts)\b",
-    rf"^\W*(?:based on|after|upon|having|considering|given|drawing|in light of|from)"
-    rf" (?:[\w,'-]+ ){{0,6}}?{_ALL} (?:\w+ )?(?:responses|proposals|drafts)\b",
-    # Response 1; not: response 200, "4. incident response 5. ..."
-    r"\b(?:response|proposal) #?[1-9]\b(?![.,)])",
-    # one of the responses says; not: some of the proposals would, all of the responses to a survey
-    r"\b(?:some|one|all|each|both|none|most|several) of the (?:\w+ )?(?:(?:responses|proposals)"
-    rf" (?:\w+ly )?{_SAYING}|responses (?:\w+ly )?(?:provides?|offers?|highlights?))\b",
-    # a headline that names the work
-    r"\b(?:synthesi[sz]ed|aggregated|consolidated|merged) (?:response|answer|reply)\b",
+    rf"\b{_ALL} (?:\w+ )?(?:provided|supplied|aforementioned) (?:\w+ )?(?:answers|{_TEXTS})\b"
+    # a synthesis of the responses
+    r"|\b(?:synthesi\w+|aggregat\w+|combin\w+|merg\w+|consolidat\w+|integrat\w+)"
+    rf" (?:\w+ ){{0,5}}?{_ALL} (?:\w+ )?{_TEXTS}\b"
+    # after reviewing the responses; considering the drafts
+    r"|^\W*(?:based on|after|upon|having|considering|given|drawing|in light of|from)"
+    rf" (?:[\w,'-]+ ){{0,6}}?{_ALL} (?:\w+ )?{_TEXTS}\b"
 )
-_MENTION = re.compile("|".join(_MENTIONS))
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s|\n")
-_NOUN = re.compile("response|proposal|draft|answer|reply")
+_NOUN = re.compile("responses|proposals|drafts|answers")
 
 
 def check(

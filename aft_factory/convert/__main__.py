@@ -22,7 +22,7 @@ from aft_factory.convert.arguments import (
     rejects_path,
 )
 from aft_factory.convert.converting import Conversion, ReadRow, Summary
-from aft_factory.convert.register import check_registration, register
+from aft_factory.convert.register import check_registration, dataset_entry, register
 from aft_factory.convert.ultrafeedback import is_truthful_qa
 from aft_factory.errors import RecordError
 from aft_factory.prompts.fitting import Fitter
@@ -46,10 +46,11 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     conversion = build_conversion(args)
     output: Path | None = args.output
-    register_as = None
+    register_as, entry = "", {}
     if args.register is not None and output is not None:
         register_as = output.stem if args.name is None else args.name
-        check_registration(args.register, register_as, output, args.overwrite)
+        entry = dataset_entry(args.register, output, args.target, conversion.options)
+        check_registration(args.register, register_as, output, args.overwrite, entry)
 
     previews: list[str] = []
 
@@ -59,17 +60,22 @@ def run(args: argparse.Namespace) -> int:
                 converting.preview(record, args.target, conversion.options, conversion.markers)
             )
 
-    with contextlib.ExitStack() as stack:
+    # The output appears last: where it is, all is there, and where it is not, the same command is
+    # given once more.
+    with contextlib.ExitStack() as until, contextlib.ExitStack() as stack:
         table = None
         if output is not None:
             table = stack.enter_context(TableWriter(output, overwrite=args.overwrite))
         replace_rejects = args.overwrite or args.rejects is None
-        rejects = stack.enter_context(Rejects(rejects_path(args), overwrite=replace_rejects))
+        rejects = stack.enter_context(
+            Rejects(rejects_path(args), overwrite=replace_rejects, until=until)
+        )
         lines = stack.enter_context(_lines(args))
         summary = conversion.run(lines, table, rejects, keep_preview)
+        if output is not None and entry and summary.written:
+            register(args.register, register_as, output, entry)
     text = [*previews, describe(summary, conversion, rejects, output)]
-    if register_as is not None and output is not None and summary.written:
-        register(args.register, register_as, output, args.target, conversion.options)
+    if entry and summary.written:
         text.append(f"registered as {register_as!r} in {args.register / 'dataset_info.json'}")
     _show("\n".join(text))
     return 1 if (args.strict and summary.rejected) or (summary.read and not summary.written) else 0

@@ -17,12 +17,13 @@ from aft_factory.records.files import read_text, write_whole
 TRAINABLE = (".jsonl", ".json", ".parquet")  # LLaMA-Factory looks at the last suffix only
 
 
-def dataset_entry(file_name: str, target: str, options: Aggregation) -> dict[str, Any]:
-    """Return the entry for a converted file.
+def dataset_entry(folder: Path, output: Path, target: str, options: Aggregation) -> dict[str, Any]:
+    """Return the entry for a converted file, in the `dataset_info.json` of a folder.
 
     The proposals in the file are selected and shuffled already, so of the options only the template
     matters to training, and only in records.
     """
+    file_name = os.path.relpath(output.resolve(), folder.resolve())
     if target != "aggregation":
         return {"file_name": file_name, "formatting": "sharegpt"}
     entry: dict[str, Any] = {"file_name": file_name, "formatting": "aggregation"}
@@ -33,8 +34,13 @@ def dataset_entry(file_name: str, target: str, options: Aggregation) -> dict[str
     return entry
 
 
-def check_registration(folder: Path, name: str, output: Path, overwrite: bool) -> dict[str, Any]:
+def check_registration(
+    folder: Path, name: str, output: Path, overwrite: bool, entry: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the content of the folder's `dataset_info.json`, to be called before work starts.
+
+    An entry that is there already and says the same is no other data set: it stands before its
+    output does, and a killed run may have left it.
 
     Raises:
         UsageError: If the entry could not be added at the end.
@@ -61,19 +67,17 @@ def check_registration(folder: Path, name: str, output: Path, overwrite: bool) -
         _text({**entries, name: {}})
     except UnicodeEncodeError as error:
         raise UsageError(f"{info}: cannot be written with {name!r} in it: {error}") from None
-    if name in entries and not overwrite:
+    if name in entries and entries[name] != entry and not overwrite:
         raise UsageError(
             f"{info} has a data set {name!r} already; choose another --name or pass --overwrite"
         )
     return entries
 
 
-def register(folder: Path, name: str, output: Path, target: str, options: Aggregation) -> None:
+def register(folder: Path, name: str, output: Path, entry: dict[str, Any]) -> None:
     """Add or replace one entry of the folder's `dataset_info.json` and keep all others."""
     entries = check_registration(folder, name, output, overwrite=True)
-    file_name = os.path.relpath(output.resolve(), folder.resolve())
-    entries[name] = dataset_entry(file_name, target, options)
-    write_whole(folder / "dataset_info.json", _text(entries))
+    write_whole(folder / "dataset_info.json", _text({**entries, name: entry}))
 
 
 def _text(entries: dict[str, Any]) -> bytes:

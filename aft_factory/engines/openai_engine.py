@@ -53,7 +53,6 @@ class OpenAIEngine:
         self._servers = servers
         self._next = 0
         self.most_samples: int | None = None
-        self._extra_body: dict[str, Any] = {}
 
     @classmethod
     async def connect(
@@ -66,7 +65,6 @@ class OpenAIEngine:
         tokenizer: PreTrainedTokenizerFast | None = None,
         chat_template: str | None = None,
         split_samples: bool = False,
-        token_ids: bool = False,
     ) -> OpenAIEngine:
         """Ask every server which models it offers, and return the engine.
 
@@ -78,7 +76,6 @@ class OpenAIEngine:
             tokenizer: The model's, to fit prompts with.
             chat_template: Jinja text that renders a conversation for it.
             split_samples: Ask for samples one by one, for servers that cannot do `n`.
-            token_ids: Ask for the tokens themselves (vLLM gives them).
 
         Raises:
             UsageError: If no server answers, the key is wrong or the model is not clear.
@@ -114,7 +111,6 @@ class OpenAIEngine:
         engine = cls(servers, name, context)
         engine.tokenizer, engine.chat_template = tokenizer, chat_template
         engine.most_samples = 1 if split_samples else None
-        engine._extra_body = {"return_token_ids": True} if token_ids else {}
         return engine
 
     async def sample(self, request: Request) -> Reply:
@@ -156,8 +152,7 @@ class OpenAIEngine:
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         server = self._pick()
-        extra = server.neutral.get("prompt" if "prompt" in body else "messages", {})
-        extra = extra | self._extra_body
+        extra = dict(server.neutral.get("prompt" if "prompt" in body else "messages", {}))
         if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
         try:

@@ -94,14 +94,13 @@ def read_reply(
         text = choice["text"] if "text" in choice else message.get("content")
         if reason in ("error", "abort") or not isinstance(text, str | None):
             raise EngineError(f"a choice failed: {error_words(orjson.dumps(choice))}", "retry")
-        ids = _ids(choice.get("token_ids"))
         tokens = written if len(choices) == 1 else None
-        tokens = tokens if ids is None else len(ids)
-        completions.append(Completion(text or "", str(reason), tokens, ids))
-    prompt_ids = data.get("prompt_token_ids") or _object(choices[0]).get("prompt_token_ids")
+        if isinstance(ids := choice.get("token_ids"), list):  # by a user's `return_token_ids`
+            tokens = len(ids)
+        completions.append(Completion(text or "", str(reason), tokens))
     tokens_read = whole(usage.get("prompt_tokens"))
     before = cached(told, len(completions))
-    return Reply.of(completions, tokens_read, before, written, _ids(prompt_ids))
+    return Reply.of(completions, tokens_read, before, written)
 
 
 def _object(value: object) -> dict[str, Any]:
@@ -111,7 +110,3 @@ def _object(value: object) -> dict[str, Any]:
 def whole(value: object) -> int | None:
     """Return a whole number, None for anything else."""
     return value if type(value) is int else None
-
-
-def _ids(value: object) -> tuple[int, ...] | None:
-    return tuple(value) if isinstance(value, list) else None

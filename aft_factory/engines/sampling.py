@@ -187,14 +187,12 @@ class Completion:
         finish_reason: `stop` where it ended by itself, `length` where `max_tokens` cut it off, or
             another word of the server's: see `cut_off` and `filtered`.
         tokens: How many tokens it wrote, where known.
-        token_ids: The tokens themselves, where known.
         problem: What is wrong with the text, where it was taken out of what the model wrote.
     """
 
     text: str
     finish_reason: str = "stop"
     tokens: int | None = None
-    token_ids: tuple[int, ...] | None = None
     problem: str | None = None
 
     @property
@@ -220,12 +218,10 @@ class Reply:
     Attributes:
         completions: n samples, in order.
         usage: What they took, however many requests were sent for them.
-        prompt_ids: The prompt as the model saw it, where known.
     """
 
     completions: tuple[Completion, ...]
     usage: Usage
-    prompt_ids: tuple[int, ...] | None = None
 
     @classmethod
     def of(
@@ -234,7 +230,6 @@ class Reply:
         prompt: int | None,
         cached: int | None,
         written: int | None,
-        prompt_ids: tuple[int, ...] | None = None,
     ) -> Reply:
         """Return the reply to one request, from the tokens it took; see `Usage`."""
         completions = tuple(completions)
@@ -245,7 +240,7 @@ class Reply:
             behind = sum(_positions(prompt, prompt + length) for length in lengths)
             attended = round(_positions(cached or 0, prompt) + behind)
         usage = Usage(1, len(completions), prompt, cached, written, attended)
-        return cls(completions, usage, prompt_ids)
+        return cls(completions, usage)
 
 
 def joined(replies: Sequence[Reply]) -> Reply:
@@ -253,5 +248,4 @@ def joined(replies: Sequence[Reply]) -> Reply:
     return Reply(
         tuple(completion for reply in replies for completion in reply.completions),
         sum((reply.usage for reply in replies), Usage()),
-        replies[0].prompt_ids,
     )

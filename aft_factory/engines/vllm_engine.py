@@ -147,7 +147,7 @@ class VllmEngine:
         cached = [output.num_cached_tokens for output in outputs]
         before = None if None in cached else min(count or 0 for count in cached)
         written = sum(len(output.outputs[0].token_ids) for output in outputs)
-        return Reply.of(completions, len(ids), before, written, tuple(ids))
+        return Reply.of(completions, len(ids), before, written)
 
     async def reachable(self) -> bool:
         """Tell whether vLLM is there: if it dies, `sample` says so itself."""
@@ -255,5 +255,4 @@ def _sampling_params(sampling: Sampling, seed: int, stop_ids: Sequence[int]) -> 
 
 def _completion(output: RequestOutput) -> Completion:
     (sample,) = output.outputs
-    ids = tuple(sample.token_ids)
-    return Completion(sample.text, sample.finish_reason or "stop", len(ids), ids)
+    return Completion(sample.text, sample.finish_reason or "stop", len(sample.token_ids))

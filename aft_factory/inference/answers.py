@@ -50,7 +50,6 @@ _LATEX_FRACTION = re.compile(
     r"(?P<before>[0-9]?)\\(?:[cdt]|nice)?frac\s*+(?:\{\s*+(-?[0-9.]++)\s*+\}|([0-9]))"
     r"\s*+(?:\{\s*+([0-9]++)\s*+\}|([0-9]))"
 )
-_LATEX_WORDS = re.compile(r"\\(?:text|mathrm|mbox)[a-z]*+\{[^{}]*\}")
 _CHAIN = re.compile(r"(?<![0-9])[0-9]++(?:[.,'_\xa0][0-9]++)++")
 _GROUPED = re.compile(
     r"""(?P<whole>[0-9]{1,3}(?P<by>[.,'_\xa0])[0-9]{3}(?:(?P=by)[0-9]{3})*+
@@ -64,7 +63,7 @@ _THOUGHT_START, _THOUGHT_END = (
     re.compile(rf"[<\[◁]\|?{word}\w{{0,9}}:?(?:think|thought|reason)\w{{0,9}}\|?[>\]▷]", re.I)
     for word in ("", "(?:/|end_of_)")
 )
-# What a model writes on behind its answer. Behind a `####`, a problem needs no announcement.
+# What a model writes on behind its answer.
 _NEXT_TURN = re.compile(
     r"^[^\w\n]*+(?:user|human|assistant)[^\w\n]{0,3}?(?:[:.)]|$)|(?<=[^\sa-z])(?:user|assistant)\s*?$",
     re.IGNORECASE | re.MULTILINE,
@@ -75,15 +74,8 @@ _NEXT_QUESTION = re.compile(
     r" ?#?[0-9]*+[^\w\n]{0,3}?(?:[:.)]|$)",
     re.IGNORECASE | re.MULTILINE,
 )
-_NEXT_PROBLEM = re.compile(
-    r"^(?=[^\n]*[0-9])(?![^\n]*\b(?:I|[Ww]e|[Ww]ait)\b)[^\n]{40,}\?[ \t]*$", re.MULTILINE
-)
-_TAKEN_BACK = re.compile(
-    r"(?:^|[.!?]\s)\W*+(?:wait|no(?= *+\W)|actually|hmm+|oops|sorry|correction)\b",
-    re.IGNORECASE | re.MULTILINE,
-)
 
-_MARK = re.compile(r"####[ \t*]*+(?P<name>[^0-9=\n]{0,80}+=[ \t]*+)?")
+_MARK = re.compile(r"####[ \t*]*+")
 _NUMBERED_HEADING = re.compile(r"\)|\.[ \t]++\S")  # "#### 2. Add them" is no answer
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*+\{")
 _STATED = re.compile(r"\banswer\W{0,4}?(?:is\b|[:=])\s*+", re.IGNORECASE)
@@ -107,17 +99,11 @@ def extract_number(text: str, *, whole: bool = True) -> str | None:
     if first is None:
         return None
     response = _until(text, first.end(), _NEXT_TURN, _CONTROL)
-    marked = list(_marked(response))
-    found = [*marked, *_boxed(response), *_stated(response)]
+    found = [*_marked(response), *_boxed(response), *_stated(response)]
     start = min((start for start, _ in found), default=first.end())
     response = _until(response, start, _NEXT_QUESTION)
-    if marked:
-        response = _until(response, marked[-1][0], _NEXT_PROBLEM)
     if found:
-        found = [(start, number) for start, number in found if start < len(response)]
-        last = max(start for start, _ in found)
-        back = max((back.start() for back in _TAKEN_BACK.finditer(response, 0, last)), default=0)
-        return _canonical(next(number for start, number in found if start >= back))
+        return _canonical(next(number for start, number in found if start < len(response)))
     if whole or len(response) < len(text):
         return _canonical(deque(_NUMBER.finditer(response), maxlen=1)[0])
     return None
@@ -192,7 +178,7 @@ def _marked(text: str) -> Iterator[tuple[int, re.Match[str]]]:
     for mark, rest in _behind(_MARK, text):
         line = rest.partition("\n")[0]
         first = _NUMBER.match(line)
-        if first and (mark["name"] or not _NUMBERED_HEADING.match(line, first.end())):
+        if first and not _NUMBERED_HEADING.match(line, first.end()):
             yield from _result(mark, line)
 
 
@@ -222,16 +208,14 @@ def _behind(opening: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str]
 
 def _result(place: re.Match[str], text: str) -> Iterator[tuple[int, re.Match[str]]]:
     """The result of a few words: of "8 * 9 = 72 apples" what follows the `=`."""
-    for part in (_LATEX_WORDS.sub(" ", text), text):
-        part = _SPACED.sub(lambda m: m[0].replace(" ", ""), part)
-        number = result = _NUMBER.search(part)
-        while result is not None:
-            number = result
-            total = _SUM.match(part, number.end())
-            result = _NUMBER.search(part, total.end()) if total else None
-        if number:
-            yield place.start(), number
-            return
+    text = _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
+    number = result = _NUMBER.search(text)
+    while result is not None:
+        number = result
+        total = _SUM.match(text, number.end())
+        result = _NUMBER.search(text, total.end()) if total else None
+    if number:
+        yield place.start(), number
 
 
 def _canonical(number: re.Match[str]) -> str:

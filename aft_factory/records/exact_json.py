@@ -6,11 +6,19 @@ half of a surrogate pair (an emoji cut in two), which becomes U+FFFD.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import orjson
+
+PIECE = 1 << 17  # of an array: one rare character makes four bytes of each that is read with it
+# Finds where a value ends; control characters in it are for its reader to refuse.
+_decode = json.JSONDecoder(strict=False).raw_decode
+_blanks = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
+LONGEST_WORD = 16  # characters: more than `-Infinity`, or an escape, has
 
 
 def load(text: bytes | str) -> Any:
@@ -29,6 +37,53 @@ def load(text: bytes | str) -> Any:
         except (ValueError, RecursionError):
             raise error from None
     return json.loads(text)
+
+
+def array_elements(stream: IO[bytes]) -> Iterator[bytes]:
+    r"""Split the text of a JSON array into the texts of its elements, holding one at a time.
+
+    Example:
+        >>> list(array_elements(io.BytesIO(b'[{"a": [1]}, "],"]')))
+        [b'{"a": [1]}', b'"],"']
+
+    Args:
+        stream: At the array's opening bracket.
+
+    Raises:
+        ValueError: If the array is damaged or does not end, or the text goes on after it.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    text, start, mark = decoder.decode(stream.read(PIECE)), 1, "["
+    while mark != "]":
+        start = _blanks(text, start).end()
+        try:
+            if mark == "[" and text[start] == "]":
+                start += 1
+                break
+            _, end = _decode(text, start)
+            after = _blanks(text, end).end()
+            if text[after] not in ",]":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, after)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        except (json.JSONDecodeError, IndexError) as error:
+            if isinstance(error, json.JSONDecodeError) and not _is_cut_off(error):
+                raise ValueError(error.msg) from None
+            # An element goes beyond what was read; twice the text keeps the time linear.
+            more = stream.read(max(PIECE, len(text) - start))
+            if not more:
+                raise ValueError("the array does not end") from None
+            text, start = text[start:] + decoder.decode(more), 0
+            continue
+        yield text[start:end].encode(errors="surrogateescape")
+        mark, start = text[after], after + 1
+    if text[start:].strip() or stream.read(PIECE).strip():
+        raise ValueError("there is more after the array")
+
+
+def _is_cut_off(error: json.JSONDecodeError) -> bool:
+    """Tell whether a text may be JSON as far as it goes."""
+    return error.msg.startswith("Unterminated") or error.pos > len(error.doc) - LONGEST_WORD
 
 
 def dump(value: Any, *, default: Any = None) -> bytes:

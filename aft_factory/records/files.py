@@ -1,4 +1,4 @@
-"""Files: texts read, bytes read through compression, JSON split into values; replaced whole or not.
+"""Files: texts read, bytes read through compression; replaced whole or not at all.
 
 Knows nothing of rows or records; `tables` builds on it.
 """
@@ -11,11 +11,10 @@ import fcntl
 import hashlib
 import io
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from aft_factory.errors import UsageError
 
@@ -28,20 +27,6 @@ OTHERS = {  # how a text in another encoding begins; the longer ones first
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-
-# A JSON string; the first form is exact unless the closing quote follows a backslash, and runs five
-# times as fast. Possessive quantifiers (`*+`) keep the time linear.
-_STRING = rb'(?:"[^"]*+(?:(?<=[^\\]\\)"[^"]*+)*+"(?<!\\")|"(?:[^"\\]++|\\.)*+")'
-
-
-def _up_to(brackets: bytes) -> re.Pattern[bytes]:
-    other = rb'[^"' + brackets + rb"]*+"
-    pattern = other + rb"(?:" + _STRING + other + rb")*+[" + brackets + rb"]"
-    return re.compile(pattern, re.DOTALL)
-
-
-_TO_BRACKET = _up_to(rb"\[\]{}")
-_TO_COMMA = _up_to(rb"\[\]{,")  # between the elements of an array
 
 
 def read_text(path: Path) -> str:
@@ -119,55 +104,6 @@ class _Counted(io.FileIO):
         return count
 
 
-def array_elements(stream: IO[bytes]) -> Iterator[bytes]:
-    r"""Split the text of a JSON array into the texts of its elements, holding one at a time.
-
-    Example:
-        >>> list(array_elements(io.BytesIO(b'[{"a": [1]}, "],", x]')))
-        [b'{"a": [1]}', b'"],"', b'x']
-
-    Args:
-        stream: At the array's opening bracket.
-
-    Raises:
-        ValueError: If the text ends before the array does, or goes on after it.
-    """
-    buffer = stream.read(CHUNK)
-    start = position = 1  # of the element; of what is not looked at yet
-    depth, elements = 1, 0
-    while True:
-        match = (_TO_COMMA if depth == 1 else _TO_BRACKET).match(buffer, position)
-        if match is None:
-            # A string or an element goes beyond the buffer; twice the text keeps the time linear.
-            more = stream.read(max(CHUNK, len(buffer) - start))
-            if not more:
-                raise ValueError("the array does not end")
-            buffer = buffer[start:] + more
-            position -= start
-            start = 0
-            continue
-        position = match.end()
-        character = buffer[position - 1]
-        if character in b"[{":
-            depth += 1
-            continue
-        if character in b"]}":
-            depth -= 1
-        if depth > 1 or (depth == 1 and character != ord(",")):
-            continue
-        element = buffer[start : position - 1].strip()
-        start = position
-        if depth == 1:
-            elements += 1
-            yield element
-            continue
-        if element or elements:
-            yield element
-        if (buffer[position:] + stream.read(CHUNK)).strip():
-            raise ValueError("there is more after the array")
-        return
-
-
 def check_writable(path: Path, *, overwrite: bool) -> None:
     """Check what can be checked of an output before work starts.
 
@@ -176,44 +112,59 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     """
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: not a plain file; name one to write to")
-    if path.exists() and not overwrite:
+    if path.exists() and not overwrite and not _is_left(Path(os.path.realpath(path))):
         raise UsageError(f"{path} exists; pass --overwrite to replace it")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, until: contextlib.ExitStack | None = None) -> Iterator[Path]:
     """Yield the path of a file aside, which takes the place of `path` if the block ends well.
 
     Folders are made as needed. A symbolic link stays one: the file it leads to is replaced. What a
-    killed process left aside for `path` is removed.
+    killed process left for `path` is removed.
+
+    Args:
+        path: The file.
+        until: Ends once the file it belongs to is in place too. Up to then the file aside is kept
+            as a second name of the new one: whoever is killed leaves one that may be replaced.
     """
     target = Path(os.path.realpath(path))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside, lock = _make_aside(target)
-    except OSError as error:
-        raise named(error, path) from None
-    try:
-        yield aside
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(aside, target)
-    except OSError as error:
-        if error.filename in (None, str(aside)):
+    with contextlib.ExitStack() as own:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside, lock = _make_aside(target)
+        except OSError as error:
             raise named(error, path) from None
-        raise
-    finally:
-        aside.unlink(missing_ok=True)
-        os.close(lock)
+
+        def let_go(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is not None and _is_same(aside, target):
+                target.unlink()
+            aside.unlink(missing_ok=True)
+            os.close(lock)
+
+        (own if until is None else until).push(let_go)
+        try:
+            yield aside
+            with aside.open("rb") as written:
+                os.fsync(written.fileno())
+            if until is not None:
+                # Not where there is one to replace, or on a file system without links.
+                with contextlib.suppress(OSError):
+                    os.link(aside, target)
+                    return
+            os.replace(aside, target)
+        except OSError as error:
+            if error.filename in (None, str(aside)):
+                raise named(error, path) from None
+            raise
 
 
 def _make_aside(target: Path) -> tuple[Path, int]:
     """Make a file of its own, as two may write at a time; return it and the lock on it."""
-    name = hashlib.blake2b(os.fsencode(target.name), digest_size=6).hexdigest()
-    for left in target.parent.glob(f".aft-{name}-*.part"):
-        _remove_if_left(left)
+    for left in _asides(target):
+        _remove_if_left(left, target)
     while True:
-        aside = target.with_name(f".aft-{name}-{secrets.token_hex(6)}.part")
+        aside = target.with_name(f"{_aside_name(target)}{secrets.token_hex(6)}.part")
         lock = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         with contextlib.suppress(OSError):  # a file system without locks; nothing is removed there
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -222,10 +173,35 @@ def _make_aside(target: Path) -> tuple[Path, int]:
         os.close(lock)  # somebody took it for one that was left, before it was locked
 
 
-def _remove_if_left(aside: Path) -> None:
+def _aside_name(target: Path) -> str:
+    name = hashlib.blake2b(os.fsencode(target.name), digest_size=6).hexdigest()
+    return f".aft-{name}-"
+
+
+def _asides(target: Path) -> Iterator[Path]:
+    return target.parent.glob(f"{_aside_name(target)}*.part")
+
+
+def _is_same(aside: Path, target: Path) -> bool:
+    return aside.exists() and target.exists() and aside.samefile(target)
+
+
+def _is_left(target: Path) -> bool:
+    """Tell whether who put a file in place was killed before what it belongs to was there too."""
+    for aside in _asides(target):
+        with contextlib.suppress(OSError):
+            os.close(locked(aside))
+            if _is_same(aside, target):
+                return True
+    return False
+
+
+def _remove_if_left(aside: Path, target: Path) -> None:
     """Remove a file whose writer is dead: a living one holds the lock, on whatever machine."""
     with contextlib.suppress(OSError):
         lock = locked(aside)
+        if _is_same(aside, target):
+            target.unlink()
         aside.unlink(missing_ok=True)
         os.close(lock)
 

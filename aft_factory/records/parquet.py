@@ -216,20 +216,14 @@ def _record_types() -> dict[str, Any]:
 
 
 def _run_types() -> dict[str, Any]:
-    """Return the types of the columns that `run` adds."""
+    """Return the types of the columns of `run` that may hold nothing to tell their types by."""
     import pyarrow as pa
 
     text, number = pa.string(), pa.int64()
     place = {"turn": number, "layer": number}
     counts = ("requests", "samples", "prompt", "cached", "completion", "attended")
-    draft = pa.struct({"slot": number, "text": text, "finish_reason": text})
     return {
-        "response": text,
-        "responses": pa.list_(text),
-        "finish_reasons": pa.list_(text),
-        "seed": number,
         "usage": pa.list_(pa.struct(place | dict.fromkeys(counts, number))),
         "events": pa.list_(pa.struct(place | {"slot": number, "event": text})),
-        "layers": pa.list_(pa.struct(place | {"drafts": pa.list_(draft)})),
         "extracted": text,
     }

@@ -30,10 +30,22 @@ class Rejects:
 
     Without rejects there is no file; one left by an earlier run is removed. Without a path, rejects
     are counted only.
+
+    Args:
+        path: Where they go.
+        overwrite: Whether an existing file may be replaced.
+        until: As for `files.replacing`: ends with the output.
     """
 
-    def __init__(self, path: Path | None, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        overwrite: bool = False,
+        until: contextlib.ExitStack | None = None,
+    ) -> None:
         self.path = path
+        self._until = until
         self.count = 0
         self.by_field: dict[str, tuple[int, str]] = {}  # field: how often, the first reason
         if path is not None:
@@ -53,7 +65,7 @@ class Rejects:
         if self.path is None:
             return
         if self._stream is None:
-            aside = self._stack.enter_context(replacing(self.path))
+            aside = self._stack.enter_context(replacing(self.path, self._until))
             self._stream = self._stack.enter_context(aside.open("wb"))
         row = {"file": line.source, "line": line.number, "field": field, "reason": reason}
         row |= {"text": line.text} if line.value is None and line.text else {"row": line.value}

@@ -19,7 +19,6 @@ from aft_factory.errors import AftError, MissingPackage, UsageError
 from aft_factory.records import exact_json
 from aft_factory.records.files import (
     CHUNK,
-    array_elements,
     check_writable,
     named,
     open_bytes,
@@ -106,10 +105,22 @@ class TableWriter:
     Example:
         with TableWriter(Path("out.jsonl")) as table:
             table.write({"id": "1"})
+
+    Args:
+        path: The file.
+        overwrite: Whether an existing file may be replaced.
+        until: As for `files.replacing`.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        until: contextlib.ExitStack | None = None,
+    ) -> None:
         self.path = path
+        self._until = until
         self.rows = 0
         self._format = table_format(path)
         check_writable(path, overwrite=overwrite)
@@ -118,7 +129,7 @@ class TableWriter:
         self._parquet: ParquetSink | None = None
 
     def __enter__(self) -> TableWriter:
-        aside = self._stack.enter_context(replacing(self.path))
+        aside = self._stack.enter_context(replacing(self.path, self._until))
         if self._format == ".parquet":
             self._parquet = ParquetSink(aside)
             self._stack.push(self._finish)
@@ -194,7 +205,7 @@ def _read_json(
 def _read_array(source: str, stream: IO[bytes]) -> Iterator[Line]:
     number = 0
     try:
-        for number, element in enumerate(array_elements(stream), start=1):
+        for number, element in enumerate(exact_json.array_elements(stream), start=1):
             yield _parse(source, number, element)
     except ValueError as error:
         raise UsageError(f"{source}: damaged JSON after row {number}: {error}") from None

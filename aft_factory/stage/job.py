@@ -13,63 +13,33 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from aft_factory.asking.asker import Asker, Retries
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.engine import EngineError
-from aft_factory.errors import RecordError, UsageError
+from aft_factory.errors import RecordError
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner, window
-from aft_factory.records import rejects
 from aft_factory.records.fields import OBJECT
-from aft_factory.records.files import check_writable
-from aft_factory.records.record import Row
-from aft_factory.records.tables import Line, TableWriter, read_rows
+from aft_factory.records.tables import read_rows
 from aft_factory.stage.engines import OpenEngines
-from aft_factory.stage.job_settings import JobSettings, check_paths
+from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import keepable
-from aft_factory.stage.output import summary_path
 from aft_factory.stage.progress import Progress
 from aft_factory.stage.signals import graceful
 from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe
-from aft_factory.stage.writing import flops_of, write_outputs
+from aft_factory.stage.writing import JobFiles
 
 
-class Job:
+class Job(JobFiles):
     """A stage at work on its files."""
 
     def __init__(self, files: Files, settings: JobSettings, stage: Stage, total: int) -> None:
-        self.files = files
-        self.settings = settings
-        self.stage = stage
+        super().__init__(files, settings, stage)
         self.total = total
-        self.session: Row = {}
-        self.shapes = (stage.dry_run.shape_name, stage.dry_run.reward_shape)
-
-    @property
-    def output(self) -> Path:
-        """The output file.
-
-        Raises:
-            UsageError: If none was named.
-        """
-        if self.files.output is None:
-            raise UsageError("--output is missing (it is optional only with --dry-run)")
-        return self.files.output
-
-    @property
-    def journal_path(self) -> Path:
-        """Where the journal is."""
-        return self.settings.journal or Path(f"{self.output}.journal")
-
-    @property
-    def rejects_path(self) -> Path:
-        """Where rows without answer go."""
-        return self.settings.rejects or rejects.rejects_path(self.output)
 
     def run(self, *, export: bool = False) -> Totals | None:
         """Answer what is not answered yet and write the outputs; None if it was stopped before.
@@ -77,7 +47,7 @@ class Job:
         Args:
             export: Ask nothing; write what the last run of this journal has done.
         """
-        self._check_outputs()
+        self.check_outputs()
         with Journal(self.journal_path, read_only=export) as journal:
             try:
                 ended = export or asyncio.run(self._answer(journal))
@@ -87,7 +57,7 @@ class Job:
                     f"{error}\nnothing answered is lost: it is in {kept}", error.kind
                 ) from error
             if ended:
-                return write_outputs(self, journal)
+                return self.write_outputs(journal)
         print(
             f"stopped; everything answered is in {self.journal_path}. The same command goes on "
             "from there; with --export it writes what is done so far.",
@@ -98,37 +68,6 @@ class Job:
     def dry_run(self) -> None:
         """Go through the motions without a model, and print what it would take."""
         asyncio.run(self._dry_run())
-
-    def _check_outputs(self) -> None:
-        """Refuse outputs that cannot be meant, before anything is paid for."""
-        writes = {
-            "--output": self.output,
-            "--rejects": self.rejects_path,
-            "--task-output": self.files.task_output,
-            "the summary": summary_path(self.output),
-            "--journal": self.journal_path,
-        }
-        check_paths({"the input": self.files.source}, writes)
-        overwrite = self.files.overwrite
-        for path in (self.output, self.files.task_output):
-            if path is not None:
-                TableWriter(path, overwrite=overwrite)  # checks
-        if self.settings.rejects is not None:
-            check_writable(self.settings.rejects, overwrite=overwrite)
-
-    def lines(self) -> Iterator[Line]:
-        """Go through the rows of the input."""
-        return islice(read_rows(self.files.source, split=self.settings.split), self.settings.limit)
-
-    def query(self, line: Line) -> Query:
-        """Read a row.
-
-        Raises:
-            RecordError: If it cannot be used.
-        """
-        if line.problem is not None:
-            raise RecordError("row", line.problem)
-        return self.stage.read_row(line.value)
 
     def _runner(self, asker: Asker, opened: OpenEngines) -> Runner:
         return Runner(
@@ -222,7 +161,7 @@ class Job:
         totals.finish_reasons.clear()
         expected = f"To expect, {self.stage.dry_run_note}:"
         print(f"{totals.read} rows, {unusable} of them unusable. {expected}")
-        print("\n".join(describe(totals, flops_of(self, totals), measured=False)))
+        print("\n".join(describe(totals, self.flops_of(totals), measured=False)))
 
 
 def survey(source: str, settings: JobSettings) -> tuple[int, Any]:

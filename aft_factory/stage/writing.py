@@ -1,95 +1,171 @@
-"""The end of a job: its files written from the journal, and its account printed."""
+"""What a job reads and writes: its files, written from the journal, and its account printed."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aft_factory.asking.journal import Journal
-from aft_factory.errors import AftError, UsageError
+from aft_factory.errors import AftError, RecordError, UsageError
 from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
-from aft_factory.records.rejects import Rejects
-from aft_factory.records.tables import TableWriter
+from aft_factory.records.files import check_writable
+from aft_factory.records.record import Row
+from aft_factory.records.rejects import Rejects, rejects_path
+from aft_factory.records.tables import Line, TableWriter, read_rows
+from aft_factory.stage.job_settings import JobSettings, check_paths
 from aft_factory.stage.output import Outputs, summary_path, write_summary
+from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe, summary
 
-if TYPE_CHECKING:
-    from aft_factory.stage.job import Job
 
+class JobFiles:
+    """What a job reads and writes.
 
-def write_outputs(job: Job, journal: Journal) -> Totals:
-    """Write the outputs from the journal, and print the account."""
-    fingerprint = journal.last_run()
-    if fingerprint is None:
-        raise UsageError(f"{job.journal_path}: no run has begun in it")
+    Attributes:
+        files: Its files, as named.
+        settings: Its settings.
+        stage: From rows to queries, and from outcomes to rows.
+        session: What the run that has just ended took.
+        shapes: The names of the model and of the reward model, to know their sizes by.
+    """
 
-    def outcome_of(key: bytes) -> Outcome | None:
-        content = journal.outcome(key)
-        return None if content is None else Outcome(**content)
+    def __init__(self, files: Files, settings: JobSettings, stage: Stage) -> None:
+        self.files = files
+        self.settings = settings
+        self.stage = stage
+        self.session: Row = {}
+        self.shapes = (stage.dry_run.shape_name, stage.dry_run.reward_shape)
 
-    key_of = partial(Runner.outcome_key, fingerprint=fingerprint)
-    task_output, overwrite = job.files.task_output, job.files.overwrite
-    with (
-        TableWriter(job.output, overwrite=overwrite) as table,
-        Rejects(job.rejects_path, overwrite=True) as rejects,
-        contextlib.suppress(_NotDoneError),
-        contextlib.ExitStack() as stack,
-    ):
-        outputs = Outputs(
-            table,
-            rejects,
-            job.stage.write_row,
-            task_row=job.stage.task_row,
-            unread=job.stage.unread,
-            is_right=job.stage.is_right,
-            on_problem=job.stage.tally.on_problem,
-            of_drafts=job.stage.of_drafts,
-        )
-        if task_output is not None:
-            task_table = stack.enter_context(TableWriter(task_output, overwrite=overwrite))
-            outputs = replace(outputs, task_table=task_table)
-        totals = outputs.write(job.lines(), job.query, key_of, outcome_of)
+    @property
+    def output(self) -> Path:
+        """The output file.
+
+        Raises:
+            UsageError: If none was named.
+        """
+        if self.files.output is None:
+            raise UsageError("--output is missing (it is optional only with --dry-run)")
+        return self.files.output
+
+    @property
+    def journal_path(self) -> Path:
+        """Where the journal is."""
+        return self.settings.journal or Path(f"{self.output}.journal")
+
+    @property
+    def rejects_path(self) -> Path:
+        """Where rows without answer go."""
+        return self.settings.rejects or rejects_path(self.output)
+
+    def check_outputs(self) -> None:
+        """Refuse outputs that cannot be meant, before anything is paid for."""
+        writes = {
+            "--output": self.output,
+            "--rejects": self.rejects_path,
+            "--task-output": self.files.task_output,
+            "the summary": summary_path(self.output),
+            "--journal": self.journal_path,
+        }
+        check_paths({"the input": self.files.source}, writes)
+        overwrite = self.files.overwrite
+        for path in (self.output, self.files.task_output):
+            if path is not None:
+                TableWriter(path, overwrite=overwrite)  # checks
+        if self.settings.rejects is not None:
+            check_writable(self.settings.rejects, overwrite=overwrite)
+
+    def lines(self) -> Iterator[Line]:
+        """Go through the rows of the input."""
+        return islice(read_rows(self.files.source, split=self.settings.split), self.settings.limit)
+
+    def query(self, line: Line) -> Query:
+        """Read a row.
+
+        Raises:
+            RecordError: If it cannot be used.
+        """
+        if line.problem is not None:
+            raise RecordError("row", line.problem)
+        return self.stage.read_row(line.value)
+
+    def write_outputs(self, journal: Journal) -> Totals:
+        """Write the outputs from the journal, and print the account.
+
+        The output appears last: where it is, all is there, and where it is not, the same command
+        ends what was begun.
+        """
+        fingerprint = journal.last_run()
+        if fingerprint is None:
+            raise UsageError(f"{self.journal_path}: no run has begun in it")
+
+        def outcome_of(key: bytes) -> Outcome | None:
+            content = journal.outcome(key)
+            return None if content is None else Outcome(**content)
+
+        key_of = partial(Runner.outcome_key, fingerprint=fingerprint)
+        task_output, overwrite = self.files.task_output, self.files.overwrite
+        with (
+            contextlib.ExitStack() as until,
+            TableWriter(self.output, overwrite=overwrite) as table,
+            Rejects(self.rejects_path, overwrite=True, until=until) as rejects,
+        ):
+            outputs = Outputs(
+                table,
+                rejects,
+                self.stage.write_row,
+                task_row=self.stage.task_row,
+                unread=self.stage.unread,
+                is_right=self.stage.is_right,
+                on_problem=self.stage.tally.on_problem,
+                of_drafts=self.stage.of_drafts,
+            )
+            with contextlib.suppress(_NotDoneError), contextlib.ExitStack() as stack:
+                if task_output is not None:
+                    task_table = TableWriter(task_output, overwrite=overwrite, until=until)
+                    outputs = replace(outputs, task_table=stack.enter_context(task_table))
+                totals = outputs.write(self.lines(), self.query, key_of, outcome_of)
+                if totals.unfinished:  # the benchmark's file would look complete
+                    raise _NotDoneError
+            flops = self.flops_of(totals)
+            sessions = journal.sessions()
+            more = {
+                "seconds": round(sum(session["seconds"] for session in sessions), 3),
+                "sessions": sessions,
+                "session": self.session,
+                "settings": asdict(self.settings) | dict(self.stage.used),
+                "input": self.files.source,
+                **self.stage.tally.summary(),
+            }
+            write_summary(summary_path(self.output), summary(totals, flops, more))
+        counts = f"{totals.written} written to {self.output}, {totals.rejected} rejected"
+        if totals.rejected:
+            counts += f" ({self.rejects_path})"
         if totals.unfinished:
-            raise _NotDoneError  # leaves the benchmark's file out, which would look complete
-    flops = flops_of(job, totals)
-    sessions = journal.sessions()
-    more = {
-        "seconds": round(sum(session["seconds"] for session in sessions), 3),
-        "sessions": sessions,
-        "session": job.session,
-        "settings": asdict(job.settings) | dict(job.stage.used),
-        "input": job.files.source,
-        **job.stage.tally.summary(),
-    }
-    write_summary(summary_path(job.output), summary(totals, flops, more))
-    counts = f"{totals.written} written to {job.output}, {totals.rejected} rejected"
-    if totals.rejected:
-        counts += f" ({job.rejects_path})"
-    if totals.unfinished:
-        counts += f", {totals.unfinished} not done yet"
-    print(f"read {totals.read} rows: {counts}")
-    for name, (count, first) in totals.rejects.items():
-        print(f"  {count} x {name}: {first}")
-    if task_output is not None:
-        print("\n".join(_told_of_task(totals, task_output)))
-    print("\n".join([*describe(totals, flops), *job.stage.tally.describe()]))
-    return totals
+            counts += f", {totals.unfinished} not done yet"
+        print(f"read {totals.read} rows: {counts}")
+        for name, (count, first) in totals.rejects.items():
+            print(f"  {count} x {name}: {first}")
+        if task_output is not None:
+            print("\n".join(_told_of_task(totals, task_output)))
+        print("\n".join([*describe(totals, flops), *self.stage.tally.describe()]))
+        return totals
 
-
-def flops_of(job: Job, totals: Totals) -> dict[str, float | None] | None:
-    """Return the FLOPs of what a job asked; None where the model's size is unknown."""
-    own = _shape(job.shapes[0])
-    if own is None:
-        return None
-    # Of another model at a server its name is all there is to go by.
-    others = {name: _shape(name) for name in totals.by_model if name and _is_named(name)}
-    reward = None if totals.scored is None else _shape(job.shapes[1], classifier=True)
-    return totals.flops({"": own, **others}, reward, job.stage.strategy, job.stage.options)
+    def flops_of(self, totals: Totals) -> dict[str, float | None] | None:
+        """Return the FLOPs of what a job asked; None where the model's size is unknown."""
+        own = _shape(self.shapes[0])
+        if own is None:
+            return None
+        # Of another model at a server its name is all there is to go by.
+        others = {name: _shape(name) for name in totals.by_model if name and _is_named(name)}
+        reward = None if totals.scored is None else _shape(self.shapes[1], classifier=True)
+        return totals.flops({"": own, **others}, reward, self.stage.strategy, self.stage.options)
 
 
 class _NotDoneError(Exception):

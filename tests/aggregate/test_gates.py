@@ -43,7 +43,7 @@ def test_what_was_cut_off_is_truncated(finish_reason, expected):
 
 
 def test_all_failures_are_named_in_the_order_of_gates():
-    text = "I cannot synthesize the provided responses. " + LONG
+    text = "I cannot assist with the provided responses. " + LONG
     assert gates(text, [text, "five", "six"], "length") == list(GATES[1:])
 
 
@@ -53,15 +53,14 @@ def test_all_failures_are_named_in_the_order_of_gates():
 @pytest.mark.parametrize(
     "text",
     [
-        "I'm sorry, but I can't synthesize these.",
-        "I’m sorry, but I can’t combine them.",
+        "I'm sorry, but I can't assist with these.",
+        "I’m sorry, but I can’t write them.",
         "As an AI language model, I cannot help you with this.",
         "I'm sorry, but as an AI assistant, I am unable to generate such a text.",
-        "Hello! I apologize, but I cannot fulfill your request.",
+        "I apologize, but I cannot fulfill your request.",
         "I cannot fulfill your request. I'm just an AI.",
         "I can't provide information on how to do that.",
         "Unfortunately, I do not feel comfortable with it.",
-        "I must respectfully decline.",
         "I can't write that, so I must decline.",
         "  **I'm sorry, but I can't assist with that request.**",
     ],
@@ -155,16 +154,7 @@ def test_time_grows_with_the_length_and_not_faster():
         "After reviewing the responses, it is evident that there are six.",
         "Considering the responses and synthesizing them, six.",
         "**Based on a comprehensive synthesis of the proposals**: six",
-        "There are six pails. All the responses provided agree.",
-        "The responses above disagree, but six is right.",
-        "The answer of Response 2 is right.",
-        "As the responses from the various models show, six.",
-        "The models' responses differ.",
-        "One of the responses says five.",
-        "Most of the responses correctly state that it is six.",
-        "Some of the proposals are incorrect.",
-        "Each of the responses offers another number.",
-        "### Synthesized Response\n\nSix pails.",
+        "There are six pails. Aggregating the drafts, it is six.",
         "Six.\n\nThese provided model answers are wrong.",
     ],
 )
@@ -194,9 +184,9 @@ def test_other_responses_are_not_meant(text):
 
 
 def test_a_query_about_responses_is_answered_with_them():
-    text = "Response 2 is better, as both of the responses say."
+    text = "Of the provided responses, the second is better."
     assert gates(text) == ["mentions_responses"]
-    assert gates(text, query="Which is better?\nResponse 1: five\nResponse 2: six") == []
+    assert gates(text, query="Which of the provided responses is better, five or six?") == []
 
 
 @given(st.text(), st.lists(st.text()), st.sampled_from(["stop", "length", None]), st.text())

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import demo_rows
+from kill_tools import check_every_kill
 from shared_data import shared_path, shared_rows
 
 from aft_factory.convert.__main__ import main
@@ -966,6 +968,23 @@ def test_kill_leaves_the_old_output_whole_and_the_next_run_works(folder):
         == 0
     )
     assert len(read("out.jsonl")) == 2
+
+
+def test_killed_at_any_moment_of_writing_the_same_command_ends_it(folder):
+    output, rejects, info = "data/out.jsonl", "data/mine.rejects.jsonl", "info/dataset_info.json"
+
+    def fresh():
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        Path("info").mkdir()
+        write("in.jsonl", [*ROWS, BAD])
+        return folder
+
+    def run():
+        flags = ["--rejects", rejects, "--register", "info", "--name", "mine", "--quiet"]
+        return main(["proposals", "in.jsonl", "--output", output, *flags])
+
+    assert check_every_kill(fresh, run, output, (output, rejects, info)) >= 3
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder):

@@ -207,7 +207,7 @@ def test_nothing_that_comes_in_is_changed():
     extra = {"min_p": 0.1, "chat_template_kwargs": {"proposals": ["a"]}}
     asked = request(n=3, sampling=Sampling(top_k=5, max_tokens=8, stop=("E",), extra=extra))
     before = copy.deepcopy((asked, extra, MESSAGES))
-    ask(asked, server={"most_choices": 1}, token_ids=True)
+    ask(asked, server={"most_choices": 1})
     assert (asked, extra, MESSAGES) == before
 
 
@@ -233,11 +233,12 @@ def test_a_single_sample_knows_its_length():
 
 
 def test_token_ids_are_asked_for_only_if_wanted_and_then_give_every_length():
-    [reply], server = ask(request(n=2), token_ids=True)
-    assert server.requests[0][1]["return_token_ids"] is True
-    assert reply.prompt_ids == tuple(ord(c) for c in "How many pails?"[::4])
+    wanted = Sampling(max_tokens=8, extra={"return_token_ids": True})
+    [plain, reply], server = ask(request(n=2), request(n=2, sampling=wanted))
+    assert ["return_token_ids" in body for _, body in server.requests] == [False, True]
     lengths = [len(text.split()) for text in expected_texts(MESSAGES, 2, 7, 8)]
-    assert [(c.tokens, len(c.token_ids)) for c in reply.completions] == [(n, n) for n in lengths]
+    assert [c.tokens for c in plain.completions] == [None, None]
+    assert [c.tokens for c in reply.completions] == lengths
 
 
 def test_content_may_be_null_and_usage_and_finish_reason_may_be_missing():

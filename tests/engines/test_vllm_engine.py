@@ -49,9 +49,29 @@ def run():
     loop.close()
 
 
+class TellingEngine(VllmEngine):
+    """An engine that keeps what vLLM gave for each sample: the tokens it read, and wrote."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.outputs, self.asked = {}, []
+
+    async def _one(self, ids, request, index):
+        output = await super()._one(ids, request, index)
+        self.outputs[id(request), index] = output
+        self.asked.append(request)  # so that its id stays its own
+        return output
+
+    def read(self, request):
+        return list(self.outputs[id(request), 0].prompt_token_ids)
+
+    def written(self, request, index=0):
+        return tuple(self.outputs[id(request), index].outputs[0].token_ids)
+
+
 @pytest.fixture(scope="module")
 def engine(run, tiny_llama):
-    engine = run(VllmEngine.start(str(tiny_llama), engine_args=ARGS))
+    engine = run(TellingEngine.start(str(tiny_llama), engine_args=ARGS))
     yield engine
     run(engine.close())
 
@@ -340,12 +360,13 @@ def test_it_works_on_as_much_at_once_as_vllms_offline_inference(engine):
 
 
 @pytest.mark.slow
-def test_samples_come_in_order_each_as_if_asked_alone_under_its_seed(ask):
-    [reply] = ask(Request(QUESTION, 5, Sampling(max_tokens=20), 100))
-    alone = ask(*(Request(QUESTION, 1, Sampling(max_tokens=20), 100 + i) for i in range(5)))
-    assert [c.token_ids for c in reply.completions] == [
-        single.completions[0].token_ids for single in alone
-    ]
+def test_samples_come_in_order_each_as_if_asked_alone_under_its_seed(ask, engine):
+    request = Request(QUESTION, 5, Sampling(max_tokens=20), 100)
+    [reply] = ask(request)
+    alone = [Request(QUESTION, 1, Sampling(max_tokens=20), 100 + i) for i in range(5)]
+    texts = [single.completions[0].text for single in ask(*alone)]
+    assert [c.text for c in reply.completions] == texts
+    assert [engine.written(request, i) for i in range(5)] == list(map(engine.written, alone))
     assert len({c.text for c in reply.completions}) == 5
 
 
@@ -363,10 +384,11 @@ def test_greedy_text_is_that_of_hugging_face(ask, engine, tiny_llama):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
-    for reply in ask(Request(QUESTION, 1, GREEDY, 0), Request("Six pails", 1, GREEDY, 0)):
+    requests = [Request(QUESTION, 1, GREEDY, 0), Request("Six pails", 1, GREEDY, 0)]
+    for request, reply in zip(requests, ask(*requests), strict=True):
         [completion] = reply.completions
-        expected = hugging_face_greedy(model, list(reply.prompt_ids), 24)
-        assert completion.token_ids == expected
+        expected = hugging_face_greedy(model, engine.read(request), 24)
+        assert engine.written(request) == expected
         assert completion.text == engine.tokenizer.decode(expected, skip_special_tokens=True)
 
 
@@ -380,8 +402,9 @@ def test_prompts_are_the_training_tokens_of_the_same_record(ask, engine):
         )
         for r in records
     ]
-    replies = ask(*(Request(prompt, 1, SHORT, 0) for prompt in prompts))
-    for record, reply in zip(records, replies, strict=True):
+    requests = [Request(prompt, 1, SHORT, 0) for prompt in prompts]
+    ask(*requests)
+    for record, request in zip(records, requests, strict=True):
         trained = engine.tokenizer.apply_chat_template(
             record.messages,
             proposals=record.proposals,
@@ -389,13 +412,14 @@ def test_prompts_are_the_training_tokens_of_the_same_record(ask, engine):
             add_generation_prompt=True,
             return_dict=False,
         )
-        assert list(reply.prompt_ids) == trained
+        assert engine.read(request) == trained
 
 
 @pytest.mark.slow
 def test_a_text_prompt_begins_with_the_beginning_of_text(ask, engine):
-    [reply] = ask(Request("Six pails", 1, SHORT, 0))
-    assert list(reply.prompt_ids) == [
+    request = Request("Six pails", 1, SHORT, 0)
+    ask(request)
+    assert engine.read(request) == [
         engine.tokenizer.bos_token_id,
         *engine.tokenizer.encode("Six pails", add_special_tokens=False),
     ]
@@ -423,8 +447,9 @@ def test_release_prompts_are_those_of_the_published_code(ask, engine):
                 tokenize=False,
             )
             expected.append(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
-    replies = ask(*(Request(prompt, 1, SHORT, 0) for prompt in requests))
-    assert [list(reply.prompt_ids) for reply in replies] == expected
+    requests = [Request(prompt, 1, SHORT, 0) for prompt in requests]
+    ask(*requests)
+    assert list(map(engine.read, requests)) == expected
 
 
 @pytest.mark.slow
@@ -442,14 +467,16 @@ def test_usage_counts_the_prompt_once_and_what_was_cached_before(ask, engine):
 @pytest.mark.slow
 def test_an_answer_ends_at_the_end_of_a_turn_at_a_stop_text_or_at_the_limit(ask, engine):
     ending = Sampling(max_tokens=9, extra={"logit_bias": {EOT: 100.0}})
-    [reply] = ask(Request(QUESTION, 1, ending, 0))
+    request = Request(QUESTION, 1, ending, 0)
+    [reply] = ask(request)
     [completion] = reply.completions
     assert (completion.text, completion.finish_reason) == ("", "stop")
-    assert engine.tokenizer.convert_ids_to_tokens(completion.token_ids) == ["<|eot_id|>"]
-    [reply] = ask(Request(QUESTION, 1, GREEDY, 0))
+    assert engine.tokenizer.convert_ids_to_tokens(engine.written(request)) == ["<|eot_id|>"]
+    request = Request(QUESTION, 1, GREEDY, 0)
+    [reply] = ask(request)
     [whole] = reply.completions
     assert (whole.finish_reason, whole.tokens) == ("length", 24)
-    word = engine.tokenizer.decode(whole.token_ids[4:6]).strip()
+    word = engine.tokenizer.decode(engine.written(request)[4:6]).strip()
     stopping = Sampling(temperature=0, max_tokens=24, stop=(word,))
     [reply] = ask(Request(QUESTION, 1, stopping, 0))
     [cut] = reply.completions
@@ -555,7 +582,7 @@ def test_an_adapter_is_served_with_its_own_tokenizer_as_peft_would(
     tokenizer.chat_template = chat_template("llama3", "moa")
     tokenizer.save_pretrained(tmp_path)
     args = ARGS | {"enable_prefix_caching": False}
-    second = run(VllmEngine.start(str(tiny_llama), adapter=str(tmp_path), engine_args=args))
+    second = run(TellingEngine.start(str(tiny_llama), adapter=str(tmp_path), engine_args=args))
     try:
         assert second.most_samples == 1
         assert second.model.startswith(
@@ -563,11 +590,11 @@ def test_an_adapter_is_served_with_its_own_tokenizer_as_peft_would(
         )
         assert second.chat_template == chat_template("llama3", "moa")
         assert second.tokenizer.eos_token == "<|eot_id|>"
-        [reply] = run(gather(second, [Request("Six pails", 1, GREEDY, 0)]))
-        [completion] = reply.completions
+        request = Request("Six pails", 1, GREEDY, 0)
+        run(gather(second, [request]))
         with adapted.disable_adapter():
             base = hugging_face_greedy(adapted, plain_ids, 24)
-        assert completion.token_ids == hugging_face_greedy(adapted, plain_ids, 24) != base
+        assert second.written(request) == hugging_face_greedy(adapted, plain_ids, 24) != base
         dies(run, second)
     finally:
         run(second.close())

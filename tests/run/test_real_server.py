@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import unittest.mock
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from conftest import demo_rows
 from shared_data import shared_rows
 
 from aft_factory.asking.asker import Asker
+from aft_factory.engines import openai_engine, openai_replies
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.sampling import Completion, Sampling
 from aft_factory.inference.drafting import Drafting, DraftingOptions, Trace
@@ -27,39 +29,32 @@ from aft_factory.records.record import record_from_row
 
 pytestmark = pytest.mark.slow
 
-SHORT = Sampling(max_tokens=2)
-
-
-class Recording:
-    """An engine that remembers the prompt ids the server reports."""
-
-    def __init__(self, engine):
-        self.engine = engine
-        self.model = engine.model
-        self.most_samples = engine.most_samples
-        self.ids = []
-
-    async def sample(self, request):
-        reply = await self.engine.sample(request)
-        self.ids.append(reply.prompt_ids)
-        return reply
+SHORT = Sampling(max_tokens=2, extra={"return_token_ids": True})
 
 
 def prompt_ids(url, settings, queries):
     """Send (messages, drafts) through the runner's own path; return the ids the server saw."""
+    ids = []
+
+    def reading(data, *rest):
+        [choice] = data["choices"]
+        ids.append(data.get("prompt_token_ids") or choice["prompt_token_ids"])
+        return openai_replies.read_reply(data, *rest)
 
     async def run():
-        engine = Recording(await OpenAIEngine.connect([url], token_ids=True))
+        engine = await OpenAIEngine.connect([url])
         try:
             for i, (messages, drafts) in enumerate(queries):
                 asker = Asker({"": engine}, None, 10)
                 sample = Drafting(str(i), 0, settings, asker, {}, Trace())
                 await sample(messages, [Completion(text) for text in drafts], layer=0, whole=False)
         finally:
-            await engine.engine.close()
-        return engine.ids
+            await engine.close()
 
-    return [list(ids) for ids in asyncio.run(run())]
+    with unittest.mock.patch.object(openai_engine, "read_reply", reading):
+        asyncio.run(run())
+    assert len(ids) == len(queries)
+    return ids
 
 
 def test_the_release_presets_prompts_are_those_of_the_published_code(vllm_server, tiny_llama):

@@ -11,7 +11,7 @@ from aft_factory.errors import UsageError, suggest
 from aft_factory.push.card import LICENCES, Card, escape
 from aft_factory.push.folder import new_folder, write_data
 from aft_factory.push.hub import hub_api, upload
-from aft_factory.push.public import Publication
+from aft_factory.push.publication import Publication
 from aft_factory.push.settings import PushSettings
 from aft_factory.records.files import read_text
 from aft_factory.stage.command import PlainCommand

@@ -1,14 +1,14 @@
 """The card of a published data set: `templates/card.md.jinja`, filled in.
 
 Pure. Texts that come from data or files are escaped, so that they stay text in the YAML front
-matter, in tables and in code blocks. What is nobody's business is left out (`public`).
+matter, in tables and in code blocks. What is nobody's business is left out.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ import yaml
 
 from aft_factory import __version__
 from aft_factory.prompts.rendering import TEMPLATES
-from aft_factory.push.public import public, public_counts
+from aft_factory.push.public import public_counts
+from aft_factory.push.shown_settings import shown_settings
 from aft_factory.records.fields import names_of
 from aft_factory.records.files import read_text
 from aft_factory.stats.counts import LIMITS, PARTS
@@ -58,7 +59,7 @@ class Card:
     repository: str
     licence: str
     source: str
-    settings: Any = None
+    settings: Mapping[str, Any] | None = None
     licence_link: str | None = None
     language: tuple[str, ...] = ()
 
@@ -118,11 +119,14 @@ class Card:
 
     def exposed(self, numbers: Mapping[str, Any]) -> list[str]:
         """Return what becomes public beside the texts, of which the publisher may not think."""
-        told = {
+        shown, left_out = shown_settings(self.settings or {})
+        told: dict[str, Iterable[str]] = {
             "sources": public_counts(numbers["sources"]),
             "models of proposals": public_counts(numbers["proposal_models"]),
-            "settings, without secrets and folders": self.settings or {},
+            "settings": shown,
         }
+        if left_out:
+            told["settings not shown (no setting of a command here, or a place)"] = left_out
         return [
             f"{what}: {names_of(dict.fromkeys(filter(None, names))) or 'none'}"
             for what, names in told.items()
@@ -168,12 +172,11 @@ def named(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return shown
 
 
-def settings_text(settings: Any) -> str:
-    """Return settings as JSON, made public; "" for none.
+def settings_text(settings: Mapping[str, Any] | None) -> str:
+    """Return what of settings is public, as JSON; "" for none.
 
     In JSON every line begins with a blank, a bracket, a quote or a number, so none can end the
     code block.
     """
-    if settings is None:
-        return ""
-    return json.dumps(public(settings), indent=2, ensure_ascii=False, default=str)
+    shown, _ = shown_settings(settings or {})
+    return json.dumps(shown, indent=2, ensure_ascii=False) if shown else ""

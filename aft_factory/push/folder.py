@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import UsageError
-from aft_factory.push.public import Publication
+from aft_factory.push.publication import Publication
 from aft_factory.push.settings import PushSettings
 from aft_factory.records.files import named
 from aft_factory.records.record import Row

@@ -1,8 +1,8 @@
-"""What of records and settings becomes public: no secrets, no logins, no unknown columns.
+"""Texts and values without secrets, logins and folders.
 
 Pure. Of paths only the names stay: where files and models lie on the publisher's machine is
-nobody's business. The texts of a record (messages, proposals, aggregation, reference) are the data
-and stay as they are; those that seem to hold a secret are counted.
+nobody's business. No list of words knows all secrets: what stands behind one is cut to the end of
+the text, addresses lose what may hold one, and words that look random go, whatever they are.
 """
 
 from __future__ import annotations
@@ -11,141 +11,64 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
-from aft_factory.errors import UsageError, suggest
-from aft_factory.records.fields import OBJECT, short
-from aft_factory.records.record import Record
+from aft_factory.records.fields import OBJECT
 
 LEFT_OUT = "(left out)"
-STAGES = ("sampling", "ranking", "aggregating")  # keys of `meta` that our own stages write
-# In the words of a key: hfToken, X-Api-Key, client_secret; not: max_tokens.
+# In the words of a name: hfToken, X-Api-Key, PGPASSWORD, api_key_2; not: max_tokens.
 _SECRET = re.compile(
-    r"\b(?:(?:api|access) ?key|auth|authorization|bearer|cookie|credentials?|pass(?:word|wd|phrase)"
-    r"|secrets?)\b|\b(?:key|signature|token)$"
+    r"pass ?(?:word|wd|phrase)|secret|credential|cookie|authorization|bearer|private ?key"
+    r"|(?:api|access) ?key|session ?id|\bauth\b|\b(?:keys?|pass|pwd?|sas|sig|signature|token)$"
 )
 _NO_SECRET = re.compile(r"\b(?:pad|bos|eos|unk|sep|cls|mask|stop|image|per) token$")
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]+")
+_NUMBERED_NAME = re.compile(r"[ 0-9]+$")
 # How keys begin, and what follows. In texts, "the bearer of" and "Bearer $TOKEN" are none.
-_KEYS = {
+KEYS = {
     **dict.fromkeys(("hf_", "sk-", "ghp_", "gho_", "ghs_", "github_pat_"), r"[\w-]{8,}"),
-    **dict.fromkeys(("glpat-", "xoxb-", "xoxp-"), r"[\w-]{10,}"),
-    "AKIA": r"[0-9A-Z]{16}",
+    **dict.fromkeys(("gsk_", "r8_", "nvapi-", "npm_", "pypi-", "xai-"), r"[\w-]{10,}"),
+    **dict.fromkeys(("sk_live_", "rk_live_", "dop_v1_", "glpat-"), r"[\w-]{10,}"),
+    **dict.fromkeys(("xoxb-", "xoxp-", "xoxe-", "xapp-"), r"[\w-]{10,}"),
+    **dict.fromkeys(("AKIA", "ASIA"), r"[0-9A-Z]{16}"),
     "AIza": r"[\w-]{35}",
+    "SG.": r"[\w-]{8,}\.[\w-]{8,}",
+    "ya29.": r"[\w-]{10,}",
     "eyJ": r"[\w-]{8,}\.eyJ[\w-]+\.[\w-]+",
     "-----BEGIN ": r"[A-Z ]{0,20}PRIVATE KEY-----(?:[^-]*-----END [A-Z ]{0,20}PRIVATE KEY-----)?",
     "Bearer ": r"[\w.~+/=-]{8,}",
 }
-_KEY = re.compile(
-    "|".join(rf"(?<![A-Za-z0-9]){re.escape(begin)}{rest}" for begin, rest in _KEYS.items())
+KEY = re.compile(
+    "|".join(rf"(?<![A-Za-z0-9]){re.escape(begin)}{rest}" for begin, rest in KEYS.items())
 )
 _BEARER = re.compile(r"\bBearer \S+")
-_LOGIN = re.compile(r"(?<=://)[^/\s]*@|(?<!\S)[\w.-]+:[^\s/@]+@(?=\w)")
-_SECRET_NAME = r"[\w-]*(?:key|token|secret|password|passwd|authorization|signature)"
-# As addresses, shells, headers, Python and JSON write it.
-_ASSIGNED = re.compile(
-    rf"(?<![\w-])(?P<name>{_SECRET_NAME})(?P<by>['\"]?\s?[=:]\s?['\"]?)"
-    r"(?:(?:Basic|Bearer) )?[^&\s'\",;]+",
-    re.IGNORECASE,
+_ADDRESS = re.compile(r"(?<=://)[^\s'\"<>]+")
+_HOOK = re.compile(r"hook|/bot[0-9]", re.IGNORECASE)  # such an address is itself the secret
+_LOGIN = re.compile(r"(?<![^\s/])[\w.-]+:[^\s/]+@(?=\w)")
+# A name and what stands behind it, as addresses, shells, headers, Python and JSON write it; and an
+# option of one letter, of which nobody knows what it takes (`curl -u`).
+_NAMED = re.compile(
+    r"(?<![\w-])(?:-[A-Za-z](?:\s|=)"
+    r"|(?P<name>[\w-]++)(?:[\\'\"]{0,4}\s*+[=:]\s*+|(?P<blank>\s++)))(?=\S)"
 )
-_OPTION = re.compile(rf"(?<!\S)(?P<name>--{_SECRET_NAME})(?P<by>\s)\S+", re.IGNORECASE)
-_FOLDERS = r"(?:file:(?://)?|~|\.\.?|[A-Za-z]:)?[\\/]"
+_WORD = re.compile(r"[^\s'\",;]+")
+_RUN = re.compile(r"[A-Za-z0-9]{16,}")
+_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+_HASH = re.compile(r"[0-9a-f]+|[0-9A-F]+")  # or a plain number
+_FOLDERS = r"(?:file:(?://)?|~[\w.-]*|\.\.?|[A-Za-z]:)?[\\/]"
 # `base+/home/me/adapter` names two of them; one that is the whole text may have blanks in it.
 _PATH = re.compile(
     rf"(?<![\w./\\~-])(?!(?<=:)//){_FOLDERS}(?:[^\s'\"+]|\+(?!/))*[\\/](?=[^\s'\"\\/])",
 )
 _ONLY_PATH = re.compile(rf"{_FOLDERS}(?:[^\n: +]|\+(?!/)| (?![\\/]))*[\\/](?=[^\n\\/])")
-# A folder whose name is a login.
-_HOME = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:home|Users)[\\/][^\s\\/'\"]+(?=$|[\s'\",:;)])")
-_NUMBERED = re.compile(r"~[0-9]+$")
-
-
-class Publication:
-    """Makes records public, and counts what that changed.
-
-    Args:
-        columns: Keys of `meta` to publish; those of our own stages are anyway.
-    """
-
-    def __init__(self, columns: Collection[str] = ()) -> None:
-        self.columns = frozenset(columns)
-        self.kept: Counter[str] = Counter()  # rows by key of `meta`
-        self.left_out: Counter[str] = Counter()
-        self.cleaned: Counter[str] = Counter()  # rows by field
-        self.keys: Counter[str] = Counter()  # texts that seem to hold one, by how it begins
-        self.first_key: str | None = None
-        self._rows_with_keys = 0
-        self._ids: dict[str, dict[str, int]] = {}
-
-    def record(self, record: Record, place: str) -> Record:
-        """Return a record as it is published; `place` is for messages."""
-        chosen = {
-            key: value
-            for key, value in record.meta.items()
-            if key in self.columns or _of_a_stage(key, value)
-        }
-        self.kept.update(chosen.keys())
-        self.left_out.update(key for key in record.meta if key not in chosen)
-        models = record.proposal_models
-        made = {
-            "id": self._id(record.id),
-            "source": public_text(record.source),
-            "proposal_models": models and [model and public_text(model) for model in models],
-            "meta": public(chosen),
-        }
-        before = {**{name: getattr(record, name) for name in made}, "meta": chosen}
-        self.cleaned.update(name for name, value in made.items() if value != before[name])
-        self._look_for_keys(record, place)
-        return replace(record, **made)
-
-    def check(self) -> None:
-        """Refuse a column to publish that no row has.
-
-        Raises:
-            UsageError: With the columns there are.
-        """
-        for name in sorted(self.columns - self.kept.keys()):
-            known = self.left_out.keys() | self.kept.keys()
-            has = suggest(name, known) if known else "the rows have none"
-            raise UsageError(f"--publish {name}: no row has such a column beside a record's; {has}")
-
-    def describe(self) -> list[str]:
-        """Return what was left out and changed, and what the publisher should look at."""
-        lines = [f"keys of meta: {_named(self.kept, 'rows')}"]
-        if self.left_out:
-            lines.append(f"not published (name it to --publish): {_named(self.left_out, 'rows')}")
-        if self.cleaned:
-            lines.append(
-                f"rid of secrets, logins and folders: {_named(self.cleaned, 'rows')}"
-                + ("; ids that were, end in ~NUMBER" if self.cleaned["id"] else "")
-            )
-        if self.keys:
-            lines.append(
-                f"LOOK: {self._rows_with_keys} rows have texts that seem to hold a secret, and "
-                f"texts are published as they are: {_named(self.keys, 'texts')}; "
-                f"the first in {self.first_key}"
-            )
-        return lines
-
-    def _id(self, name: str) -> str:
-        """An id without secrets, still another one for another row."""
-        clean = public_text(name)
-        if clean == name and not _NUMBERED.search(name):
-            return name
-        numbers = self._ids.setdefault(clean, {})
-        return f"{clean}~{numbers.setdefault(name, len(numbers) + 1)}"
-
-    def _look_for_keys(self, record: Record, place: str) -> None:
-        found = False
-        for where, text in _texts(record):
-            if any(begin in text for begin in _KEYS) and (key := _KEY.search(text)):
-                begin = next(begin for begin in _KEYS if key[0].startswith(begin))
-                self.keys[f"{begin.strip()}..."] += 1
-                self.first_key = self.first_key or f"{place}, {where}"
-                found = True
-        self._rows_with_keys += found
+# A folder whose name is a login, perhaps with blanks in it.
+_HOME = r"(?:file:(?://)?|[A-Za-z]:)?[\\/](?:home|Users)[\\/]"
+_ONLY_HOME = re.compile(rf"{_HOME}[^\\/\n:]+[\\/]?")
+_HOME_IN_TEXT = re.compile(
+    rf"(?<![\w.]){_HOME}[^\s\\/'\"]+"
+    r"(?:[\\/]?(?=$|['\",:;)])|(?: [^\s\\/'\"]+){1,2}[\\/]\S*|[\\/]?(?=\s))"
+)
 
 
 def public(value: Any) -> Any:
@@ -156,10 +79,13 @@ def public(value: Any) -> Any:
             name = public_text(str(key))
             while name in made:  # another key that now reads the same
                 name += "~"
-            made[name] = LEFT_OUT if item is not None and _is_secret(str(key)) else public(item)
+            hidden = key != "name" and (_is_secret(str(key)) or _names_secret(value.get("name")))
+            told = item is None or isinstance(item, bool) or not hidden
+            made[name] = public(item) if told else LEFT_OUT
         return made
     if isinstance(value, list | tuple):
-        return [public(item) for item in value]
+        named = next((i for i, item in enumerate(value) if _names_secret(item)), len(value))
+        return [public(item) if i <= named else LEFT_OUT for i, item in enumerate(value)]
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(value)
@@ -175,13 +101,20 @@ def public_text(text: str) -> str:
     """Return a text without secrets and logins, and of paths in it only the names.
 
     Example:
-        >>> public_text("/home/me/base"), public_text("http://me:pw@host/v1")
+        >>> public_text("/home/me/base"), public_text("http://me:pw@host/v1?code=1")
         ('base', 'http://host/v1')
     """
-    text = _OPTION.sub(_assigned, _ASSIGNED.sub(_assigned, _LOGIN.sub("", text)))
-    for secret in (_KEY, _BEARER, _HOME):
+    text = _LOGIN.sub("", _ADDRESS.sub(_address, text))
+    for secret in (KEY, _BEARER):
         text = secret.sub(LEFT_OUT, text)
-    return _ONLY_PATH.sub("", text) if _ONLY_PATH.match(text) else _PATH.sub("", text)
+    text = _before_secret(text)
+    if _ONLY_HOME.fullmatch(text):
+        return LEFT_OUT
+    if _ONLY_PATH.match(text):
+        text = _ONLY_PATH.sub("", text)
+    else:
+        text = _PATH.sub("", _HOME_IN_TEXT.sub(LEFT_OUT, text))
+    return _WORD.sub(lambda word: LEFT_OUT if _is_random(word[0]) else word[0], text)
 
 
 def public_counts(counts: Mapping[str, int]) -> dict[str, int]:
@@ -192,32 +125,41 @@ def public_counts(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(added.most_common())
 
 
-def _of_a_stage(key: str, value: Any) -> bool:
-    """Whether our own stage wrote this; a user's column may have its name."""
-    return key in STAGES and isinstance(value, OBJECT) and "model" in value
-
-
-def _is_secret(key: str) -> bool:
-    words = _WORD_START.sub(" ", key).lower()
+def _is_secret(name: str) -> bool:
+    words = _NUMBERED_NAME.sub("", _WORD_START.sub(" ", name).lower())
     return bool(_SECRET.search(words)) and not _NO_SECRET.search(words)
 
 
-def _assigned(match: re.Match[str]) -> str:
-    name = match["name"]
-    # In code, `key=` is how a list is sorted; in prose, "the key: patience" is no secret.
-    asked = name.lower() != "key" or match.string[: match.start()].endswith(("?", "&"))
-    return f"{name}{match['by']}{LEFT_OUT}" if asked and _is_secret(name) else match[0]
+def _names_secret(item: Any) -> bool:
+    """Whether what follows is a secret: an option (`--hf-token`), the name of a header."""
+    return isinstance(item, str) and bool(re.fullmatch(r"[\w-]+", item)) and _is_secret(item)
 
 
-def _texts(record: Record) -> Iterator[tuple[str, str]]:
-    for index, message in enumerate(record.messages):
-        yield f"messages[{index}]", message["content"]
-    for index, text in enumerate(record.proposals):
-        yield f"proposals[{index}]", text
-    yield "aggregation", record.aggregation or ""
-    yield "reference", record.reference or ""
+def _address(match: re.Match[str]) -> str:
+    """What of an address comes behind its `://`: no login, no query."""
+    login, at, rest = match[0].rpartition("@")
+    if _HOOK.search(match[0]) or (":" in login and re.search("[/?#]", login)):
+        return LEFT_OUT
+    if not at or "/" in login:  # an `@` of the path
+        rest = match[0]
+    return re.split("[?#]", rest)[0]
 
 
-def _named(counts: Mapping[str, int], unit: str) -> str:
-    shown = (f"{short(name)[1:-1]} ({count} {unit})" for name, count in counts.items())
-    return ", ".join(shown) or "none"
+def _before_secret(text: str) -> str:
+    """The text up to the value of a secret: where that ends, nobody knows."""
+    for found in _NAMED.finditer(text):
+        name = found["name"] or "-"
+        told = not found["blank"] or name.startswith("--") or name.isupper()
+        # In code, `key=` is how a list is sorted; in prose, "the key: patience" is no secret.
+        secret = name not in ("key", "Key") and _is_secret(name)
+        if name == "-" or (told and (secret or re.fullmatch("--.*user", name))):
+            return text[: found.end()] + LEFT_OUT
+    return text
+
+
+def _is_random(word: str) -> bool:
+    """Whether a word holds a key, whatever kind: many short pieces, as no name has them."""
+    return any(
+        not _HASH.fullmatch(run) and not run.isalpha() and len(run) < 5 * len(_PIECE.findall(run))
+        for run in _RUN.findall(word)
+    )

@@ -22,7 +22,9 @@ class PushSettings(ReadSettings):
     license: str = setting(REQUIRED, "such as apache-2.0, cc-by-4.0, other", "ID")
     license_link: str | None = setting(None, "text of the licence, for --license other", "URL")
     source: str | None = setting(None, "where the data come from, for the card (Markdown)", "TEXT")
-    settings: Path | None = setting(None, "YAML or JSON file to show in the card", "FILE")
+    settings: Path | None = setting(
+        None, "YAML or JSON file of a run or pipeline; the card shows its settings", "FILE"
+    )
     language: list[str] = setting([], "such as en; repeatable", "CODE", form="repeated")
     publish: list[str] = setting(
         [], "also publish these columns, or keys of `meta`, that records do not know", "COLUMN"

@@ -18,11 +18,15 @@ from conftest import ROOT, demo_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aft_factory.aggregate import __main__ as aggregate
 from aft_factory.push.__main__ import main
 from aft_factory.push.card import Card, escape, settings_text
 from aft_factory.push.public import public, public_text
+from aft_factory.push.shown_settings import shown_settings
+from aft_factory.rank import __main__ as rank
 from aft_factory.records.record import record_from_row
 from aft_factory.records.tables import Line
+from aft_factory.sample import __main__ as sample
 from aft_factory.stats.counts import Counts
 
 ROWS = [record_from_row(row).to_row() for row in demo_rows()]
@@ -104,8 +108,8 @@ def test_the_card_says_where_how_many_and_how_to_load(push):
             {"model": "base", "max_tokens": 64, "api_key": "sk-1", "engine": {"hf_token": "t"}}
         )
     )
-    push(write("rows.jsonl", ROWS), "me/my-aft", "--license", "mit", "--dry-run", "out",
-         "--settings", "run.summary.json", "--source", "From *GSM8K*.")  # fmt: skip
+    out, _ = push(write("rows.jsonl", ROWS), "me/my-aft", "--license", "mit", "--dry-run", "out",
+                  "--settings", "run.summary.json", "--source", "From *GSM8K*.")  # fmt: skip
     card = Path("out/README.md").read_text(encoding="utf-8")
     for line in (
         "From *GSM8K*.",
@@ -113,11 +117,14 @@ def test_the_card_says_where_how_many_and_how_to_load(push):
         'rows = load_dataset("me/my-aft", split="train")',
         '"my_aft": {"hf_hub_url": "me/my-aft", "formatting": "aggregation"}',
         '  "model": "base",',
-        '  "max_tokens": 64,',
-        '  "api_key": "(left out)",',
-        '    "hf_token": "(left out)"',
+        '  "max_tokens": 64',
     ):
         assert line in card.splitlines()
+    assert not any(name in card for name in ("sk-1", "api_key", "engine", "hf_token"))
+    assert out.endswith(
+        "  settings: model, max_tokens\n"
+        "  settings not shown (no setting of a command here, or a place): api_key, engine\n"
+    )
     assert "\n\n\n" not in card
 
 
@@ -132,40 +139,66 @@ SUMMARY = {
     "input": "/home/me/secret project/ranked.jsonl",
     "settings": {
         "model": "/home/me/models/base",
+        "proposers": ["/home/me/a", "b"],
+        "adapter": None,
         "journal": None,
         "rejects": "~/out/x.rejects.jsonl",
-        "base_url": ["http://me:p@w@host:8000/v1", "https://host/v1?api_key=abc&v=2"],
-        "engine_args": {
-            "Authorization": "x",
-            "hfToken": "x",
-            "credentials": "x",
-            "pad_token": "</s>",
-        },
+        "base_url": ["http://host:8000/v1"],
+        "engine_args": {"max_num_seqs": 8, "enforce_eager": True, "Password": 1, "hf": "x"},
         "seed": 42,
+        "layers": [{"turn": 0}],
+        "proposer_system": "password: two words",
     },
     "rejects": {"row": {"count": 1, "first": "see /home/me/in.jsonl:3: Bearer abc"}},
 }
 SHOWN = {
-    "input": "ranked.jsonl",
     "settings": {
         "model": "base",
-        "journal": None,
-        "rejects": "x.rejects.jsonl",
-        "base_url": ["http://host:8000/v1", "https://host/v1?api_key=(left out)&v=2"],
-        "engine_args": {
-            "Authorization": "(left out)",
-            "hfToken": "(left out)",
-            "credentials": "(left out)",
-            "pad_token": "</s>",
-        },
+        "proposers": ["a", "b"],
+        "adapter": None,
+        "engine_args": {"max_num_seqs": 8, "enforce_eager": True, "Password": "(left out)"},
         "seed": 42,
+        "proposer_system": "password: (left out)",
     },
-    "rejects": {"row": {"count": 1, "first": "see in.jsonl:3: (left out)"}},
 }
+NOT_SHOWN = [
+    *("input", "settings.journal", "settings.rejects", "settings.base_url"),
+    *("settings.engine_args.hf", "settings.layers", "rejects"),
+]
 
 
 def test_settings_show_neither_secrets_nor_places():
     assert json.loads(settings_text(SUMMARY)) == SHOWN
+    assert shown_settings(SUMMARY) == (SHOWN, NOT_SHOWN)
+
+
+def test_a_pipelines_file_shows_the_settings_of_its_stages():
+    stages = [{"sample": {"model": "m", "output": "o"}}, {"stats": {"json": "s"}}, {"run": 3}]
+    shown = {"stages": [{"sample": {"model": "m"}}]}
+    names = ["stages.sample.output", "stages.stats", "stages.run"]
+    assert shown_settings({"folder": "data", "stages": stages}) == (shown, ["folder", *names])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"api_keys": {"openai": "xyzzy"}},
+        {"argv": ["aft", "run", "--hf-token", "xyzzy"]},
+        {"env": {"PGPASSWORD": "xyzzy", "AWS_PWD": "xyzzy"}},
+        {"headers": [["Authorization", "xyzzy"]], "extra_headers": {"Cookies": "sid=xyzzy"}},
+        {"base_url": ["https://h/v1?sig=xyzzy"], "reward_url": "https://xyzzy.h/v1"},
+        {"sampling_args": {"password": "xyzzy", "min_p": 0.1}, "api_key2": "xyzzy"},
+        {"note": "password: two xyzzy words", "kennwort": "xyzzy", "proposer_urls": {"m": "xyzzy"}},
+        {"by_flag": ["xyzzy"], "settings": {"settings": {"anything": "xyzzy"}}, "stages": [{"run": {"anything": "xyzzy"}}]},
+    ],
+)  # fmt: skip
+def test_what_no_command_declares_is_not_in_the_card(settings):
+    assert "xyzzy" not in settings_text(settings)
+    assert "xyzzy" not in json.dumps(shown_settings(settings))
+
+
+def test_without_a_setting_to_show_the_card_has_none():
+    assert settings_text(None) == settings_text({}) == settings_text({"input": "x"}) == ""
 
 
 @pytest.mark.parametrize(
@@ -173,6 +206,8 @@ def test_settings_show_neither_secrets_nor_places():
     [
         *((key, True) for key in ("token", "HF_TOKEN", "hf-token", "accessToken", "api_key", "apiKey")),
         *((key, True) for key in ("X-Api-Key", "OPENAI_API_KEY", "client_secret", "password", "auth")),
+        *((key, True) for key in ("api_keys", "PGPASSWORD", "MYSQL_PWD", "Cookies", "api_key2", "key_1", "sig", "keys")),
+        *((key, True) for key in ("session_id", "credential")),
         *((key, False) for key in ("max_tokens", "tokens", "eos_token", "tokenizer", "author", "stop")),
         *((key, False) for key in ("bytes_per_token", "num_key_value_heads", "draft_tokens")),
     ],
@@ -199,15 +234,42 @@ def test_secrets_are_told_by_the_words_of_their_keys(key, is_secret):
         (f"eyJ{'a' * 9}.eyJ{'b' * 9}.{'c' * 9}", "(left out)"),
         ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----\nx", "(left out)\nx"),
         *((f"{key}: abc", f"{key}: (left out)") for key in ("HF_TOKEN", "x-api-key", "Password")),
-        ("Authorization: Basic dXNlcg== x", "Authorization: (left out) x"),
-        ("run --api-key abc x", "run --api-key (left out) x"),
-        ("{'api_key': 'abc', 'n': 3}", "{'api_key': '(left out)', 'n': 3}"),
+        ("Authorization: Basic dXNlcg== x", "Authorization: (left out)"),
+        ("run --api-key abc x", "run --api-key (left out)"),
+        ("{'api_key': 'abc', 'n': 3}", "{'api_key': (left out)"),
         ("me:pw@host:8000/v1", "host:8000/v1"),
         *((home, "(left out)") for home in ("/home/me", "/Users/me", "C:\\Users\\me")),
         ("host:/home/me/x", "host:x"),
         ("file:/home/me/x", "x"),
-        ("HF_TOKEN=abc aft run --password=x", "HF_TOKEN=(left out) aft run --password=(left out)"),
-        ("http://h/?v=2&key=abc&X-Sig-Signature=a", "http://h/?v=2&key=(left out)&X-Sig-Signature=(left out)"),
+        ("HF_TOKEN=abc aft run --password=x", "HF_TOKEN=(left out)"),
+        ("http://h/?v=2&key=abc&X-Sig-Signature=a", "http://h/"),
+        # Behind the name of a secret, nobody knows where it ends.
+        ("password: two good words", "password: (left out)"),
+        ("a PGPASSWORD=x psql; more", "a PGPASSWORD=(left out)"),
+        ("Set-Cookie:  sid=a; Path=/", "Set-Cookie:  (left out)"),
+        ("OPENAI_API_KEY abc", "OPENAI_API_KEY (left out)"),
+        (r'"{\"api_key\": \"abc\"}"', r'"{\"api_key\": (left out)'),
+        ("curl -u me:pw http://h", "curl -u (left out)"),
+        ("curl --proxy-user me:pw x", "curl --proxy-user (left out)"),
+        ("the reward is -inf, well-known", "the reward is -inf, well-known"),
+        # What of an address can be a secret.
+        *((f"see http://h/v1{end} x", "see http://h/v1 x") for end in ("?sig=abc", "?abc", "#abc", "?a@b")),
+        ("postgres://me:p/w@host/db", "postgres://(left out)"),
+        ("http://me:p?w@host/db", "http://(left out)"),
+        ("http://me:p@w@host/db", "http://host/db"),
+        ("//me:p@w@host/db", "db"),
+        ("https://medium.com/@me/post", "https://medium.com/@me/post"),
+        *((f"https://{hook}", "https://(left out)") for hook in ("hooks.slack.com/services/T/B/X", "t.org/bot1:A/send")),
+        # Words that look random, whatever they begin with.
+        *((f"by {key}!", "by (left out)") for key in ("zz-aB3dE6gH9kL2nP5rS", "Basic-dXNlcjpwYXNzd29yZA==")),
+        *((text, text) for text in ("2edc6fad8be6b14ea7230aabfd08188da6b8b814", "AutoModelForCausalLM")),
+        *((text, text) for text in ("aB3dE6gH9kL2nP5", "question000000000012345", "Qwen2.5-7B-Instruct-GPTQ-Int4")),
+        *((key, "(left out)") for key in ("gsk_abcdefghij", "r8_abcdefghij", "sk_live_abcdefghij", "ASIA" + "Z" * 16)),
+        *((key, "(left out)") for key in ("SG.abcdefgh.abcdefgh", "ya29.abcdefghij", "xapp-1-A-1-abcd")),
+        # Homes, whatever the login.
+        ("~me/data/x", "x"),
+        *(("/home/me too/models/x", "x"), ("/home/me too", "(left out)"), ("/home/me/", "(left out)")),
+        ("from /home/me too/models/x run", "from (left out) run"),
         *((text, text) for text in ("sort(key=len)", "pad_token=</s>", "max_tokens: 5")),
         *((text, text) for text in ("the key: patience", "a token is fine", "http://h:80/a/b")),
     ],
@@ -253,7 +315,44 @@ def test_values_of_any_shape_are_cleaned():
 
 
 @pytest.mark.parametrize(
-    "text", ["a", "key=", "token: ", "--key ", "a:b@", "://", "eyJ", "-----BEGIN ", "~/", "/home/"]
+    ("value", "shown"),
+    [
+        (["aft", "--hf-token", "x", "y"], ["aft", "--hf-token", "(left out)", "(left out)"]),
+        ([["Authorization", "x"]], [["Authorization", "(left out)"]]),
+        ({"name": "X-Api-Key", "value": "x"}, {"name": "X-Api-Key", "value": "(left out)"}),
+        ({"name": "Al", "value": "x"}, {"name": "Al", "value": "x"}),
+        ({"pass": True, "token": None}, {"pass": True, "token": None}),
+        (["the secret of it", "x"], ["the secret of it", "x"]),
+    ],
+)
+def test_what_stands_beside_the_name_of_a_secret_is_left_out(value, shown):
+    assert public(value) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a",
+        "key=",
+        "token: ",
+        "--key ",
+        "a:b@",
+        "://",
+        "eyJ",
+        "-----BEGIN ",
+        "~/",
+        "/home/",
+        "a ",
+        "a: ",
+        "a'",
+        "-u",
+        "://a:b@",
+        "/a:b",
+        "aB3",
+        "?",
+        "/home/a b",
+        "x-",
+    ],
 )
 def test_texts_are_cleaned_in_linear_time(text):
     start = time.process_time()
@@ -277,6 +376,23 @@ def test_the_rows_name_models_without_their_places(push):
     )
 
 
+def test_all_that_our_stages_write_is_published(push):
+    for command, more in (
+        (sample, ["--samples", "2"]),
+        (rank, ["--top-k", "2"]),
+        (aggregate, ["--model", "m"]),
+    ):
+        read = "made.jsonl" if Path("made.jsonl").exists() else write("rows.jsonl", ROWS[:2])
+        argv = [read, "--output", "next.jsonl", "--scripted", "--quiet", *more]
+        assert command.main(argv) == 0
+        Path("next.jsonl").rename("made.jsonl")
+    made = [json.loads(line) for line in Path("made.jsonl").read_text().splitlines()]
+    metas = [json.loads(row["meta"]) for row in made]
+    assert [list(meta) for meta in metas] == [["sampling", "ranking", "aggregating"]] * 2
+    found, _ = dry(push, made)
+    assert [row["meta"] for row in found] == metas
+
+
 LEAKS = {
     "annotator": "xyzzy@example.org",
     "raw_request": {"headers": {"Authorization": "Bearer abcdefgh"}, "path": "/home/me/x"},
@@ -292,7 +408,8 @@ def test_unknown_columns_are_left_out_and_named(push):
         ROWS[1] | {"annotator": "Al"},
     ]
     del rows[0]["sampling"]
-    rows.append(ROWS[2] | {"sampling": "by Xyzzy", "ranking": {"by": "Xyzzy"}})
+    own = {"model": "m", "cookies": {"sid": "Xyzzy"}}  # not as our stages write it
+    rows.append(ROWS[2] | {"sampling": "by Xyzzy", "ranking": own})
     found, out = dry(push, rows)
     assert [row["meta"] for row in found] == [PUBLIC_STAGES, {}, {}]
     told = out.splitlines()
@@ -381,7 +498,7 @@ def test_a_dry_run_tells_what_an_upload_makes_public(push):
         "  rid of secrets, logins and folders: proposal_models (1 rows)\n"
         "  sources: s\n"
         "  models of proposals: m\n"
-        "  settings, without secrets and folders: model, seed\n"
+        "  settings: model, seed\n"
     )
 
 
@@ -578,7 +695,7 @@ def test_an_upload_is_one_commit_of_the_card_and_all_rows(folder, hub, tmp_path)
         "  keys of meta: none\n"
         "  sources: gsm8k\n"
         "  models of proposals: 6b_finetuning, 6b_verification, 175b_finetuning, 175b_verification\n"
-        f"  settings, without secrets and folders: none\n{last}"
+        f"  settings: none\n{last}"
     )
     assert {token for _, token, _ in hub.posts} == {"Bearer hf_xxxxxxxx"}
     assert json.loads(hub.posts[0][2])["type"] == "dataset"

@@ -701,8 +701,11 @@ def test_rejects_without_a_path_only_count(tmp_path):
 
 def test_what_belongs_to_an_output_is_there_with_it_or_not_at_all(tmp_path):
     path = tmp_path / "r.jsonl"
-    written = TableWriter(tmp_path / "t.jsonl")
-    with pytest.raises(RuntimeError), contextlib.ExitStack() as until, written:  # noqa: PT012
+    with (  # noqa: PT012
+        pytest.raises(RuntimeError),
+        contextlib.ExitStack() as until,
+        TableWriter(tmp_path / "t.jsonl"),
+    ):
         with Rejects(path, until=until) as rejects:
             rejects.add(LINE, "reason")
         assert "r.jsonl" in files(tmp_path)

@@ -231,7 +231,6 @@ def test_a_training_that_was_killed_goes_on_from_its_last_whole_checkpoint(
     tmp_path, tiny_llama, monkeypatch
 ):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # several are slow where others work too
     settings = yaml.safe_load((ROOT / "examples" / "tiny_aft.yaml").read_text())
     settings |= {"model_name_or_path": str(tiny_llama), "dataset_dir": str(tmp_path)}
     settings |= {"per_device_train_batch_size": 1, "max_steps": 120, "save_steps": 20}
@@ -274,7 +273,6 @@ def test_from_50_prompts_to_answers_with_the_real_engines_killed_thrice(tmp_path
     for name, value in re.findall(r"(\w+)=(\w+)", re.search("export (.+)", path.read_text())[1]):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     command = [*PIPELINE, "examples/pipeline_tiny.yaml"]
     data = tmp_path / "data" / "tiny"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from shared_data import RealData
 from vllm_tools import vllm_server_of
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -47,6 +48,12 @@ def _quiet():
     yield
     if "transformers" in sys.modules:
         sys.modules["transformers"].utils.logging.set_verbosity_error()
+
+
+@pytest.fixture(params=["sample", "whole"])
+def real(request):
+    """Real data: samples that are here, and whole files where they lie beside the project."""
+    return RealData(whole=request.param == "whole")
 
 
 def demo_rows() -> list[dict]:

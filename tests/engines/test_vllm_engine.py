@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import demo_rows
-from shared_data import shared_path, shared_rows
+from shared_data import CASES
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Request, Sampling
@@ -166,7 +166,7 @@ def test_the_rank_of_an_adapter_is_the_largest_of_its_weights(tiny_llama, tmp_pa
 
 def test_a_real_adapter_with_an_alpha_pattern_is_refused():
     with pytest.raises(UsageError, match=r"alpha_pattern=.*merge it"):
-        adapter_rank(shared_path("../cases/adapter_alpha_pattern"))
+        adapter_rank(CASES / "adapter_alpha_pattern")
 
 
 def test_a_sampling_setting_that_vllm_has_not_is_refused_before_loading():
@@ -399,10 +399,10 @@ def test_a_text_prompt_begins_with_the_beginning_of_text(ask, engine):
 
 
 @pytest.mark.slow
-def test_release_prompts_are_those_of_the_published_code(ask, engine):
+def test_release_prompts_are_those_of_the_published_code(ask, engine, real):
     """Restated from Linzwcs/AFT; LLM.chat renders, then encodes without special tokens."""
-    rows = shared_rows("alpaca_eval_v2.aft.jsonl")[:100]
-    responses = shared_rows("alpaca_eval_proposals.jsonl.gz")[:100]
+    rows = real.rows("alpaca_eval_v2.aft.jsonl")[:100]
+    responses = real.rows("alpaca_eval_proposals.jsonl")[:100]
     head = load_template("release").render([])  # compared with the code's own text elsewhere
     requests, expected = [], []
     for row, answers in zip(rows, responses, strict=True):

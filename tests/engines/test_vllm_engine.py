@@ -9,12 +9,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 from conftest import demo_rows
+from flaky_server import until
 from shared_data import CASES
 
 from aft_factory.engines.engine import EngineError
@@ -286,7 +286,7 @@ def test_what_is_watched_dies_with_its_parent_however_that_ends(seconds):
     if seconds != "0":
         assert is_alive(child)
         parent.kill()
-    wait_until(lambda: not is_alive(child))
+    until(lambda: not is_alive(child))
     assert is_alive(other)
     os.kill(other, signal.SIGKILL)
     parent.wait()
@@ -300,13 +300,6 @@ def is_alive(process):
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def wait_until(condition, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -574,13 +567,13 @@ def dies(run, engine):
     """An engine whose process is gone says so, for good."""
     [process] = multiprocessing.active_children()
     process.kill()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+
+    def says_so():
         with pytest.raises(EngineError) as caught:
             run(gather(engine, [Request("Six pails", 1, Sampling(max_tokens=2000), 0)]))
-        if caught.value.kind == "fatal":
-            break
-    assert caught.value.kind == "fatal"
+        return caught.value.kind == "fatal"
+
+    until(says_so)
 
 
 @pytest.mark.slow
@@ -606,12 +599,12 @@ def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(tiny_lla
             return {}
 
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(kept()) >= 10 or process.poll() is not None)
+    until(lambda: len(kept()) >= 10 or process.poll() is not None, 300)
     family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     process.kill()  # it alone
     assert process.wait() == -signal.SIGKILL
     assert len(family) >= 2  # vLLM's core, at least, and who watches it
-    wait_until(lambda: not any(map(is_alive, family)))
+    until(lambda: not any(map(is_alive, family)))
 
     before = kept()
     subprocess.run(command, check=True, capture_output=True)

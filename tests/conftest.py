@@ -4,25 +4,42 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from shared_data import RealData
+from vllm_tools import vllm_server_of
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Tiny models on few cores that others use too: one thread each, and nothing compiled.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 # On a busy machine any example may take long.
 settings.register_profile("aft-factory", deadline=None)
 settings.load_profile("aft-factory")
 
 ROOT = Path(__file__).parents[1]
+
+# What takes long to start, and is started once: all tests that use one of them run in one process.
+SHARED = ("vllm_server", "vllm_reward_server", "engine", "training")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Slow tests come first, each by itself or with those that share its server or engine."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        shared = [name for name in SHARED if name in item.fixturenames]
+        whole = item.nodeid if item.get_closest_marker("slow") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group((shared or [whole])[0]))
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +48,12 @@ def _quiet():
     yield
     if "transformers" in sys.modules:
         sys.modules["transformers"].utils.logging.set_verbosity_error()
+
+
+@pytest.fixture(params=["sample", "whole"])
+def real(request):
+    """Real data: samples that are here, and whole files where they lie beside the project."""
+    return RealData(whole=request.param == "whole")
 
 
 def demo_rows() -> list[dict]:
@@ -98,47 +121,19 @@ def real_mistral(tmp_path_factory, tiny_mistral):
 
 @pytest.fixture(scope="session")
 def vllm_server(tiny_llama, tmp_path_factory):
-    """A real vLLM server of the tiny Llama, with our chat template; its URL. One per session."""
+    """A real vLLM server of the tiny Llama, with our chat template; its URL."""
     from aft_factory.prompts.rendering import chat_template
 
     folder = tmp_path_factory.mktemp("vllm")
     template = folder / "chat.jinja"
     template.write_text(chat_template("llama3"), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(tiny_llama), "--served-model-name", "tiny", "--port", str(port)]
-    command += ["--chat-template", str(template), "--dtype", "float32", "--enforce-eager"]
-    # vLLM's CPU build dies of a seeded request whose prompt it reads in chunks.
-    command += ["--no-enable-chunked-prefill", "--max-model-len", "4096"]
-    command += ["--max-num-batched-tokens", "4096", "--max-num-seqs", "64"]
-    command += ["--enable-prompt-tokens-details", "--generation-config", str(folder)]
     # What many models bring, and no request of ours is to be decoded by.
     config = {"top_k": 1, "min_p": 0.5, "repetition_penalty": 1.3}
     (folder / "generation_config.json").write_text(json.dumps(config))
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    environment |= {"TORCHDYNAMO_DISABLE": "1"}  # nothing is compiled, and it starts sooner
-    log = folder / "log"
-    with log.open("wb") as stream:
-        server = subprocess.Popen(
-            command, stdout=stream, stderr=stream, env=environment, start_new_session=True
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 400
-        while True:
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"vLLM did not start:\n{log.read_text(errors='replace')[-3000:]}")
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5)
-                break
-            except OSError:
-                time.sleep(1)
+    flags = ["--chat-template", str(template), "--generation-config", str(folder)]
+    # vLLM's CPU build dies of a seeded request whose prompt it reads in chunks.
+    flags += ["--no-enable-chunked-prefill", "--max-model-len", "4096"]
+    flags += ["--max-num-batched-tokens", "4096", "--max-num-seqs", "64"]
+    flags += ["--enable-prompt-tokens-details"]
+    with vllm_server_of(tiny_llama, folder, *flags) as url:
         yield f"{url}/v1"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)

@@ -911,7 +911,7 @@ def test_asked_until_all_is_answered_a_flaky_server_answers_nothing_twice(tmp_pa
     async def main():
         log = tmp_path / "log.jsonl"
         async with FlakyServer(fail_rate=0.5, log=log) as server:
-            engine = await OpenAIEngine.connect([server.url], timeout=1)
+            engine = await OpenAIEngine.connect([server.url], timeout=3)
             await asyncio.gather(*(insist(engine, request(seed=i)) for i in range(60)))
             await engine.close()
             return server, [json.loads(line) for line in log.read_text().splitlines()]

@@ -6,20 +6,16 @@ The models are real ones of random weights, run by transformers and by a real vL
 import asyncio
 import contextlib
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, demo_rows
 from reward_tools import free_port, http_server, logits
 from tiny_model import make_tiny_reward_model
+from vllm_tools import vllm_server_of
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.reward import PairEncoder
@@ -530,44 +526,19 @@ class TestServerAnswers:
 
 
 @pytest.fixture(scope="module")
-def vllm_url(reward_dir, tmp_path_factory):
-    """A real vLLM server with the tiny reward model."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", reward_dir]
-    command += ["--served-model-name", "tiny", "--runner", "pooling", "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-model-len", "2048", "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--api-key", "secret"]
-    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    with log.open("wb") as stream:
-        server = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=env)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 400
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{url}/health", timeout=5).close()
-                break
-            words = log.read_text(errors="replace")[-3000:]
-            assert server.poll() is None, f"vLLM did not start:\n{words}"
-            assert time.monotonic() < deadline, f"vLLM did not start in time:\n{words}"
-            time.sleep(1)
+def vllm_reward_server(reward_dir, tmp_path_factory):
+    """A real vLLM server with the tiny reward model; its URL."""
+    flags = ["--runner", "pooling", "--max-model-len", "2048", "--api-key", "secret"]
+    with vllm_server_of(reward_dir, tmp_path_factory.mktemp("vllm"), *flags) as url:
         yield url
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
 
 
 @pytest.mark.slow
 class TestRealServer:
-    def test_scores_equal_those_of_transformers(self, vllm_url, reward_dir, reward):
+    def test_scores_equal_those_of_transformers(self, vllm_reward_server, reward_dir, reward):
         short = TransformersReward.load(str(reward_dir), max_length=2048)
         pairs = varied_pairs() * 10  # more than are in flight at once
-        ours, theirs = score(short, pairs), ask(f"{vllm_url}/v1", pairs, api_key="secret")
+        ours, theirs = score(short, pairs), ask(f"{vllm_reward_server}/v1", pairs, api_key="secret")
         numbers = [i for i, ours_ in enumerate(ours) if not isinstance(ours_, EngineError)]
         assert [theirs[i] for i in numbers] == pytest.approx([ours[i] for i in numbers], abs=1e-3)
         assert max(ours[i] for i in numbers) > 1 > 0 > min(ours[i] for i in numbers)
@@ -575,11 +546,13 @@ class TestRealServer:
         assert errors  # the longest is longer than 2048
         assert [str(theirs[i]) for i in errors] == [str(ours[i]) for i in errors]
 
-    def test_a_server_without_classify_is_asked_by_pooling(self, vllm_url, reward_dir, reward):
+    def test_a_server_without_classify_is_asked_by_pooling(
+        self, vllm_reward_server, reward_dir, reward
+    ):
         pairs = varied_pairs()[:4]
 
         async def run() -> list:
-            model = await ServerReward.connect(vllm_url, "tiny", api_key="secret")
+            model = await ServerReward.connect(vllm_reward_server, "tiny", api_key="secret")
             call, asked = model._ask, []
 
             async def ask_elsewhere(path, ids):
@@ -595,9 +568,9 @@ class TestRealServer:
         expected = pytest.approx(score(reward, pairs), abs=1e-3)
         assert asyncio.run(run()) == [expected, expected]
 
-    def test_the_servers_context_is_used_in_full(self, vllm_url):
+    def test_the_servers_context_is_used_in_full(self, vllm_reward_server):
         async def run() -> list:
-            model = await ServerReward.connect(vllm_url, "tiny", api_key="secret")
+            model = await ServerReward.connect(vllm_reward_server, "tiny", api_key="secret")
             model._encoder.encode = lambda pairs: [[5] * 2048, [5] * 2049]
             scores = await model.score([(QUERY, "")] * 2)
             await model.close()
@@ -608,15 +581,15 @@ class TestRealServer:
         assert exceeds.kind == "refused"  # by vLLM itself
 
     def test_rank_by_its_url_alone_keeps_what_transformers_keeps(
-        self, vllm_url, reward_dir, tmp_path, monkeypatch
+        self, vllm_reward_server, reward_dir, tmp_path, monkeypatch
     ):
         monkeypatch.setenv("OPENAI_API_KEY", "secret")
         rows = [json.dumps({"id": str(i), **row}) for i, row in enumerate(demo_rows()[:10])]
         (tmp_path / "in.jsonl").write_text("\n".join(rows))
         made = []
         for name, flags in {
-            "url": ["--reward-url", vllm_url],
-            "named": ["--reward-url", f"{vllm_url}/v1", "--reward-model", "tiny"],
+            "url": ["--reward-url", vllm_reward_server],
+            "named": ["--reward-url", f"{vllm_reward_server}/v1", "--reward-model", "tiny"],
             "here": ["--reward-model", str(reward_dir)],
         }.items():
             output = tmp_path / f"{name}.jsonl"
@@ -631,19 +604,18 @@ class TestRealServer:
                 assert ours.scores == pytest.approx(theirs.scores, abs=1e-3)
                 assert ours.meta["ranking"]["model"] == "tiny"
 
-    def test_a_wrong_key_is_a_usage_error(self, vllm_url):
+    def test_a_wrong_key_is_a_usage_error(self, vllm_reward_server):
         with pytest.raises(UsageError, match="401"):
-            ask(vllm_url, [], api_key="wrong")
+            ask(vllm_reward_server, [], api_key="wrong")
 
 
 @pytest.mark.slow
-def test_vllm_in_this_process_gives_the_scores_of_transformers(reward_dir, monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+def test_vllm_in_this_process_gives_the_scores_of_transformers(reward_dir):
     from vllm.v1.engine.exceptions import EngineDeadError
 
     pairs = varied_pairs()
     args = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048}
+    args |= {"distributed_executor_backend": "uni"}  # one process less to start
 
     async def run() -> list:
         model = await VllmReward.start(str(reward_dir), engine_args=args)

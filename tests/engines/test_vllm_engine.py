@@ -9,13 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 from conftest import demo_rows
-from shared_data import shared_path, shared_rows
+from flaky_server import until
+from shared_data import CASES
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Request, Sampling
@@ -40,10 +40,7 @@ def run():
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")  # or it compiles for a minute
-        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(240)
+    yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(240)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -189,7 +186,7 @@ def test_the_rank_of_an_adapter_is_the_largest_of_its_weights(tiny_llama, tmp_pa
 
 def test_a_real_adapter_with_an_alpha_pattern_is_refused():
     with pytest.raises(UsageError, match=r"alpha_pattern=.*merge it"):
-        adapter_rank(shared_path("../cases/adapter_alpha_pattern"))
+        adapter_rank(CASES / "adapter_alpha_pattern")
 
 
 def test_a_sampling_setting_that_vllm_has_not_is_refused_before_loading():
@@ -309,7 +306,7 @@ def test_what_is_watched_dies_with_its_parent_however_that_ends(seconds):
     if seconds != "0":
         assert is_alive(child)
         parent.kill()
-    wait_until(lambda: not is_alive(child))
+    until(lambda: not is_alive(child))
     assert is_alive(other)
     os.kill(other, signal.SIGKILL)
     parent.wait()
@@ -323,13 +320,6 @@ def is_alive(process):
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def wait_until(condition, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -426,10 +416,10 @@ def test_a_text_prompt_begins_with_the_beginning_of_text(ask, engine):
 
 
 @pytest.mark.slow
-def test_release_prompts_are_those_of_the_published_code(ask, engine):
+def test_release_prompts_are_those_of_the_published_code(ask, engine, real):
     """Restated from Linzwcs/AFT; LLM.chat renders, then encodes without special tokens."""
-    rows = shared_rows("alpaca_eval_v2.aft.jsonl")[:100]
-    responses = shared_rows("alpaca_eval_proposals.jsonl.gz")[:100]
+    rows = real.rows("alpaca_eval_v2.aft.jsonl")[:100]
+    responses = real.rows("alpaca_eval_proposals.jsonl")[:100]
     head = load_template("release").render([])  # compared with the code's own text elsewhere
     requests, expected = [], []
     for row, answers in zip(rows, responses, strict=True):
@@ -581,7 +571,7 @@ def test_an_adapter_is_served_with_its_own_tokenizer_as_peft_would(
     tokenizer.eos_token = "<|eot_id|>"  # as LLaMA-Factory does, with its chat template
     tokenizer.chat_template = chat_template("llama3", "moa")
     tokenizer.save_pretrained(tmp_path)
-    args = ARGS | {"enable_prefix_caching": False}
+    args = ARGS | {"enable_prefix_caching": False, "distributed_executor_backend": "uni"}
     second = run(TellingEngine.start(str(tiny_llama), adapter=str(tmp_path), engine_args=args))
     try:
         assert second.most_samples == 1
@@ -604,26 +594,23 @@ def dies(run, engine):
     """An engine whose process is gone says so, for good."""
     [process] = multiprocessing.active_children()
     process.kill()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+
+    def says_so():
         with pytest.raises(EngineError) as caught:
             run(gather(engine, [Request("Six pails", 1, Sampling(max_tokens=2000), 0)]))
-        if caught.value.kind == "fatal":
-            break
-    assert caught.value.kind == "fatal"
+        return caught.value.kind == "fatal"
+
+    until(says_so)
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(
-    run, engine, tiny_llama, tmp_path
-):
+def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(tiny_llama, tmp_path):
     psutil = pytest.importorskip("psutil")
-    run(engine.close())
     rows = [{"id": str(i), "query": row["query"]} for i, row in enumerate(demo_rows()[:40])]
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "aft_factory.run", str(source), "--output", str(output)]
-    command += ["--model", str(tiny_llama), "--width", "3", "--layers", "2", "--max-tokens", "64"]
+    command += ["--model", str(tiny_llama), "--width", "3", "--layers", "2", "--max-tokens", "24"]
     command += ["--in-flight", "6", "--quiet", "--keep-drafts"]
     command += ["--sampling-args", "ignore_eos=true"]  # or a draft may be empty, and drawn anew
     for name, value in ARGS.items():
@@ -639,12 +626,12 @@ def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(
             return {}
 
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(kept()) >= 10 or process.poll() is not None)
+    until(lambda: len(kept()) >= 10 or process.poll() is not None, 300)
     family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     process.kill()  # it alone
     assert process.wait() == -signal.SIGKILL
     assert len(family) >= 2  # vLLM's core, at least, and who watches it
-    wait_until(lambda: not any(map(is_alive, family)))
+    until(lambda: not any(map(is_alive, family)))
 
     before = kept()
     subprocess.run(command, check=True, capture_output=True)

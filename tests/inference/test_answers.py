@@ -6,7 +6,6 @@ from decimal import Decimal
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from shared_data import shared_rows
 
 from aft_factory.inference.answers import extract_number, is_correct, majority
 
@@ -174,20 +173,20 @@ def test_text_that_goes_round_in_circles_is_read_in_linear_time(text):
     assert time.process_time() - start < 10  # quadratic time would be minutes
 
 
-def test_the_reference_of_gsm8k_is_what_follows_the_mark():
-    rows = shared_rows("gsm8k_train500.jsonl.gz")
+def test_the_reference_of_gsm8k_is_what_follows_the_mark(real):
+    rows = real.rows("gsm8k_train500.jsonl")
     given_answers = [row["answer"].split("#### ")[1].replace(",", "") for row in rows]
     assert [extract_number(row["answer"]) for row in rows] == given_answers
 
 
-def test_verdicts_are_those_of_openai_on_its_model_solutions():
+def test_verdicts_are_those_of_openai_on_its_model_solutions(real):
     models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
     verdicts = [
         (is_correct(row[model]["solution"], row["ground_truth"]), row[model]["is_correct"])
-        for row in shared_rows("gsm8k_model_solutions.jsonl.gz")
+        for row in real.rows("gsm8k_model_solutions.jsonl")
         for model in models
     ]
-    assert len(verdicts) == 4476
+    assert len(verdicts) == 4 * real.either(sample=20, whole=1119)
     assert [ours for ours, _ in verdicts] == [theirs for _, theirs in verdicts]
 
 

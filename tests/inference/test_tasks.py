@@ -9,7 +9,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from shared_data import shared_rows
 
 import aft_factory
 from aft_factory.engines.sampling import Sampling
@@ -203,16 +202,16 @@ def test_any_json_is_a_query_or_a_record_error(row):
 
 DETECTED = {
     "alpaca_eval_v2.aft.jsonl": "records",
-    "alpaca_eval_proposals.jsonl.gz": "records",
+    "alpaca_eval_proposals.jsonl": "records",
     "mt_bench_questions.jsonl": "mt_bench",
-    "gsm8k_train500.jsonl.gz": "gsm8k",
+    "gsm8k_train500.jsonl": "gsm8k",
     "ifeval_input_data.jsonl": "ifeval",
 }
 
 
 @pytest.mark.parametrize("file", DETECTED)
-def test_the_published_files_are_known_by_their_keys(file):
-    assert {detect_task(row) for row in shared_rows(file)} == {DETECTED[file]}
+def test_the_published_files_are_known_by_their_keys(file, real):
+    assert {detect_task(row) for row in real.rows(file)} == {DETECTED[file]}
 
 
 @pytest.mark.parametrize("row", [{"instruction": "a", "dataset": "b"}, ALPACA])
@@ -228,26 +227,27 @@ def test_all_else_is_a_record(row):
 
 
 PUBLISHED = {
-    "alpaca_eval_v2.aft.jsonl": ("alpaca_eval", 805),
-    "mt_bench_questions.jsonl": ("mt_bench", 80),
-    "gsm8k_train500.jsonl.gz": ("gsm8k", 500),
-    "ifeval_input_data.jsonl": ("ifeval", 541),
+    "alpaca_eval_v2.aft.jsonl": ("alpaca_eval", 16, 805),
+    "mt_bench_questions.jsonl": ("mt_bench", 16, 80),
+    "gsm8k_train500.jsonl": ("gsm8k", 30, 500),
+    "ifeval_input_data.jsonl": ("ifeval", 30, 541),
 }
 
 
 @pytest.mark.parametrize("file", PUBLISHED)
-def test_the_published_files_are_read_whole_under_distinct_ids(file):
-    task, count = PUBLISHED[file]
-    assert len({TASKS[task].read_row(row).id for row in shared_rows(file)}) == count
+def test_the_published_files_are_read_whole_under_distinct_ids(file, real):
+    task, sample, whole = PUBLISHED[file]
+    count = real.either(sample=sample, whole=whole)
+    assert len({TASKS[task].read_row(row).id for row in real.rows(file)}) == count
 
 
-def test_alpaca_eval_as_records_has_the_same_ids():
-    for row in shared_rows("alpaca_eval_v2.aft.jsonl"):
+def test_alpaca_eval_as_records_has_the_same_ids(real):
+    for row in real.rows("alpaca_eval_v2.aft.jsonl"):
         assert TASKS["alpaca_eval"].read_row(row).id == record_from_row(row).id
 
 
-def test_the_temperatures_of_mt_bench_are_fastchats():
-    queries = [TASKS["mt_bench"].read_row(row) for row in shared_rows("mt_bench_questions.jsonl")]
+def test_the_temperatures_of_mt_bench_are_fastchats(real):
+    queries = [TASKS["mt_bench"].read_row(row) for row in real.rows("mt_bench_questions.jsonl")]
     assert {query.row["category"]: query.final["temperature"] for query in queries} == {
         "writing": 0.7,
         "roleplay": 0.7,
@@ -260,8 +260,8 @@ def test_the_temperatures_of_mt_bench_are_fastchats():
     }
 
 
-def test_the_reference_of_mt_bench_is_an_answer_row_in_the_same_layout():
-    row = shared_rows("mt_bench_reference.gpt-4.jsonl")[0]
+def test_the_reference_of_mt_bench_is_an_answer_row_in_the_same_layout(real):
+    row = real.rows("mt_bench_reference.gpt-4.jsonl")[0]
     task = TASKS["mt_bench"]
     ours = task.write_row(task.read_row(MT_BENCH), ["Owl", "Tit"], "aft")
     shape = lambda value: json.loads(json.dumps(value), object_hook=lambda o: sorted(o))  # noqa: E731

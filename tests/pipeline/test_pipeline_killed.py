@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -50,6 +49,14 @@ def kill_all(process):
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     until(lambda: not any(map(alive, groups)))
+
+
+def start_and_kill(command, when):
+    """Start a pipeline and kill it as soon as `when()`."""
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    until(lambda: when() or process.poll() is not None, 600)
+    assert process.poll() is None, "it ended before it could be killed"
+    kill_all(process)
 
 
 class Held:
@@ -217,10 +224,12 @@ def test_what_a_training_leaves_behind_is_killed_if_it_heeds_no_signal(attended)
     until(lambda: not alive(group))
 
 
-def test_a_second_signal_kills_a_training(attended):
-    process, group = attended("deaf", then="trap : TERM; wait; wait; sleep 60")
+def test_a_second_signal_kills_a_training(attended, tmp_path):
+    waiting = "trap 'touch heard' TERM; touch waits; wait; wait; sleep 60"
+    process, group = attended("deaf", then=waiting)
+    until((tmp_path / "waits").exists)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)  # signals of one kind that come at once are one
+    until((tmp_path / "heard").exists)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == -signal.SIGKILL % 256
     until(lambda: not alive(group))
@@ -231,7 +240,6 @@ def test_a_training_that_was_killed_goes_on_from_its_last_whole_checkpoint(
     tmp_path, tiny_llama, monkeypatch
 ):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # several are slow where others work too
     settings = yaml.safe_load((ROOT / "examples" / "tiny_aft.yaml").read_text())
     settings |= {"model_name_or_path": str(tiny_llama), "dataset_dir": str(tmp_path)}
     settings |= {"per_device_train_batch_size": 1, "max_steps": 120, "save_steps": 20}
@@ -251,9 +259,7 @@ def test_a_training_that_was_killed_goes_on_from_its_last_whole_checkpoint(
         {"train": {"config": str(tmp_path / "train.yaml")}},
     )
     command = [*PIPELINE, str(path)]
-    process = subprocess.Popen(command, start_new_session=True)
-    until(lambda: (adapter / "checkpoint-40").exists(), 600)
-    kill_all(process)
+    start_and_kill(command, lambda: (adapter / "checkpoint-40").exists())
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = re.search(r"Resuming training from checkpoint .* global step (\d+)", done.stderr)
@@ -274,7 +280,6 @@ def test_from_50_prompts_to_answers_with_the_real_engines_killed_thrice(tmp_path
     for name, value in re.findall(r"(\w+)=(\w+)", re.search("export (.+)", path.read_text())[1]):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     command = [*PIPELINE, "examples/pipeline_tiny.yaml"]
     data = tmp_path / "data" / "tiny"
@@ -282,13 +287,7 @@ def test_from_50_prompts_to_answers_with_the_real_engines_killed_thrice(tmp_path
     kept = {}
     for name, table in (("sampled", "replies"), ("ranked", "outcomes"), ("aggregated", "replies")):
         journal = data / f"{name}.jsonl.journal"
-        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 600
-        while asked(journal, table) < 8:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        kill_all(process)
+        start_and_kill(command, lambda at=journal, of=table: asked(at, of) >= 8)
         assert not (data / f"{name}.jsonl").exists()
         kept[name] = asked(journal, table)
         assert 8 <= kept[name] < 50

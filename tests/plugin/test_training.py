@@ -34,7 +34,7 @@ def cli(folder: Path, command: str, config: dict, **environment) -> str:
     return done.stdout
 
 
-def training(folder: Path, model: Path, dataset: str, **options) -> dict:
+def settings(folder: Path, model: Path, dataset: str, **options) -> dict:
     return {
         "model_name_or_path": str(model),
         "stage": "sft",
@@ -62,22 +62,35 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
 
 
-def test_an_adapter_trains_on_aggregation_data_and_the_merged_model_carries_our_chat_template(
-    tmp_path, tiny_llama
-):
+@pytest.fixture(scope="module")
+def training(tmp_path_factory, tiny_llama):
+    """A training on records by two ranks, with preprocessing workers: (folder, output)."""
+    folder = tmp_path_factory.mktemp("training")
+    write_dataset(folder, "drafts", demo_rows()[:24])
+    more = {"preprocessing_num_workers": 2, "ddp_timeout": 600, "cutoff_len": 512}
+    config = settings(folder, tiny_llama, "drafts", **more)
+    return folder, cli(folder, "train", config, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+
+
+def test_an_adapter_trains_on_two_ranks_under_torchrun_with_preprocessing_workers(training):
+    folder, output = training
+    assert len(losses(folder)) == 12
+    assert losses(folder)[-1] < losses(folder)[0]
+    assert "num_proc=2" in output
+    assert output.count("aft-factory: shortened") == 1  # however many ranks and workers
+
+
+def test_the_merged_model_carries_our_chat_template(training, tiny_llama):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    write_dataset(tmp_path, "drafts", demo_rows()[:24])
-    cli(tmp_path, "train", training(tmp_path, tiny_llama, "drafts"))
-    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
-
-    merged = tmp_path / "merged"
+    folder, _ = training
+    merged = folder / "merged"
     export = {
         "model_name_or_path": str(tiny_llama),
-        "adapter_name_or_path": str(tmp_path / "adapter"),
+        "adapter_name_or_path": str(folder / "adapter"),
     }
     export |= {"template": "aft_llama3", "finetuning_type": "lora", "export_dir": str(merged)}
-    cli(tmp_path, "export", export)
+    cli(folder, "export", export)
     tokenizer = AutoTokenizer.from_pretrained(merged)
     # It breaks the markers of this very tokenizer, as the training did.
     assert tokenizer.chat_template == resolve_chat_template("llama3", tokenizer)
@@ -99,24 +112,5 @@ def test_the_sft_baseline_trains(tmp_path, tiny_llama):
         for row in demo_rows()[:24]
     ]
     write_dataset(tmp_path, "baseline", rows, formatting="sharegpt")
-    cli(tmp_path, "train", training(tmp_path, tiny_llama, "baseline", template="llama3"))
+    cli(tmp_path, "train", settings(tmp_path, tiny_llama, "baseline", template="llama3"))
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
-
-
-def test_two_ranks_under_torchrun_with_preprocessing_workers(tmp_path, tiny_llama):
-    write_dataset(tmp_path, "drafts", demo_rows()[:24])
-    config = training(
-        tmp_path,
-        tiny_llama,
-        "drafts",
-        max_steps=2,
-        preprocessing_num_workers=2,
-        ddp_timeout=600,
-        cutoff_len=512,
-    )
-    output = cli(
-        tmp_path, "train", config, FORCE_TORCHRUN="1", NPROC_PER_NODE="2", OMP_NUM_THREADS="1"
-    )
-    assert len(losses(tmp_path)) == 2
-    assert "num_proc=2" in output
-    assert output.count("aft-factory: shortened") == 1

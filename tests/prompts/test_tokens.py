@@ -8,7 +8,6 @@ import random
 import pytest
 from conftest import demo_rows
 from llamafactory_tools import prompt_ids, tokenize, trained_ids, write_dataset
-from shared_data import shared_rows
 
 from aft_factory.convert.__main__ import main as convert
 from aft_factory.prompts.rendering import load_template
@@ -17,10 +16,10 @@ from aft_factory.records.record import record_from_row
 MODELS = {"llama3": "tiny_llama", "mistral": "tiny_mistral"}
 
 
-def alpaca_rows(count=None):
+def alpaca_rows(real, count=None):
     """Real AlpacaEval prompts with five proposals and a target by real models, weak to strong."""
     rows = []
-    for row in shared_rows("alpaca_eval_proposals.jsonl.gz")[:count]:
+    for row in real.rows("alpaca_eval_proposals.jsonl")[:count]:
         texts = [response["response"] for response in row["responses"]]
         rows.append(
             {"query": row["instruction"], "proposals": texts[-6:-1], "aggregation": texts[-1]}
@@ -62,12 +61,14 @@ def test_plugin_stock_sharegpt_and_chat_template_agree_on_demo_rows(chat, tmp_pa
 
 
 @pytest.mark.parametrize("chat", MODELS)
-def test_plugin_stock_sharegpt_and_chat_template_agree_on_alpaca_eval(chat, tmp_path, request):
-    same_tokens(tmp_path, alpaca_rows(300), request.getfixturevalue(MODELS[chat]), chat)
+def test_plugin_stock_sharegpt_and_chat_template_agree_on_alpaca_eval(
+    chat, tmp_path, request, real
+):
+    same_tokens(tmp_path, alpaca_rows(real, 300), request.getfixturevalue(MODELS[chat]), chat)
 
 
-def test_prompts_agree_under_mistrals_real_vocabulary(tmp_path, real_mistral):
-    same_tokens(tmp_path, alpaca_rows(100), real_mistral, "mistral")
+def test_prompts_agree_under_mistrals_real_vocabulary(tmp_path, real_mistral, real):
+    same_tokens(tmp_path, alpaca_rows(real, 100), real_mistral, "mistral")
 
 
 @pytest.mark.parametrize("chat", MODELS)
@@ -145,10 +146,10 @@ def test_the_other_aggregator_prompts_agree_too(aggregator, tmp_path, tiny_llama
 @pytest.mark.parametrize("way", ["plugin", "convert"])
 @pytest.mark.parametrize("chat", MODELS)
 def test_fitting_to_2048_loses_no_token_of_query_instructions_or_target(
-    way, chat, tmp_path, request
+    way, chat, tmp_path, request, real
 ):
     model = request.getfixturevalue(MODELS[chat])
-    rows = alpaca_rows(None if chat == "llama3" else 150)
+    rows = alpaca_rows(real, None if chat == "llama3" else 150)
     write_dataset(tmp_path, "whole", rows, aggregation={"fit": False})
     _, whole = tokenize(tmp_path, "whole", model, template=chat)
     write_dataset(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import ROOT
-from shared_data import shared_path
+from shared_data import CASES
 
 from aft_factory.convert.register import check_registration, dataset_entry
 from aft_factory.engines.vllm_loading import adapter_rank, own_template
@@ -120,8 +120,8 @@ def test_a_mark_is_no_part_of_settings_data_sets_and_adapters(write, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mine_bom.jinja", "chat_bom.jinja"])
-def test_the_shared_templates_begin_with_a_mark_that_is_not_read(name):
-    path = shared_path(f"../cases/templates/{name}")
+def test_templates_that_begin_with_a_mark_are_read_without_it(name):
+    path = CASES / "templates" / name
     assert path.read_bytes().startswith(MARK)
     assert "\ufeff" not in read_text(path)
 

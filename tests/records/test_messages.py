@@ -9,7 +9,7 @@ import math
 import random
 
 import pytest
-from shared_data import shared_path, shared_rows
+from shared_data import CASES
 
 from aft_factory.convert.__main__ import main as convert
 from aft_factory.convert.ultrafeedback import read_ultrafeedback
@@ -255,25 +255,25 @@ def test_a_columns_last_word_tells(name, belongs):
     assert may_belong(name) is belongs
 
 
-def test_real_rows_are_asked_with_their_input():
-    rows = shared_rows("llamafactory_alpaca_en_demo.jsonl.gz")
+def test_real_rows_are_asked_with_their_input(real):
+    rows = real.rows("llamafactory_alpaca_en_demo.jsonl")
     with_input = 0
     for row in rows:
         [message] = record_from_row(row).messages
         assert message["content"] == "\n".join(filter(None, (row["instruction"], row["input"])))
         with_input += bool(row["input"])
-    assert (len(rows), with_input) == (999, 412)
+    assert (len(rows), with_input) == real.either(sample=(20, 5), whole=(999, 412))
 
 
-def test_shared_rows_of_other_layouts():
-    path = shared_path("../cases/rows/alpaca_input_system_history.json")
+def test_rows_of_other_layouts():
+    path = CASES / "rows" / "alpaca_input_system_history.json"
     first, second = [record_from_row(line.value) for line in read_rows(str(path))]
     assert first.messages == said(
         "Hello", "Hi, what shall I translate?", "Translate the sentence into German.\nThe six pails are full.",
         system="You are a translator.",
     )  # fmt: skip
     assert (second.messages, second.reference) == (said("Name a colour."), "Blue.")
-    odd = [line.value for line in read_rows(str(shared_path("../cases/rows/odd_rows.jsonl")))]
+    odd = [line.value for line in read_rows(str(CASES / "rows" / "odd_rows.jsonl"))]
     records = [record_from_row(row) for row in odd]
     assert [r.id for r in records[:9]] == [*"abcdefg", "81", "i"]
     assert records[0].proposals == ["Blue.", "", "Red."]
@@ -281,9 +281,7 @@ def test_shared_rows_of_other_layouts():
     assert records[10].messages == said("Well \ufffd done")
     assert records[11].meta == {"big": 123456789012345678901234567890}
     assert json.loads(records[11].to_row()["meta"]) == records[11].meta
-    arena = [
-        line.value for line in read_rows(str(shared_path("../cases/rows/arena_hard_turns.jsonl")))
-    ]
+    arena = [line.value for line in read_rows(str(CASES / "rows" / "arena_hard_turns.jsonl"))]
     assert [record_from_row(row).messages for row in arena] == [
         said("Write a tune in ABC notation.")
     ] * 2

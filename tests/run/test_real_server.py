@@ -15,7 +15,6 @@ from dataclasses import replace
 import pytest
 from asking_tools import SETTINGS
 from conftest import demo_rows
-from shared_data import shared_rows
 
 from aft_factory.asking.asker import Asker
 from aft_factory.engines import openai_engine, openai_replies
@@ -57,12 +56,12 @@ def prompt_ids(url, settings, queries):
     return ids
 
 
-def test_the_release_presets_prompts_are_those_of_the_published_code(vllm_server, tiny_llama):
+def test_the_release_presets_prompts_are_those_of_the_published_code(vllm_server, tiny_llama, real):
     """Restated from Linzwcs/AFT: a system message of one newline for drafts; the joined drafts after."""
     settings = DraftingOptions(load_template("release"), SHORT, SHORT, proposer_system="\n")
     settings = replace(settings, policy=replace(settings.policy, resamples=0))
     instructions = [
-        row["query"][0]["content"] for row in shared_rows("alpaca_eval_v2.aft.jsonl")[:100]
+        row["query"][0]["content"] for row in real.rows("alpaca_eval_v2.aft.jsonl")[:100]
     ]
     drafts = ["First draft.\nIn two lines.", "Second", "3. Third"]
     tokenizer = load_tokenizer(str(tiny_llama))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from conftest import demo_rows
-from shared_data import shared_path, shared_rows
 
 from aft_factory.asking.journal import Journal, Place
 from aft_factory.engines.sampling import Completion, Reply, Request, Sampling, Usage
@@ -504,14 +503,14 @@ def test_our_own_records_can_be_the_input(run):
     assert [row["proposals"] for row in rows] == [row["proposals"] for row in demo_rows()[:5]]
 
 
-def test_alpaca_eval_in_and_out(run, tmp_path):
-    source = shared_path("alpaca_eval_v2.aft.jsonl")
+def test_alpaca_eval_in_and_out(run, tmp_path, real):
+    source = real.path("alpaca_eval_v2.aft.jsonl")
     code, rows, _, _ = run(
         source, "--preset", "alpaca_eval", "--limit", "20",
         "--task-output", str(tmp_path / "model_outputs.json"), "--generator", "aft",
     )  # fmt: skip
     outputs = json.loads((tmp_path / "model_outputs.json").read_text())
-    queries = [row["query"][0]["content"] for row in shared_rows("alpaca_eval_v2.aft.jsonl")[:20]]
+    queries = [row["query"][0]["content"] for row in real.rows("alpaca_eval_v2.aft.jsonl")[:20]]
     assert code == 0
     assert outputs == [
         {"instruction": query, "output": row["response"], "generator": "aft"}
@@ -519,14 +518,16 @@ def test_alpaca_eval_in_and_out(run, tmp_path):
     ]
 
 
-def test_mt_bench_in_and_out(run, tmp_path):
+def test_mt_bench_in_and_out(run, tmp_path, real):
     code, rows, _, _ = run(
-        shared_path("mt_bench_questions.jsonl"), "--preset", "mt_bench",
+        real.path("mt_bench_questions.jsonl"), "--preset", "mt_bench",
         "--task-output", str(tmp_path / "aft.jsonl"),
     )  # fmt: skip
     answers = read_rows(tmp_path / "aft.jsonl")
     assert code == 0
-    assert [a["question_id"] for a in answers] == list(range(81, 161))
+    assert [a["question_id"] for a in answers] == [
+        row["question_id"] for row in real.rows("mt_bench_questions.jsonl")
+    ]
     assert [a["choices"][0]["turns"] for a in answers] == [row["responses"] for row in rows]
     assert all(row["response"] == row["responses"][1] for row in rows)
     with Journal(tmp_path / "out.jsonl.journal", read_only=True) as journal:
@@ -535,12 +536,13 @@ def test_mt_bench_in_and_out(run, tmp_path):
             for place, request, _ in journal.replies()
             if place.layer == 2
         }
-    assert len(final) == 160
+    assert len(answers) == real.either(sample=16, whole=80)
+    assert len(final) == 2 * len(answers)
     assert (final["81", 0], final["111", 1], final["141", 0]) == (0.7, 0.0, 0.1)
 
 
-def test_a_final_temperature_that_is_asked_for_goes_before_the_tasks(run, tmp_path):
-    source = shared_path("mt_bench_questions.jsonl")
+def test_a_final_temperature_that_is_asked_for_goes_before_the_tasks(run, tmp_path, real):
+    source = real.path("mt_bench_questions.jsonl")
     run(source, "--preset", "mt_bench", "--final-temperature", "0.33", "--limit", "2")
     with Journal(tmp_path / "out.jsonl.journal", read_only=True) as journal:
         temperatures = {
@@ -562,11 +564,11 @@ def test_a_first_row_that_is_damaged_does_not_hide_the_layout(run, tmp_path, dam
 
 @pytest.mark.parametrize(
     ("preset", "name"),
-    [("gsm8k", "gsm8k_train500.jsonl.gz"), ("ifeval", "ifeval_input_data.jsonl")],
+    [("gsm8k", "gsm8k_train500.jsonl"), ("ifeval", "ifeval_input_data.jsonl")],
 )
-def test_gsm8k_and_ifeval_in_and_out(run, tmp_path, preset, name):
+def test_gsm8k_and_ifeval_in_and_out(run, tmp_path, preset, name, real):
     flags = ("--preset", preset, "--limit", "30", "--task-output", str(tmp_path / "task.jsonl"))
-    code, rows, _, _ = run(shared_path(name), *flags)
+    code, rows, _, _ = run(real.path(name), *flags)
     outputs = read_rows(tmp_path / "task.jsonl")
     assert (code, len(rows)) == (0, 30)
     assert [row["response"] for row in outputs] == [row["response"] for row in rows]

@@ -285,7 +285,7 @@ def test_interrupted_once_it_keeps_what_is_in_flight_and_goes_on_later(tmp_path,
         command.start(argv)
         until(lambda: len(server.log) >= 20)
         command.send(number)
-        assert command.code(seconds=15) == 130  # all of it takes longer
+        assert command.code() == 130
         printed = command.printed()
         assert "waiting for the requests in flight" in printed
         assert f"everything answered is in {output}.journal. The same command goes on" in printed
@@ -310,7 +310,7 @@ def test_interrupted_amid_a_population_it_keeps_what_is_in_flight(tmp_path, comm
         command.start(argv)
         until(lambda: len(server.log) >= 20)
         command.send(signal.SIGINT)
-        assert command.code(seconds=15) == 130
+        assert command.code() == 130
         assert 20 <= len(replies(output)) == len(server.log) == len(server.requests)
         server.delay = 0
         assert command.run(argv) == 0
@@ -329,7 +329,7 @@ def test_interrupted_twice_amid_a_population_it_leaves_at_once(tmp_path, command
         command.send(signal.SIGINT)
         until(lambda: "once more: leave them" in command.printed())
         command.send(second)
-        assert command.code(seconds=30) == 130
+        assert command.code() == 130
 
 
 def test_rows_that_fail_whenever_they_are_asked_do_not_keep_a_run_from_its_end(tmp_path, command):
@@ -357,7 +357,7 @@ def test_interrupted_twice_it_leaves_at_once(tmp_path, command):
         command.send(signal.SIGINT)
         until(lambda: "once more: leave them" in command.printed())
         command.send(signal.SIGINT)
-        assert command.code(seconds=15) == 130
+        assert command.code() == 130
         assert "the same command goes on where this one was" in command.printed()
 
 
@@ -369,7 +369,7 @@ def test_with_a_flaky_server_every_query_ends_in_output_or_rejects(tmp_path, com
     for rate in (0.0, 0.1):
         output = tmp_path / f"{rate}.jsonl"
         with serving(fail_rate=rate, delay=0.05) as server:
-            flags = ("--base-url", server.url, *LAYERS, "--in-flight", "64", "--timeout", "2")
+            flags = ("--base-url", server.url, *LAYERS, "--in-flight", "64", "--timeout", "5")
             assert command.run(arguments(source, output, *flags)) == 0
             sent[rate], written[rate] = len(server.requests), output.read_bytes()
             assert len(seeds(server.log)) == len(server.log) == 600
@@ -411,7 +411,7 @@ def test_what_waits_for_another_attempt_holds_no_place_in_flight(tmp_path, comma
         assert len(set(asked)) == 100
         assert server.most_in_flight <= 8
         command.send(signal.SIGINT)
-        assert command.code(seconds=30) == 130  # they do not wait any longer
+        assert command.code() == 130  # they do not wait any longer
     assert len(replies(tmp_path / "out.jsonl")) == 92
 
 

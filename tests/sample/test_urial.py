@@ -5,7 +5,6 @@ import hashlib
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from shared_data import shared_path, shared_rows
 
 from aft_factory.errors import UsageError
 from aft_factory.prompts.rendering import TEMPLATES
@@ -64,9 +63,9 @@ def test_prompts_do_not_change(name):
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_the_prompt_is_urials_file_and_the_query_as_urial_writes_it(name):
-    original = shared_path(f"urial/{FILES.get(name, name)}.txt").read_bytes().decode()
-    for row in shared_rows("alpaca_eval_proposals.jsonl.gz")[:100]:
+def test_the_prompt_is_urials_file_and_the_query_as_urial_writes_it(name, real):
+    original = real.path(f"urial/{FILES.get(name, name)}.txt").read_bytes().decode()
+    for row in real.rows("alpaca_eval_proposals.jsonl")[:100]:
         query = row["instruction"]
         assert render(name, [user(query)]) == original + asked(query)
 
@@ -260,17 +259,17 @@ def test_no_completion_is_too_odd(text, finish_reason):
     assert (parsed.problem is None) == (bool(parsed.answer) and not parsed.truncated)
 
 
-def test_answers_of_real_models_come_out_whole():
+def test_answers_of_real_models_come_out_whole(real):
     answers = [
         response["response"].strip()
-        for row in shared_rows("alpaca_eval_proposals.jsonl.gz")
+        for row in real.rows("alpaca_eval_proposals.jsonl")
         for response in row["responses"]
         if response["response"].strip()
     ]
-    assert sum("```" in answer for answer in answers) == 466
+    assert sum("```" in answer for answer in answers) == real.either(sample=11, whole=466)
     for closing in CLOSINGS.values():
         parsed = [(a, parse(a + closing, "stop")) for a in answers]
         odd = [(a, p) for a, p in parsed if p != Parsed(a, False, None)]
         # These leave a code block open: the fence is taken to close it. Nothing is lost.
-        assert len(odd) == 12
+        assert len(odd) == real.either(sample=0, whole=12)
         assert all(p.answer.startswith(a) for a, p in odd)

@@ -1,7 +1,6 @@
 """The command `python -m aft_factory.stats`, from end to end. Run: pytest tests/stats/test_stats.py"""
 
 import csv
-import gzip
 import json
 import math
 import random
@@ -13,7 +12,6 @@ import pytest
 from conftest import demo_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from shared_data import shared_path
 
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.rendering import chat_template, load_template
@@ -390,11 +388,9 @@ def test_without_matplotlib_the_plot_says_what_to_install(stats, monkeypatch):
 # Real data
 
 
-def test_real_alpaca_eval_proposals(numbers):
-    path = shared_path("alpaca_eval_proposals.jsonl.gz")
-    with gzip.open(path) as lines:
-        rows = [json.loads(line) for line in lines]
-    found = numbers(path)
+def test_real_alpaca_eval_proposals(numbers, real):
+    rows = real.rows("alpaca_eval_proposals.jsonl")
+    found = numbers(real.path("alpaca_eval_proposals.jsonl"))
     assert found["rows"]["usable"] == len(rows)
     assert sum(int(n) * count for n, count in found["proposals_per_row"].items()) == sum(
         len(row.get("proposals") or row.get("responses") or []) for row in rows

@@ -214,8 +214,10 @@ def test_an_engine_that_refuses_what_it_is_asked_instead_is_there(kind, ends):
         poison = r.prompt == request("poison").prompt
         return EngineError("no", "retry" if poison else kind)
 
-    kinds = [error.kind for error in give_up(Nobody(True, script), 2, text="poison")]
-    assert kinds == (["fatal", "retry"] if ends else ["retry", "retry"])
+    engine = Nobody(True, script)
+    kinds = [error.kind for error in give_up(engine, 5, text="poison")]
+    assert kinds == (["fatal"] * 4 + ["retry"] if ends else ["retry"] * 5)
+    assert ends or len(engine.requests) < 5 * 4 + 4  # not for each that is given up
 
 
 def test_an_engine_that_answers_others_meanwhile_is_there_whatever_it_is_asked_instead():

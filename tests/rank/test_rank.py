@@ -552,6 +552,19 @@ class TestScorer:
         assert sorted(error.kind for error in errors) == ["fatal", "retry"]
         assert Counter(chain(*batches)) == {"a": 3, "b": 3, "Hello": 3}
 
+    def test_what_it_fails_while_it_scores_others_ends_no_run(self):
+        """Not even when nobody is there at the moment."""
+
+        async def go():
+            model = Scripted(lambda text: "retry" if text == "bad" else None, reachable=False)
+            scorer = Scorer(model, QUICK)
+            failing = asyncio.ensure_future(results(scorer, ["bad"], ["bad"], ["bad"]))
+            while not failing.done():
+                await scorer.score_each(list(QUERY), ["good"])
+            return failing.result()
+
+        assert [error.kind for error in run(go)] == ["retry"] * 3
+
     def test_texts_that_it_fails_end_no_run_though_nobody_else_asks(self):
         async def go():
             model = Scripted(lambda text: "retry" if text == "bad" else None)

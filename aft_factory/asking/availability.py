@@ -127,5 +127,5 @@ class Availability:
                     raise
                 if error.kind == "retry":
                     return self._answers == before  # it may have answered others meanwhile
-            self.note_answer()  # a refusal is one
+            self.note_answer()  # if only to say no
             return False

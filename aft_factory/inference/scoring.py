@@ -155,8 +155,7 @@ class Scorer:
                 await asyncio.sleep(GATHER)
                 taken = self._next()
                 await self._score(taken)
-                # First those that have all: what becomes of the others may end everything.
-                for asked in sorted(taken, key=lambda asked: bool(asked.missing)):
+                for asked in taken:
                     asked.end(asked.passing if asked.missing else None)
         except Exception as error:  # nothing can be scored any more
             for asked in (*taken, *self._waiting):

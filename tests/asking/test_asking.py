@@ -214,8 +214,10 @@ def test_an_engine_that_refuses_what_it_is_asked_instead_is_there(kind, ends):
         poison = r.prompt == request("poison").prompt
         return EngineError("no", "retry" if poison else kind)
 
-    kinds = [error.kind for error in give_up(Nobody(True, script), 2, text="poison")]
-    assert kinds == (["fatal", "retry"] if ends else ["retry", "retry"])
+    engine = Nobody(True, script)
+    kinds = [error.kind for error in give_up(engine, 5, text="poison")]
+    assert kinds == (["fatal"] * 4 + ["retry"] if ends else ["retry"] * 5)
+    assert ends or len(engine.requests) < 5 * 4 + 4  # not for each that is given up
 
 
 def test_an_engine_that_answers_others_meanwhile_is_there_whatever_it_is_asked_instead():
@@ -262,26 +264,61 @@ def test_one_of_several_engines_that_answers_nobody_ends_the_run():
         assert words.startswith("the model dead has answered nothing for ")
 
 
-def test_who_gets_no_answer_while_others_do_fails_alone():
+@pytest.mark.parametrize("name", ["", "b"])
+def test_who_gets_no_answer_while_others_do_fails_alone(name):
     """Not even when they all fail, and nobody is there at the moment."""
 
-    class Passing(Nobody):
-        async def sample(self, r):
-            if r.seed < 100:
-                await asyncio.sleep(0.001)
-                raise EngineError("bad luck", "retry")
-            return await ScriptedEngine().sample(r)
+    def script(r):
+        return EngineError("bad luck", "retry") if r.seed < 100 else ["fine"]
 
     async def run():
-        async with Asker({"": Passing(there=False)}, None, 50, Retries(3, 0.01, 0.01)) as asker:
-            failing = [asyncio.create_task(asker.ask(request(seed=i), PLACE)) for i in range(5)]
+        engines = {"": ScriptedEngine(), name: Nobody(False, script)}
+        async with Asker(engines, None, 50, Retries(3, 0.01, 0.01)) as asker:
+            asked = [replace(request(seed=i), model=name or None) for i in range(5)]
+            failing = [asyncio.create_task(asker.ask(r, PLACE)) for r in asked]
             seed = 100
             while not all(task.done() for task in failing):
-                await asker.ask(request(seed=seed), PLACE)
+                await asker.ask(replace(asked[0], seed=seed), PLACE)
                 seed += 1
             return [task.exception().kind for task in failing]
 
     assert asyncio.run(run()) == ["retry"] * 5
+
+
+def test_what_an_engine_answered_before_the_first_failure_tells_nothing():
+    async def run():
+        async def sample(r):
+            if r.seed == 100:
+                return await ScriptedEngine().sample(r)
+            await answered.wait()
+            raise EngineError("gone", "retry")
+
+        answered, engine = asyncio.Event(), Nobody(there=False)
+        engine.sample = sample
+        async with Asker({"": engine}, None, 50, QUICK) as asker:
+            failing = [asyncio.create_task(asker.ask(request(seed=i), PLACE)) for i in range(2)]
+            await asyncio.sleep(0)
+            await asker.ask(request(seed=100), PLACE)
+            answered.set()
+            errors = await asyncio.gather(*failing, return_exceptions=True)
+            return sorted(error.kind for error in errors)
+
+    assert asyncio.run(run()) == ["fatal", "retry"]
+
+
+def test_who_gets_no_answer_once_in_a_while_fails_alone():
+    def script(r):
+        return EngineError("bad luck", "retry") if r.seed < 100 else ["fine"]
+
+    async def run():
+        async with Asker({"": Nobody(False, script)}, None, 50, QUICK) as asker:
+            for seed in range(3):
+                with pytest.raises(EngineError) as caught:
+                    await asker.ask(request(seed=seed), PLACE)
+                assert caught.value.kind == "retry"
+                await asker.ask(request(seed=100 + seed), PLACE)
+
+    asyncio.run(run())
 
 
 def test_what_was_sent_is_kept_though_nobody_waits_for_it(tmp_path):
@@ -408,16 +445,24 @@ def test_who_waits_with_others_for_one_reply_may_go_and_the_others_get_it():
 
 
 def test_what_fails_is_not_asked_again_for_who_has_gone():
-    async def run(engine):
-        async with Asker({"": engine}, None, 10, Retries(9, 3600, 3600)) as asker:
-            gone = asyncio.create_task(asker.ask(request(), PLACE))
-            while not engine.requests:
-                await asyncio.sleep(0)
-            gone.cancel()
+    async def run():
+        async def sample(r):
+            asked.set()
+            await gone.wait()
+            sent.append(r)
+            raise EngineError("busy", "retry")
 
-    engine = ScriptedEngine(flaky(EngineError("busy", "retry")))
-    asyncio.run(asyncio.wait_for(run(engine), 60))
-    assert len(engine.requests) == 1
+        asked, gone, sent, engine = asyncio.Event(), asyncio.Event(), [], ScriptedEngine()
+        engine.sample = sample
+        async with Asker({"": engine}, None, 10, Retries(9, 3600, 3600)) as asker:
+            asking = asyncio.create_task(asker.ask(request(), PLACE))
+            await asked.wait()
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            gone.set()
+        return len(sent)
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)) == 1
 
 
 def test_what_waits_to_be_sent_is_not_sent_for_who_has_gone_and_who_comes_then_gets_it():
@@ -427,9 +472,10 @@ def test_what_waits_to_be_sent_is_not_sent_for_who_has_gone_and_who_comes_then_g
             while not engine.requests:
                 await asyncio.sleep(0)
             gone = asyncio.create_task(asker.ask(request(seed=2), PLACE))
+            gone_too = asyncio.create_task(asker.ask(request(seed=3), PLACE))
             await asyncio.sleep(0)
             gone.cancel()
-            await asyncio.gather(gone, return_exceptions=True)
+            gone_too.cancel()
             later = [asyncio.create_task(asker.ask(request(seed=2), PLACE)) for _ in range(2)]
             await asyncio.gather(first, *later)
         assert asker.limiter.taken == 0

@@ -696,3 +696,19 @@ def test_rejects_without_a_path_only_count(tmp_path):
     with Rejects(None) as rejects:
         rejects.add(LINE, "reason", "x")
     assert (rejects.count, rejects.by_field) == (1, {"x": (1, "reason")})
+
+
+def test_what_belongs_to_an_output_is_there_with_it_or_not_at_all(tmp_path):
+    path = tmp_path / "r.jsonl"
+    with (  # noqa: PT012
+        pytest.raises(RuntimeError),
+        contextlib.ExitStack() as until,
+        TableWriter(tmp_path / "t.jsonl"),
+    ):
+        with Rejects(path, until=until) as rejects:
+            rejects.add(LINE, "reason")
+        assert "r.jsonl" in files(tmp_path)
+        with pytest.raises(UsageError, match="exists; pass --overwrite to replace it"):
+            Rejects(path)  # its writer lives
+        raise RuntimeError
+    assert files(tmp_path) == []

@@ -101,11 +101,12 @@ def select(record: Record, options: Aggregation = PAPER) -> Record:
         kept = kept[: draw.randint(options.min_proposals, len(kept))]
     if kept == list(range(len(record.proposals))):
         return record
+    scores, models = record.scores, record.proposal_models
     return replace(
         record,
         proposals=[record.proposals[i] for i in kept],
-        scores=record.scores and [record.scores[i] for i in kept],
-        proposal_models=record.proposal_models and [record.proposal_models[i] for i in kept],
+        scores=[scores[i] for i in kept] or None if scores else None,
+        proposal_models=[models[i] for i in kept] or None if models else None,
     )
 
 

@@ -92,6 +92,11 @@ def test_without_proposals_the_conversation_is_the_plain_query():
     assert conversation(record("five"), Aggregation(ablation="without_proposals")) == plain
 
 
+def test_where_no_proposal_is_left_there_are_no_scores_and_models():
+    kept = select(Record("1", [], [" "], scores=[1.0], proposal_models=["m"]))
+    assert (kept.proposals, kept.scores, kept.proposal_models) == ([], None, None)
+
+
 def test_select_drops_blank_proposals_and_keeps_scores_in_step():
     given_record = Record(
         "r", [], ["a", " ", "b", "c"], scores=[1.0, 2.0, 3.0, 4.0], proposal_models=list("wxyz")

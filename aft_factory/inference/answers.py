@@ -48,7 +48,7 @@ _LATEX = (
 )
 _LATEX_FRACTION = re.compile(
     r"(?P<before>[0-9]?)\\(?:[cdt]|nice)?frac\s*+(?:\{\s*+(-?[0-9.]++)\s*+\}|([0-9]))"
-    r"\s*+(?:\{\s*+([0-9]++)\s*+\}|([0-9]))"
+    r"\s*+(?:\{\s*+(?P<minus>-?)([0-9]++)\s*+\}|([0-9]))"
 )
 _CHAIN = re.compile(r"(?<![0-9])[0-9]++(?:[.,'_\xa0][0-9]++)++")
 _GROUPED = re.compile(
@@ -57,6 +57,8 @@ _GROUPED = re.compile(
         (?:(?!(?P=by))[.,](?P<decimals>[0-9]++))?""",
     re.VERBOSE,
 )
+# A minus may stand apart from its number; at the start of a line it is the point of a list.
+_APART = re.compile(r"((?:####|[{=]|\banswer:|\bis:?)[ *$]*+-) (?=[$.0-9])", re.IGNORECASE)
 _SPACED = re.compile(r"(?<![0-9.,])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})++(?![0-9])")
 
 _THOUGHT_START, _THOUGHT_END = (
@@ -78,10 +80,16 @@ _NEXT_QUESTION = re.compile(
 _MARK = re.compile(r"####[ \t*]*+")
 _NUMBERED_HEADING = re.compile(r"\)|\.[ \t]++\S")  # "#### 2. Add them" is no answer
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*+\{")
-_STATED = re.compile(r"\banswer\W{0,4}?(?:is\b|[:=])\s*+", re.IGNORECASE)
+# What is stated may stand in bold or as a formula, on lines of its own.
+_STATED = re.compile(
+    r"\banswer\W{0,4}?(?:is\b(?!\s+not\b)|[:=])(?:[\s:*_$]|\\[\[(])*+(?:[a-z]\w*+ ?= ?)?",
+    re.IGNORECASE,
+)
+_EQUALS = re.compile(r"\b(?:equals|is equal to)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 # What makes the number before it the beginning of a sum. None is in "15, because x = 3".
 _SUM = re.compile(
+    r"(?!\s*(?:as|because|since)\b)"
     r"[^-+*/×÷·^=,;:\\0-9]{0,30}?(?:[-+*/×÷·^]|\\(?:times|cdot|div)\b|\b(?:x|of|times)\b)"
     r"\s*+[-($.\\0-9][^=\n]{0,200}+=(?![=>])"
 )
@@ -135,9 +143,13 @@ def _plain(text: str) -> str:
         text = pattern.sub(plain, text)
     text = _CHAIN.sub(lambda m: _ungrouped(m[0]), text).replace("\xa0", " ")
     text = _SPACED.sub(lambda m: m[0].replace(" ", "") if " 0" in m[0] else m[0], text)
-    return _LATEX_FRACTION.sub(
-        lambda m: f"{m['before']}{m['before'] and ' '}{m[2] or m[3]}/{m[4] or m[5]}", text
+    text = _LATEX_FRACTION.sub(
+        lambda m: (
+            f"{m['before']}{m['before'] and ' '}{m['minus'] or ''}{m[2] or m[3]}/{m[5] or m[6]}"
+        ).replace("--", ""),
+        text,
     )
+    return _APART.sub(r"\1", text)
 
 
 @cache
@@ -195,6 +207,10 @@ def _boxed(text: str) -> Iterator[tuple[int, re.Match[str]]]:
 
 def _stated(text: str) -> Iterator[tuple[int, re.Match[str]]]:
     for statement, rest in _behind(_STATED, text):
+        first = _NUMBER.match(rest)
+        is_list = first and _NUMBERED_HEADING.match(rest, first.end())
+        if "\n" in statement[0] and (not first or is_list):
+            continue  # a heading: below it may stand a whole solution
         yield from _result(statement, _SENTENCE_END.split(rest, maxsplit=1)[0])
 
 
@@ -208,7 +224,7 @@ def _behind(opening: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str]
 
 def _result(place: re.Match[str], text: str) -> Iterator[tuple[int, re.Match[str]]]:
     """The result of a few words: of "8 * 9 = 72 apples" what follows the `=`."""
-    text = _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
+    text = _EQUALS.sub("=", _SPACED.sub(lambda m: m[0].replace(" ", ""), text))
     number = result = _NUMBER.search(text)
     while result is not None:
         number = result

@@ -34,6 +34,20 @@ FOUND = {
     "after the last `answer is`": ("The answer is 5? No, the final answer is 72 in 3 steps.", "72"),
     "after `answer:` in bold": ("**Answer:** 72 apples, see page 3\nBye 4", "72"),
     "on the line after `answer:`": ("Answer:\n\n72 apples\n3", "72"),
+    "on the line after `answer is:`, in a formula": (
+        "The answer is:\n\n$$18$$\n\nShe sells 9.",
+        "18",
+    ),
+    "on the line after `answer is:`, in bold": ("The answer is:\n\n**18**\n\nShe eats 3.", "18"),
+    "on a line between brackets": ("The answer is:\n\\[\n18\n\\]\nShe eats 3.", "18"),
+    "on the line after `Answer:` in bold": ("**Answer:**\n\n18 eggs.\n\nShe eats 3.", "18"),
+    "on the line after `Answer:`, behind a name": ("Answer:\nv = 18\n\nConfidence: 95%", "18"),
+    "below a heading, at the end": ("**Answer:**\n\nShe has 3.\nShe buys 15: so 18", "18"),
+    "below a heading, not in its list": ("**Answer:**\n\n1. Add 3 and 15.\n2. It is 18", "18"),
+    "not in what it is not": ("The answer is not 9 but 18.", "18"),
+    "behind a sum in words": ("The answer is 7 + 11, which equals 18.", "18"),
+    "behind a sum in more words": ("The answer is 7 + 11, which is equal to 18.", "18"),
+    "before a reason that subtracts": ("The answer is 18 as x - 2 = 16.", "18"),
     "behind the sum": ("So the answer is 8*9 = 72 apples, in 3 steps.", "72"),
     "before its reason": ("The answer is 15, because x = 3.", "15"),
     "before its reason without a comma": ("The answer is 15 because x = 3.", "15"),
@@ -67,6 +81,13 @@ CANONICAL = {
     "$-3": "-3",
     "72.": "72",
     "-3": "-3",
+    "#### - 3": "-3",
+    "#### 5 - 8 = - 3": "-3",
+    r"\boxed{- $3}": "-3",
+    "The answer is - 3.": "-3",
+    "The answer is: **- 3**": "-3",
+    "Answer: - 3": "-3",
+    "- 3": "3",  # of a list
     "−3": "-3",
     "-0.0": "0",
     "007": "7",
@@ -99,6 +120,8 @@ CANONICAL = {
     r"2\frac12": "2.5",
     r"\frac{10\,000}{3}": "10000/3",
     r"\frac{-3}{2}": "-1.5",
+    r"\frac{3}{-2}": "-1.5",
+    r"\frac{-3}{-2}": "1.5",
     "10\u202f000": "10000",  # narrow no-break space
     "10\u00a0000,5": "10000.5",
     "10 000": "10000",
@@ -158,7 +181,7 @@ def test_a_canonical_answer_reads_as_itself(text):
 
 
 CIRCLES = [
-    *(r"\boxed{", "#### ", "#### 1 ", "#### x=", "answer: ", "answer: 5+3=", "5 + 3 = ", "The answer is 5\nQ"),
+    *(r"\boxed{", "#### ", "#### 1 ", "#### x=", "answer: ", "answer is:\n**", "answer: 5+3=", "= - ", "#### $", "equals ", "5 + 3 = ", "The answer is 5\nQ"),
     *("1,", "1.", "1_", "1 000 ", "1 1/", "9", "0", "-", "$", "1,234", "½", "٣", "\u200b", "\u00a0", "~"),
     *(r"\text{", r"\frac1", r"\frac{1}", "{", "}", "{,}", "<think>", "</think>", "[/", "<|user|>"),
     *("\n", " ", "?\n", "user\n", " user", "Question:\n", "No.", "wait\n", "#### 1? no, ", "a? "),

@@ -9,7 +9,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
-PARALLEL ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Each file in one process, as its tests may share a server.
+PARALLEL ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 READY := .venv/ready-$(ENGINE)
 
 .PHONY: setup demo test fast check format bench lock clean

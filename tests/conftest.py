@@ -26,20 +26,12 @@ settings.load_profile("aft-factory")
 
 ROOT = Path(__file__).parents[1]
 
-# What takes long to start, and is started once: all tests that use one of them run in one process.
-SHARED = ("vllm_server", "vllm_reward_server", "engine", "training")
-
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """Slow tests come first, each by itself or with those that share its server or engine."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        shared = [name for name in SHARED if name in item.fixturenames]
-        whole = item.nodeid if item.get_closest_marker("slow") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group((shared or [whole])[0]))
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: where two processes share the files, both end at once."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)

@@ -174,29 +174,6 @@ def test_a_servers_description_tells_which_fields_it_takes():
         assert fields_of(nothing) == {}
 
 
-@pytest.mark.slow
-def test_vllms_server_decodes_as_asked_whatever_the_models_generation_config(vllm_server):
-    """Its generation_config.json says top_k 1, of which all seeds would write the same."""
-    sampling = Sampling(1.0, 1.0, None, 8)
-
-    async def texts(neutral):
-        engine = await OpenAIEngine.connect([vllm_server])
-        try:
-            [server] = engine._servers
-            assert server.neutral == {"messages": NEUTRAL, "prompt": NEUTRAL}
-            if not neutral:
-                server.neutral = {}
-            replies = [
-                await engine.sample(Request(MESSAGES, 1, sampling, seed)) for seed in range(6)
-            ]
-            return {reply.completions[0].text for reply in replies}
-        finally:
-            await engine.close()
-
-    assert len(asyncio.run(texts(neutral=True))) > 3
-    assert len(asyncio.run(texts(neutral=False))) == 1  # so the file is heeded
-
-
 def test_a_text_goes_to_text_completion():
     [reply], server = ask(request(prompt="Once upon a time"))
     path, body = server.requests[0]
@@ -922,24 +899,6 @@ def test_asked_until_all_is_answered_a_flaky_server_answers_nothing_twice(tmp_pa
     assert logged == server.log
     assert sorted(entry["seed"] for entry in logged) == list(range(60))
     assert {entry["key"] for entry in logged} <= {digest([p, b]) for p, b in server.requests}
-
-
-@pytest.mark.slow
-def test_vllms_server_tells_cached_tokens_of_single_samples_only(vllm_server):
-    def new(number, n=1):
-        return request(n=n, prompt=f"{number} is a prompt that nobody asked before. " * 60)
-
-    async def main():
-        engine = await OpenAIEngine.connect([vllm_server])
-        asked = (new(1), new(1), new(2), new(3, n=3), new(3))
-        usages = [(await engine.sample(each)).usage for each in asked]
-        await engine.close()
-        return usages
-
-    untold, again, fresh, several, after = asyncio.run(main())
-    assert (untold.cached, fresh.cached, several.cached) == (None, 0, None)
-    assert 0 < again.cached < again.prompt
-    assert 0 < after.cached < after.prompt == several.prompt
 
 
 @pytest.mark.slow

@@ -115,9 +115,15 @@ def test_an_installation_whose_folder_is_gone_breaks_no_other_program(tmp_path):
 
 @pytest.mark.slow
 def test_the_wheel_installs_into_a_clean_environment_and_leaves_nothing(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # what is installed
+
     def run(*command):
         done = subprocess.run(
-            [str(part) for part in command], capture_output=True, text=True, cwd=tmp_path
+            [str(part) for part in command],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -135,7 +141,7 @@ def test_the_wheel_installs_into_a_clean_environment_and_leaves_nothing(tmp_path
     run(binary, "-m", "pip", "install", "--quiet", wheel)
     assert "UltraFeedback" in run(binary, "-m", "aft_factory.convert", "--help")
     code = (
-        "import sys; from aft_factory.prompts import TEMPLATES, chat_template\n"
+        "import sys; from aft_factory.prompts.rendering import TEMPLATES, chat_template\n"
         "chat_template('mistral', 'release')\n"
         "finders = [type(finder).__name__ for finder in sys.meta_path]\n"
         "print(TEMPLATES.parent.name, 'AftFactoryAutoload' in finders)"

@@ -1,4 +1,7 @@
-"""The runner against the real vLLM server: the tokens it sees, and kills in the middle of a run."""
+"""The engine and the runner against a real vLLM server, which all tests of this file share.
+
+What it is asked and tells, the tokens it sees, and kills in the middle of a run.
+"""
 
 import asyncio
 import contextlib
@@ -19,7 +22,8 @@ from conftest import demo_rows
 from aft_factory.asking.asker import Asker
 from aft_factory.engines import openai_engine, openai_replies
 from aft_factory.engines.openai_engine import OpenAIEngine
-from aft_factory.engines.sampling import Completion, Sampling
+from aft_factory.engines.openai_server import NEUTRAL
+from aft_factory.engines.sampling import Completion, Request, Sampling
 from aft_factory.inference.drafting import Drafting, DraftingOptions, Trace
 from aft_factory.prompts.rendering import chat_template, load_template
 from aft_factory.prompts.selection import conversation
@@ -29,6 +33,47 @@ from aft_factory.records.record import record_from_row
 pytestmark = pytest.mark.slow
 
 SHORT = Sampling(max_tokens=2, extra={"return_token_ids": True})
+QUESTION = [{"role": "user", "content": "How many pails?"}]
+
+
+def test_vllms_server_decodes_as_asked_whatever_the_models_generation_config(vllm_server):
+    """Its generation_config.json says top_k 1, of which all seeds would write the same."""
+    sampling = Sampling(1.0, 1.0, None, 8)
+
+    async def texts(neutral):
+        engine = await OpenAIEngine.connect([vllm_server])
+        try:
+            [server] = engine._servers
+            assert server.neutral == {"messages": NEUTRAL, "prompt": NEUTRAL}
+            if not neutral:
+                server.neutral = {}
+            replies = [
+                await engine.sample(Request(QUESTION, 1, sampling, seed)) for seed in range(6)
+            ]
+            return {reply.completions[0].text for reply in replies}
+        finally:
+            await engine.close()
+
+    assert len(asyncio.run(texts(neutral=True))) > 3
+    assert len(asyncio.run(texts(neutral=False))) == 1  # so the file is heeded
+
+
+def test_vllms_server_tells_cached_tokens_of_single_samples_only(vllm_server):
+    def new(number, n=1):
+        prompt = f"{number} is a prompt that nobody asked before. " * 60
+        return Request(prompt, n, Sampling(max_tokens=8), 7)
+
+    async def main():
+        engine = await OpenAIEngine.connect([vllm_server])
+        asked = (new(1), new(1), new(2), new(3, n=3), new(3))
+        usages = [(await engine.sample(each)).usage for each in asked]
+        await engine.close()
+        return usages
+
+    untold, again, fresh, several, after = asyncio.run(main())
+    assert (untold.cached, fresh.cached, several.cached) == (None, 0, None)
+    assert 0 < again.cached < again.prompt
+    assert 0 < after.cached < after.prompt == several.prompt
 
 
 def prompt_ids(url, settings, queries):

@@ -23,7 +23,8 @@ from aft_factory.inference.queries import Query, read_record, read_with_proposal
 from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.record import Row, record_from_row
-from aft_factory.records.tables import Line, TableWriter
+from aft_factory.records.table_writer import TableWriter
+from aft_factory.records.tables import Line
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import AskSettings

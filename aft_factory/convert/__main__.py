@@ -13,7 +13,7 @@ from aft_factory.convert.register import check_registration, register
 from aft_factory.convert.settings import ConvertSettings
 from aft_factory.records.record import Record
 from aft_factory.records.rejects import Rejects
-from aft_factory.records.tables import TableWriter
+from aft_factory.records.table_writer import TableWriter
 from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.reading import check_paths
 

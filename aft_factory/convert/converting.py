@@ -34,7 +34,8 @@ from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records import exact_json
 from aft_factory.records.record import Columns, Record, Row, required_aggregation
 from aft_factory.records.rejects import Rejects
-from aft_factory.records.tables import Line, TableWriter
+from aft_factory.records.table_writer import TableWriter
+from aft_factory.records.tables import Line
 
 DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
 FIT_CHUNK = 128  # rows tokenized as one parallel batch

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aft_factory.pipeline.attendant import Attendant
-from aft_factory.pipeline.done import fingerprint, forget, is_done, keep
+from aft_factory.pipeline.done import fingerprint, forget, is_done, note_done
 from aft_factory.pipeline.rehearsal import rehearse
 from aft_factory.pipeline.step import Step
 from aft_factory.pipeline.steps import check_ready, read_pipeline
+from aft_factory.pipeline.supervisor import Supervisor
 from aft_factory.stage.console import guarded
 
 EXAMPLES = """\
@@ -58,25 +58,25 @@ def run_steps(steps: list[Step], path: Path) -> int:
     training, would be made from what is left.
     """
     check_ready(steps)
-    with Attendant() as attendant:
+    with Supervisor() as supervisor:
         for step in steps:
             title = f"[{step.number}/{len(steps)}] {step.stage}"
             if is_done(step, path):
                 print(f"{title}: done before", flush=True)
                 continue
-            if attendant.asked:
+            if supervisor.asked:
                 print(f"stopped before stage {step.number}, {step.stage}; {AGAIN}", file=sys.stderr)
                 return 130
             print(f"{title}: {step}", flush=True)
             state = fingerprint(step)
             forget(step, path)
-            code = attendant.run(step.command(*step.begin(state)), training=step.trains)
+            code = supervisor.run(step.command(*step.begin(state)), training=step.trains)
             if code:
-                why = "interrupted" if attendant.asked else f"exit code {code}"
+                why = "interrupted" if supervisor.asked else f"exit code {code}"
                 place = f"stopped at stage {step.number}, {step.stage} ({why})"
                 print(f"{place}; {AGAIN}", file=sys.stderr)
-                return 130 if attendant.asked else code if code > 0 else 128 - code
-            failed = keep(step, path, state)
+                return 130 if supervisor.asked else code if code > 0 else 128 - code
+            failed = note_done(step, path, state)
             if failed and failed.count > step.allow_failed * failed.read:
                 share = f"allow_failed (a share of the rows, now {step.allow_failed:g}) in {path}"
                 print(f"stopped after stage {step.number}, {step.stage}: {failed}", file=sys.stderr)

@@ -96,7 +96,7 @@ class Unanswered:
         )
 
 
-def keep(step: Step, path: Path, state: str) -> Unanswered | None:
+def note_done(step: Step, path: Path, state: str) -> Unanswered | None:
     """Note that a step has ended well, unless its engine failed for some rows; return these.
 
     They are asked for again at the next start, which takes all others from the journal.

@@ -14,7 +14,7 @@ from aft_factory.errors import UsageError
 from aft_factory.pipeline.done import is_done
 from aft_factory.pipeline.step import COMMANDS, Step
 from aft_factory.pipeline.steps import check_ready
-from aft_factory.records.tables import TableWriter
+from aft_factory.records.table_writer import TableWriter
 
 
 def rehearse(steps: list[Step], path: Path) -> int:

@@ -17,7 +17,7 @@ from aft_factory.push.publication import Publication
 from aft_factory.push.settings import PushSettings
 from aft_factory.records.files import named
 from aft_factory.records.record import Row
-from aft_factory.records.tables import TableWriter
+from aft_factory.records.table_writer import TableWriter
 from aft_factory.stats.counts import Counts
 
 

@@ -22,7 +22,8 @@ from aft_factory.inference.strategies import Answer, Conversation, Sample, Strat
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import usable
 from aft_factory.records.record import Record, Row, record_from_row
-from aft_factory.records.tables import Line, TableWriter
+from aft_factory.records.table_writer import TableWriter
+from aft_factory.records.tables import Line
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+MOST_KINDS = 10_000  # of rows that are kept in mind
 EARLY = 5 << 20  # bytes; the rest of the 10 MB has room for the rows that come before these
 
 
@@ -23,17 +24,34 @@ class EarlyTypes:
     def __init__(self) -> None:
         self.late: list[int] = []
         self._seen: set[tuple[Any, ...]] = set()
+        self._kinds: set[Any] = set()
         self._rows = self._bytes = 0
 
     def note(self, row: dict[str, Any], size: int) -> None:
         """Look at the next row, which takes so many bytes."""
-        found = set(_places(row, ()))
-        if not found <= self._seen:
-            self._seen |= found
-            if self._bytes >= EARLY:
-                self.late.append(self._rows)
+        kind = _kind(row)
+        if kind not in self._kinds:  # most rows are of a kind that was seen, which is cheap to tell
+            if len(self._kinds) == MOST_KINDS:
+                self._kinds.clear()
+            self._kinds.add(kind)
+            found = set(_places(row, ()))
+            if not found <= self._seen:
+                self._seen |= found
+                if self._bytes >= EARLY:
+                    self.late.append(self._rows)
         self._rows += 1
         self._bytes += size
+
+
+def _kind(value: Any) -> Any:
+    """Return what is alike for rows with values at the same places."""
+    kind = type(value)
+    if kind is list:
+        inner = {type(item) for item in value}
+        return frozenset(map(_kind, value) if inner & {list, dict, float} else inner)
+    if kind is dict:
+        return tuple([(name, _kind(inner)) for name, inner in value.items()])
+    return (kind, math.isfinite(value)) if kind is float else kind
 
 
 def _places(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:

@@ -20,7 +20,8 @@ from aft_factory.inference.scoring import Longest, Scores
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS
 from aft_factory.records.record import Row
-from aft_factory.records.tables import Line, TableWriter
+from aft_factory.records.table_writer import TableWriter
+from aft_factory.records.tables import Line
 from aft_factory.run.decoding import decoded, decoding_told, used
 from aft_factory.run.settings import RunSettings
 from aft_factory.stage.engines import (

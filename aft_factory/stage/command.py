@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from aft_factory.records.files import read_text
-from aft_factory.records.tables import Line, TableWriter
+from aft_factory.records.table_writer import TableWriter
+from aft_factory.records.tables import Line
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import build
 from aft_factory.stage.flags import add_flags

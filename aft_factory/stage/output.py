@@ -20,7 +20,8 @@ from aft_factory.inference.queries import Query
 from aft_factory.records.files import write_whole
 from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects, rejects_path
-from aft_factory.records.tables import Line, TableWriter
+from aft_factory.records.table_writer import TableWriter
+from aft_factory.records.tables import Line
 from aft_factory.stage.totals import Totals
 
 

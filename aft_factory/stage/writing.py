@@ -17,7 +17,8 @@ from aft_factory.inference.runner import Runner
 from aft_factory.records.files import check_writable
 from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects, rejects_path
-from aft_factory.records.tables import Line, TableWriter
+from aft_factory.records.table_writer import TableWriter
+from aft_factory.records.tables import Line
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.output import Outputs, summary_path, write_summary
 from aft_factory.stage.reading import check_paths

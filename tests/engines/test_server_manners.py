@@ -12,7 +12,7 @@ import sys
 import pytest
 from aiohttp import web
 from flaky_server import FlakyServer, serving, until
-from shared_data import shared_path
+from shared_data import CASES
 
 from aft_factory.asking.asker import Asker, Retries
 from aft_factory.asking.journal import Place
@@ -304,7 +304,7 @@ EXPECTED = {  # mode: (exit code, rows answered, POSTs), or words of the error
 
 @pytest.mark.parametrize("mode", EXPECTED)
 def test_servers_as_they_are(mode, tmp_path, capsys):
-    script, port, log = shared_path("../cases/server.py"), free_port(), tmp_path / "log"
+    script, port, log = CASES / "server.py", free_port(), tmp_path / "log"
     command = [sys.executable, str(script), str(port), mode, str(log)]
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"query": text}) + "\n" for text in QUESTIONS))

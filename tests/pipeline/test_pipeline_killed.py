@@ -152,10 +152,10 @@ def test_a_stage_does_not_outlive_its_pipeline(held):
 
 ATTENDED = """
 import sys
-from aft_factory.pipeline import attendant
+from aft_factory.pipeline import supervisor
 kind, *command = sys.argv[1:]
-attendant.PATIENCE = 1 if kind == "deaf" else attendant.PATIENCE
-with attendant.Attendant() as one:
+supervisor.PATIENCE = 1 if kind == "deaf" else supervisor.PATIENCE
+with supervisor.Supervisor() as one:
     sys.exit(one.run(command, training=kind != "stage") % 256)
 """
 # A leader that ends at once, and a child that takes its time when asked to, but not twice.

@@ -10,7 +10,8 @@ import pytest
 from aft_factory.records import early_types
 from aft_factory.records.early_types import EarlyTypes
 from aft_factory.records.record import Record
-from aft_factory.records.tables import TableWriter, read_rows
+from aft_factory.records.table_writer import TableWriter
+from aft_factory.records.tables import read_rows
 
 EMPTY = {"proposals": [], "meta": {"pad": "y" * 1000}}
 FULL = {"proposals": ["a", "b"], "aggregation": "A", "reference": "R", "scores": [0.5, None]}

@@ -22,7 +22,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared_data import shared_path
+from shared_data import CASES
 
 from aft_factory.errors import UsageError
 from aft_factory.records import exact_json
@@ -30,7 +30,8 @@ from aft_factory.records.exact_json import array_elements
 from aft_factory.records.parquet import ROWS as ROWS_HELD
 from aft_factory.records.record import Record
 from aft_factory.records.rejects import Rejects
-from aft_factory.records.tables import Line, TableWriter, read_rows
+from aft_factory.records.table_writer import TableWriter
+from aft_factory.records.tables import Line, read_rows
 
 ROWS = [
     Record("1", [{"role": "user", "content": "六 pails?"}], ["5", "6 😀"], "Six.", meta={"n": 1}).to_row(),
@@ -523,7 +524,7 @@ def test_two_writers_at_a_time_do_not_mix(tmp_path):
 WRITING = """
 import sys, time
 from pathlib import Path
-from aft_factory.records.tables import TableWriter
+from aft_factory.records.table_writer import TableWriter
 with TableWriter(Path(sys.argv[1])) as table:
     table.write({"a": 1})
     print("writing", flush=True)
@@ -763,7 +764,7 @@ def test_another_encoding_is_one_error_that_names_it(tmp_path, encoding):
         list(read_rows(str(path)))
 
 
-CASES = {
+AS_PEOPLE_HAVE_THEM = {
     "array.jsonl": 9,
     "concat.json": 9,
     "cr.jsonl": 9,
@@ -773,7 +774,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", AS_PEOPLE_HAVE_THEM)
 def test_files_as_people_have_them(name):
-    lines = list(read_rows(str(shared_path(f"../cases/files/{name}"))))
-    assert [line.problem for line in lines] == [None] * CASES[name]
+    lines = list(read_rows(str(CASES / "files" / name)))
+    assert [line.problem for line in lines] == [None] * AS_PEOPLE_HAVE_THEM[name]

@@ -18,7 +18,8 @@ from aft_factory.prompts.rendering import chat_template, load_template
 from aft_factory.prompts.selection import PAPER
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records.record import record_from_row
-from aft_factory.records.tables import Line, TableWriter
+from aft_factory.records.table_writer import TableWriter
+from aft_factory.records.tables import Line
 from aft_factory.stats.__main__ import main
 from aft_factory.stats.counts import MOST_NAMES, OTHERS, Counts, Distribution, count_words
 from aft_factory.stats.plot import BINS, histogram

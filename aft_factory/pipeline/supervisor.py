@@ -30,7 +30,7 @@ kill -s KILL -- "-$group"
 PATIENCE = 30  # seconds to wait for processes to end when they are asked to
 
 
-class Attendant:
+class Supervisor:
     """Runs commands one after another; while it is entered, signals go to the one that runs.
 
     Attributes:
@@ -44,7 +44,7 @@ class Attendant:
         self._end = signal.SIGKILL
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Attendant:
+    def __enter__(self) -> Supervisor:
         self._before = {number: signal.signal(number, self._forward) for number in SIGNALS}
         return self
 

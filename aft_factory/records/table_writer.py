@@ -1,0 +1,148 @@
+"""Writing tables of rows: JSON, JSON Lines (plain, .gz, .zst) and Parquet, whole or not at all.
+
+Memory does not grow with the file. Knows nothing of what the rows mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from aft_factory.records import exact_json
+from aft_factory.records.early_types import EarlyTypes
+from aft_factory.records.files import (
+    CHUNK,
+    check_writable,
+    named,
+    replacing,
+)
+from aft_factory.records.parquet import ParquetSink
+from aft_factory.records.record import Row
+from aft_factory.records.tables import table_format
+
+
+class TableWriter:
+    """Writes rows to a file that appears whole when the block ends well, and not at all otherwise.
+
+    In JSON Lines beyond some MB, a row that is the first with a value in a column may be moved to
+    the front (`early_types`); all others stay in their order.
+
+    Example:
+        with TableWriter(Path("out.jsonl")) as table:
+            table.write({"id": "1"})
+
+    Args:
+        path: The file.
+        overwrite: Whether an existing file may be replaced.
+        until: As for `files.replacing`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        until: contextlib.ExitStack | None = None,
+    ) -> None:
+        self.path = path
+        self._until = until
+        self.rows = 0
+        self._format = table_format(path)
+        check_writable(path, overwrite=overwrite)
+        self._stack = contextlib.ExitStack()
+        self._write_bytes: Callable[[bytes], object]
+        self._parquet: ParquetSink | None = None
+        self._types = EarlyTypes()
+
+    def __enter__(self) -> TableWriter:
+        aside = self._stack.enter_context(replacing(self.path, self._until))
+        if self._format == ".parquet":
+            self._parquet = ParquetSink(aside)
+            self._stack.push(self._finish)
+            return self
+        self._stack.push(partial(self._put_types_first, aside))
+        stream = self._stack.enter_context(aside.open("wb", buffering=CHUNK))
+        self._write_bytes = self._stack.enter_context(_compressed(stream, self.path.suffix)).write
+        self._stack.push(self._finish)
+        return self
+
+    def write(self, row: Row) -> int:
+        """Append one row and return how many bytes its JSON takes (0 for Parquet).
+
+        Raises:
+            TypeError: If JSON has no form for something in the row; nothing is written then.
+        """
+        data = b""
+        if self._parquet is None:
+            data = exact_json.dump(row)
+            if self._format == ".json":
+                data = (b",\n" if self.rows else b"[\n") + data
+            else:
+                data += b"\n"
+        try:
+            if self._parquet is None:
+                self._write_bytes(data)
+            else:
+                self._parquet.write(row)
+        except OSError as error:
+            raise named(error, self.path) from None
+        if self._format == ".jsonl":
+            self._types.note(row, len(data))
+        self.rows += 1
+        return len(data)
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End what is being written; after an error, a second one would hide the first."""
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
+            if self._parquet is not None:
+                self._parquet.close() if kind is None else self._parquet.discard()
+            elif self._format == ".json":
+                self._write_bytes(b"\n]\n" if self.rows else b"[]\n")
+
+    def _put_types_first(self, aside: Path, kind: type[BaseException] | None, *_: object) -> None:
+        """Move rows to the front that give a column its type, if they come late."""
+        late = self._types.late
+        if kind is not None or not late:
+            return
+        first: list[bytes] = []
+        with tempfile.TemporaryFile(dir=aside.parent) as rest:
+            with _decompressed(aside, self.path.suffix) as lines:
+                for number, line in enumerate(lines):
+                    first.append(line) if number in late else rest.write(line)
+            rest.seek(0)
+            with aside.open("wb") as file, _compressed(file, self.path.suffix) as stream:
+                stream.write(b"".join(first))
+                shutil.copyfileobj(rest, stream, CHUNK)
+
+
+def _compressed(stream: IO[bytes], suffix: str) -> Any:
+    """Return what writes to an open file, as the file's suffix says."""
+    if suffix == ".gz":
+        # No time stamp and no name inside, so that equal rows give equal bytes.
+        return gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=6, mtime=0)
+    if suffix == ".zst":
+        import zstandard
+
+        return zstandard.ZstdCompressor(level=6).stream_writer(stream, closefd=False)
+    return contextlib.nullcontext(stream)
+
+
+def _decompressed(path: Path, suffix: str) -> Any:
+    """Return the lines of a file whose own name does not tell how it is compressed."""
+    if suffix == ".gz":
+        return gzip.open(path, "rb")
+    if suffix == ".zst":
+        import zstandard
+
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")))
+    return path.open("rb")

@@ -61,8 +61,12 @@ _GROUPED = re.compile(
 _APART = re.compile(r"((?:####|[{=]|\banswer:|\bis:?)[ *$]*+-) (?=[$.0-9])", re.IGNORECASE)
 _SPACED = re.compile(r"(?<![0-9.,])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})++(?![0-9])")
 
+# In square brackets it is in capitals: "[Reasoning]" is a heading.
 _THOUGHT_START, _THOUGHT_END = (
-    re.compile(rf"[<\[◁]\|?{word}\w{{0,9}}:?(?:think|thought|reason)\w{{0,9}}\|?[>\]▷]", re.I)
+    re.compile(
+        rf"(?i:[<◁]\|?{word}\w{{0,9}}:?(?:think|thought|reason)\w{{0,9}}\|?[>▷])"
+        rf"|\[{word.upper()}(?:THINK|THOUGHT|REASON)[A-Z]{{0,9}}\]"
+    )
     for word in ("", "(?:/|end_of_)")
 )
 # What a model writes on behind its answer.
@@ -111,7 +115,8 @@ def extract_number(text: str, *, whole: bool = True) -> str | None:
     start = min((start for start, _ in found), default=first.end())
     response = _until(response, start, _NEXT_QUESTION)
     if found:
-        return _canonical(next(number for start, number in found if start < len(response)))
+        before = (number for start, number in found if start < len(response))
+        return _canonical(next(before, found[0][1]))
     if whole or len(response) < len(text):
         return _canonical(deque(_NUMBER.finditer(response), maxlen=1)[0])
     return None

@@ -346,3 +346,47 @@ VOTES = {
 def test_majority(name):
     answers, index = VOTES[name]
     assert majority(answers) == index
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("#### 72 clips altogether in April and May. Does that make sense to you?", "72"),
+        ("[Reasoning]\n6*5=30\n[Answer]\n#### 30", "30"),
+        ("[THINK]6*5=31[/THINK]It is 30.", "30"),
+        ("The answer is 7.\n\nProblem 2: 7+5=12", "7"),
+    ],
+)
+def test_headings_and_questions_hide_no_answer(text, number):
+    assert extract_number(text) == number
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "####",
+                "\n",
+                " ",
+                "5",
+                "answer is",
+                ":",
+                "Q",
+                "Question",
+                "2",
+                ".",
+                "$",
+                "\\boxed{",
+                "}",
+                "?",
+                "of",
+                "=",
+                "[THINK]",
+                "User",
+            ]
+        ),
+        max_size=14,
+    )
+)
+def test_any_text_has_an_answer_or_none(words):
+    assert extract_number("".join(words)) is None or isinstance(extract_number("".join(words)), str)

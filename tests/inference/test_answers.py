@@ -388,5 +388,5 @@ def test_headings_and_questions_hide_no_answer(text, number):
         max_size=14,
     )
 )
-def test_any_text_has_an_answer_or_none(words):
+def test_no_text_made_of_an_answers_parts_ends_a_run(words):
     assert extract_number("".join(words)) is None or isinstance(extract_number("".join(words)), str)

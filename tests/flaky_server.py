@@ -148,7 +148,7 @@ class FlakyServer:
             await response.write_eof()
             if response.status == 200:
                 self._note(
-                    {"key": digest([path, body]), "n": body.get("n"), "seed": body.get("seed")}
+                    {"key": digest([path, body]), "n": body.get("n", 1), "seed": body.get("seed")}
                 )
             return response
         finally:

@@ -108,7 +108,7 @@ def _read_json(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:
         blank = 0
         while stream.peek(1)[:1].isspace():
             blank += stream.read(1) == b"\n"
-        split = _splitter(stream.peek(CHUNK))
+        split = _splitter(stream.peek(CHUNK), lines=table_format(path) == ".jsonl")
         if split is not None:
             yield from _read_values(source, split(stream))
             return
@@ -125,13 +125,22 @@ def _read_json(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:
             yield row
 
 
-def _splitter(start: bytes) -> Callable[[IO[bytes]], Iterator[bytes]] | None:
-    """Return what splits a text that begins so into values; None where each line is one."""
+def _splitter(start: bytes, *, lines: bool) -> Callable[[IO[bytes]], Iterator[bytes]] | None:
+    """Return what splits a text that begins so into values; None where each line is one.
+
+    Args:
+        start: What is read of it so far.
+        lines: Whether its name says that each is: then it is no array that begins as none.
+    """
     if start[:1] == b"[":
         line, _, rest = start.partition(b"\n")
         with contextlib.suppress(ValueError):
             if rest.strip() and isinstance(exact_json.load(line), list):
                 return None  # lines, of which the first is an array
+        try:
+            next(exact_json.array_elements(io.BytesIO(start)), None)
+        except ValueError:
+            return None if lines and len(start) < CHUNK else exact_json.array_elements
         return exact_json.array_elements
     with contextlib.suppress(ValueError, StopIteration):
         first = next(exact_json.values(io.BytesIO(start)))

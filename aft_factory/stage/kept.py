@@ -41,12 +41,9 @@ def kept_settings(path: Path, kind: type[S], today: Mapping[str, Any]) -> S:
         if journal.last_run() is None:
             raise UsageError(f"{path}: no run has begun in it")
         kept = journal.settings()
-    if kept is None:
-        raise UsageError(
-            f"{path}: keeps no settings, as an older version wrote it; give the command of its run "
-            "once more without --export: it asks nothing that is answered, and keeps them"
-        )
-    content = json.loads(kept)
+    content = json.loads(kept or "{}")
+    if not content:
+        raise UsageError(f"{path}: keeps no settings of its run")
     if content["command"] != kind.__name__:
         raise UsageError(f"{path}: expected the journal of this command, got {content['command']}")
     by_flag = tuple(content["settings"].pop("by_flag"))

@@ -167,7 +167,7 @@ class TestScores:
         pairs = [pair for pair in varied_pairs() if "<" not in pair[1]]  # it has no sanitising
         expected = text_classification_scores(reward_dir, pairs)
         assert score(reward, pairs) == pytest.approx(expected, abs=TOLERANCE)
-        assert max(expected) - min(expected) > 1  # else equal scores prove nothing
+        assert max(expected) - min(expected) > 0.5  # else equal scores prove nothing
 
     @pytest.mark.parametrize("pad", [None, "<|end_of_text|>", "<|eot_id|>", "!"])
     def test_do_not_depend_on_batch_order_or_pad_token(self, reward, reward_dir, tmp_path, pad):

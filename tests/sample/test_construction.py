@@ -61,7 +61,7 @@ def served(monkeypatch):
     """Let `--base-url` be a server of this name, and `--model` load into this process."""
 
     def use(script, name="served"):
-        async def server(settings, urls, model):
+        async def server(settings, asked, model, context):
             return ScriptedEngine(script, model=model or name)
 
         async def start(model, **options):

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sqlite3
 from dataclasses import replace
 
 import pytest
@@ -279,20 +278,6 @@ def test_a_journal_of_another_command_is_refused(run, tmp_path, capsys):
     argv = [str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), "--export"]
     assert aggregate([*argv, "--overwrite"]) == 2
     assert "expected the journal of this command, got RunSettings" in capsys.readouterr().err
-
-
-def test_a_journal_without_settings_says_how_to_get_them(run, tmp_path, capsys):
-    _, rows, _ = run(ROWS)
-    with sqlite3.connect(tmp_path / "out.jsonl.journal") as db:
-        db.execute("DROP TABLE settings")  # as an older version wrote it
-    db.close()
-    argv = [str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), "--overwrite"]
-    assert main([*argv, "--export"]) == 2
-    err = capsys.readouterr().err
-    assert "keeps no settings, as an older version wrote it" in err
-    assert "once more without --export" in err
-    assert run(ROWS, "--overwrite")[1] == rows
-    assert run(ROWS, "--overwrite", "--export")[1] == rows
 
 
 def test_the_flags_that_went_before_a_benchmark_do_so_in_an_export(run, summary):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aft_factory.errors import UsageError
-from aft_factory.records.rejects import rejects_path
 from aft_factory.stage.command import Command, Leaves
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import (
@@ -143,7 +142,6 @@ class JobCommand(Command[J]):
         """Tell what a job leaves: its rows, a benchmark's file, rejects, summary and journal."""
         output = Path(given["output"])
         task_output, summary = self.task_output(settings), summary_path(output)
-        rejects = settings.rejects or rejects_path(output)
-        journal = settings.journal or Path(f"{output}.journal")
+        rejects, journal = settings.rejects_of(output), settings.journal_of(output)
         outputs = [output] if task_output is None else [output, task_output]
         return Leaves(outputs, [rejects, journal, summary], summary=summary)

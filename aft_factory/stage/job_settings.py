@@ -12,6 +12,7 @@ from aft_factory.engines.openai_fields import read_omission
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
 from aft_factory.inference.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
+from aft_factory.records.rejects import rejects_path
 from aft_factory.stage.declaring import setting, written
 from aft_factory.stage.reading import ReadSettings, at_least
 
@@ -43,6 +44,14 @@ class JobSettings(ReadSettings):
         if not self.timeout > 0:
             problems.append(f"timeout: expected seconds, got {self.timeout}")
         return problems
+
+    def journal_of(self, output: Path) -> Path:
+        """Return where the journal of an output is."""
+        return self.journal or Path(f"{output}.journal")
+
+    def rejects_of(self, output: Path) -> Path:
+        """Return where rows without answer go."""
+        return self.rejects or rejects_path(output)
 
 
 @dataclass(frozen=True, slots=True)

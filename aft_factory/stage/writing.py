@@ -16,7 +16,7 @@ from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.records.files import check_writable
 from aft_factory.records.record import Row
-from aft_factory.records.rejects import Rejects, rejects_path
+from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stage.job_settings import JobSettings
@@ -58,12 +58,12 @@ class JobFiles:
     @property
     def journal_path(self) -> Path:
         """Where the journal is."""
-        return self.settings.journal or Path(f"{self.output}.journal")
+        return self.settings.journal_of(self.output)
 
     @property
     def rejects_path(self) -> Path:
         """Where rows without answer go."""
-        return self.settings.rejects or rejects_path(self.output)
+        return self.settings.rejects_of(self.output)
 
     def check_outputs(self) -> None:
         """Refuse outputs that cannot be meant, before anything is paid for."""

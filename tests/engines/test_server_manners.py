@@ -12,6 +12,7 @@ import sys
 import pytest
 from aiohttp import web
 from flaky_server import FlakyServer, serving, until
+from reward_tools import free_port
 from shared_data import CASES
 
 from aft_factory.asking.asker import Asker, Retries
@@ -326,12 +327,6 @@ def test_servers_as_they_are(mode, tmp_path, capsys):
     else:
         assert answered in told.out + told.err
     assert log.read_text().count('"POST"') == asked
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def listens(port):

@@ -11,7 +11,7 @@ from aft_factory.convert import converting
 from aft_factory.convert.converting import Conversion, Summary, build_conversion, rehearse
 from aft_factory.convert.register import check_registration, register
 from aft_factory.convert.settings import ConvertSettings
-from aft_factory.records.record import Record
+from aft_factory.records.record import Record, told_beside
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.stage.command import PlainCommand
@@ -96,6 +96,8 @@ def describe(
         ranked = sorted(rejects.by_field.items(), key=lambda item: -item[1][0])
         text += [f"  {count} x {name}: {first}" for name, (count, first) in ranked[:10]]
     text += [f"  {count} x {note}" for note, count in summary.notes.most_common()]
+    if summary.beside:
+        text.append(told_beside(summary.beside))
     if summary.with_history and conversion.target != "aggregation":
         text.append(
             f"warning: {summary.with_history} rows hold earlier answers. Set mask_history: true in "

@@ -52,6 +52,7 @@ class Summary:
         over: Those of `written` that are longer than the cutoff (estimated without a tokenizer).
         cut_rows: Rows with proposals shortened; `tokens_removed` of `tokens_before` in these rows.
         notes: What sources repaired or left out.
+        beside: Columns of rows that were read as no part of a record.
     """
 
     read: int = 0
@@ -65,6 +66,7 @@ class Summary:
     tokens_before: int = 0
     tokens_removed: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    beside: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class Conversion:
                 continue
             try:
                 record = self.read_row(line.value, self.columns, summary.notes)
+                summary.beside.update(record.meta.keys() & line.value.keys())
                 self.target_text(record)
                 if self.target == "sft" or self.options.ablation != "none":
                     refuse_copy(record)

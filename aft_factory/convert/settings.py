@@ -95,9 +95,9 @@ class ConvertSettings(ReadSettings):
             problems.append("--register needs --output")
         if self.name is not None and self.register is None:
             problems.append("--name names the entry that --register adds; pass both")
-        if self.column and self.source != "proposals":
+        if set(self.column) - {"ignore"} and self.source != "proposals":
             problems.append(
-                f"--column: the layouts of {self.source} are known, only proposals takes it"
+                f"--column: the layouts of {self.source} are known, it takes only ignore=NAME"
             )
         try:
             self.options()

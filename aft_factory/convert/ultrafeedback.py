@@ -21,11 +21,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from aft_factory.errors import RecordError
 from aft_factory.records.fields import LIST, OBJECT, kind, names_of, optional_text, parse_id
-from aft_factory.records.messages import Message, read_query
+from aft_factory.records.messages import Message
 from aft_factory.records.record import Columns, Record
 
 PLACEHOLDERS = ("N/A", "None")  # written by binarizing scripts where there was no second response
@@ -37,7 +38,7 @@ def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Recor
 
     Args:
         row: A row in one of the layouts above.
-        columns: Not used; the layouts are known.
+        columns: Which columns belong to no query; for the rest, the layouts are known.
         notes: Counts what was repaired or left out.
 
     Raises:
@@ -46,9 +47,9 @@ def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Recor
     if not isinstance(row, OBJECT):
         raise RecordError("row", f"expected an object, got {kind(row)}")
     if row.get(field := "completions") is not None:
-        messages, responses, preferred = _read_completions(row, notes)
+        messages, responses, preferred = _read_completions(row, columns, notes)
     elif row.get(field := "chosen") is not None:
-        messages, responses, preferred = _read_pair(row, notes)
+        messages, responses, preferred = _read_pair(row, columns)
     else:
         raise RecordError(
             "completions", f"missing, and no 'chosen' either; the row has: {names_of(row)}"
@@ -115,9 +116,9 @@ class _Response:
 
 
 def _read_completions(
-    row: Mapping[str, Any], notes: Counter[str]
+    row: Mapping[str, Any], columns: Columns, notes: Counter[str]
 ) -> tuple[list[Message], list[_Response], None]:
-    messages = read_query(row).messages
+    messages = columns.query_of(row).messages
     completions = row["completions"]
     if not isinstance(completions, LIST) or isinstance(completions, str) or not completions:
         raise RecordError("completions", "expected a list with at least one completion")
@@ -138,12 +139,14 @@ def _read_completions(
 
 
 def _read_pair(
-    row: Mapping[str, Any], notes: Counter[str]
+    row: Mapping[str, Any], columns: Columns
 ) -> tuple[list[Message], list[_Response], str]:
     before, chosen = _split_answer(row["chosen"], "chosen")
     _, rejected = _split_answer(row.get("rejected"), "rejected")
     # The whole conversation where it has one: `prompt` may be one message of it.
-    asked = read_query({**row, "chosen": before}, main="chosen") if before else read_query(row)
+    if before:
+        row, columns = {**row, "chosen": before}, replace(columns, messages="chosen")
+    asked = columns.query_of(row)
     metadata = row.get("metadata") if isinstance(row.get("metadata"), OBJECT) else {}
     responses = []
     for side, text in (("chosen", chosen), ("rejected", rejected)):
@@ -201,8 +204,8 @@ def _mean_rating(annotations: Any) -> float | None:
         return None
     ratings = []
     for annotation in annotations.values():
-        if isinstance(annotation, LIST) and not isinstance(annotation, str):
-            annotation = annotation[0] if annotation else None
+        if not isinstance(annotation, OBJECT) and isinstance(annotation, LIST) and annotation:
+            annotation = annotation[0]
         if isinstance(annotation, OBJECT):
             ratings.append(_number(annotation.get("Rating")))
     numbers = [rating for rating in ratings if rating is not None]

@@ -147,7 +147,7 @@ def write_mt_bench(query: Query, answers: list[str], model: str) -> Row:
 def read_gsm8k(row: Any) -> Query:
     """Read a problem of GSM8K. The question is the query as it stands."""
     _user_message(_object(row).get("question"), "question")
-    messages = read_query(row, main="question").messages
+    messages = read_query(row).messages
     answer = optional_text(row.get("answer"), "answer")
     if answer is None or extract_number(answer) is None:
         raise RecordError("answer", f"expected a text with a number, got {kind(answer)}")
@@ -174,7 +174,7 @@ def read_ifeval(row: Any) -> Query:
     """Read a prompt of IFEval. Its instructions are for the scorer, which reads them itself."""
     name = _name(row, "key")
     _user_message(row.get("prompt"), "prompt")
-    return Query(name, [read_query(row, main="prompt").messages], row)
+    return Query(name, [read_query(row).messages], row)
 
 
 def write_ifeval(query: Query, answers: list[str], model: str) -> Row:

@@ -124,7 +124,8 @@ def best_response(record: Record) -> str | None:
 
 def is_plain(record: Record, options: Aggregation) -> bool:
     """Tell whether a record is of the share that `mix_plain` trains on without proposals."""
-    return random.Random(f"{options.seed}:{record.id}:plain").random() < options.mix_plain
+    share = options.mix_plain
+    return share > 0 and random.Random(f"{options.seed}:{record.id}:plain").random() < share
 
 
 def plain(record: Record) -> Record:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aft_factory.errors import RecordError
+from aft_factory.records import exact_json
 
 # For `isinstance`: the built-in type comes first, since asking the abstract one takes far longer.
 OBJECT = (dict, Mapping)
@@ -43,7 +44,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def is_blank(value: Any) -> bool:
     """Tell whether a value says nothing."""
-    if isinstance(value, str):  # the usual case
+    if value is None or isinstance(value, str):  # the usual cases
         return not value or value.isspace()
     return all(
         not leaf.strip() if isinstance(leaf, str) else known(leaf) is None for leaf in leaves(value)
@@ -63,6 +64,16 @@ def items_of(value: Any) -> list[Any] | None:
             return None
         return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
     return list(value) if isinstance(value, LIST) and not isinstance(value, str) else None
+
+
+def from_json(value: Any) -> Any:
+    """Return the list that a text is the JSON of, as data frames have it; all else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = exact_json.load(value)  # which begins so, and therefore is a list
+        except ValueError:
+            return value
+    return value
 
 
 def parse_id(value: Any, field: str) -> str:

@@ -17,11 +17,14 @@ from aft_factory.records.fields import is_blank, kind, leaves
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+")
 _FORM = re.compile(r"content|json|list|raw|str|string|text")  # a last word that says nothing
+_MEDIUM = re.compile(r"(?:audio|image|img|media|photo|picture|video)s?")
+_PLACE = re.compile(r"base64|bytes|data|file|path|uri|url")  # `document_url` is no document
 _PART = re.compile(
-    r"(?:article|attachment|audio|background|call|chat|choice|context|conversation|dialog|dialogue"
-    r"|document|excerpt|function|history|hypothesis|image|input|instruction|media|message|option"
-    r"|paragraph|passage|persona|premise|prompt|query|question|sentence|system|tool|turn|user"
-    r"|utterance|video)s?|queries|histories|hypotheses"
+    r"(?:article|attachment|background|call|chat|choice|claim|constraint|context|conversation|ctx"
+    r"|dialog|dialogue|document|ending|evidence|excerpt|function|history|hypothesis|input"
+    r"|instruction|message|option|paragraph|passage|persona|premise|prompt|query|question"
+    r"|requirement|scenario|schema|sentence|situation|system|table|tool|turn|user|utterance)s?"
+    r"|queries|histories|hypotheses|story|stories"
 )
 
 
@@ -36,7 +39,9 @@ def may_belong(name: str) -> bool:
     words = [word.lower() for word in _WORD.findall(name)]
     while len(words) > 1 and _FORM.fullmatch(words[-1]):
         words.pop()
-    return bool(words and _PART.fullmatch(words[-1]))
+    if len(words) > 1 and _PLACE.fullmatch(words[-1]):
+        return bool(_MEDIUM.fullmatch(words[-2]))
+    return bool(words and (_PART.fullmatch(words[-1]) or _MEDIUM.fullmatch(words[-1])))
 
 
 def refuse_leftovers(row: Mapping[str, Any], said: Iterable[str], read: Collection[str]) -> None:

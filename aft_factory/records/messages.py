@@ -11,6 +11,7 @@ Pure; knows no proposals and no targets. The layouts of the field, and what beco
 | `conversations`: {from, value} (ShareGPT) | the same |
 | `turns`: one text, or one {content} (Arena-Hard) | the user's message |
 | content as a list of parts | the texts of the parts, joined by newlines as vLLM does |
+| a conversation as JSON text | as the list it is; a `query` of that form is a text that is asked |
 
 A column that may belong to the query by its name, holds text that the conversation does not, and
 is none of these, is refused by name.
@@ -18,7 +19,7 @@ is none of these, is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -26,6 +27,7 @@ from aft_factory.errors import RecordError
 from aft_factory.records.fields import (
     LIST,
     OBJECT,
+    from_json,
     is_blank,
     items_of,
     kind,
@@ -35,10 +37,8 @@ from aft_factory.records.fields import (
 )
 from aft_factory.records.leftovers import may_belong, refuse_leftovers
 
-MESSAGE_KEYS = (
-    *("messages", "conversations", "conversation"),
-    *("query", "instruction", "prompt", "question", "turns"),
-)
+TEXT_KEYS = ("query", "instruction", "prompt", "question")
+MESSAGE_KEYS = ("messages", "conversations", "conversation", *TEXT_KEYS, "turns")
 SYSTEM_KEYS = ("system", "system_prompt")
 ROLES = {
     "system": "system",
@@ -89,16 +89,23 @@ def read_query(
         more: The column that is joined to it (Alpaca's `input`).
         system: The column with the system message.
         history: The column with earlier turns.
-        ignored: Columns that are known not to belong to the query.
+        ignored: Columns that are known not to belong to the query, unless they are named above.
 
     Raises:
         RecordError: If there is no query, a part of it is wrong, or a column may belong to it.
     """
-    for given in filter(None, (main, more, system, history)):
+    named = list(filter(None, (main, more, system, history)))
+    for given in named:
         if given not in row:
             raise RecordError(given, f"no such column; {_has(row)}")
-    name = main or _main_column(row, ignored)
+    if ignored:
+        row = {key: row[key] for key in row if key in named or key not in ignored}
+    name = main or _main_column(row)
     value = row[name]
+    if name not in TEXT_KEYS:
+        value = from_json(value)
+        if isinstance(value, str) and value.startswith("[{"):
+            raise RecordError(name, f"begins as a list of messages, but is no JSON: {short(value)}")
     used = {name}
     if more is None and name == "instruction":
         more = "input"
@@ -111,7 +118,7 @@ def read_query(
     history = history or "history"
     if isinstance(value, str) and not is_blank(row.get(history)):
         used.add(history)
-        messages = [*_history(row[history], history), *messages]
+        messages = [*_history(from_json(row[history]), history), *messages]
     rules = system or next((key for key in SYSTEM_KEYS if not is_blank(row.get(key))), None)
     if rules is not None:
         used.add(rules)
@@ -119,13 +126,13 @@ def read_query(
             messages = _with_system(messages, _text(row[rules], rules), rules)
     chosen = () if main is None else MESSAGE_KEYS  # the user decided which of them it is
     said = [*(message["content"] for message in messages), answer or ""]
-    refuse_leftovers(row, said, {*used, *ignored, *chosen})
+    refuse_leftovers(row, said, {*used, *chosen})
     return Asked(messages, answer, frozenset(used))
 
 
-def _main_column(row: Mapping[str, Any], ignored: Sequence[str]) -> str:
+def _main_column(row: Mapping[str, Any]) -> str:
     """Return the column that holds the query, or the conversation that ends with it."""
-    names = [name for name in (*MESSAGE_KEYS, "input") if name not in ignored]
+    names = (*MESSAGE_KEYS, "input")
     present = [name for name in names if row.get(name) is not None]
     for name in present:
         if not is_blank(row[name]):
@@ -173,6 +180,8 @@ def parse_conversation(
         value = turn.get("content") if isinstance(turn, OBJECT) else turn
     if known(value) is None:
         raise RecordError(field, "missing; expected a text or a list of messages")
+    if isinstance(value, str) and not is_blank(value):  # the usual case
+        return [{"role": "user", "content": value}], None
     if isinstance(value, str) or _is_parts(value):
         value = [{"role": "user", "content": value}]
     given = items_of(value)
@@ -184,16 +193,16 @@ def parse_conversation(
         if not isinstance(message, OBJECT):
             expected = "an object with role and content"
             raise RecordError(place, f"expected {expected}, got {kind(message)}")
-        tag, text = ("from", "value") if "from" in message else ("role", "content")
+        sharegpt = message.get("from") is not None  # Parquet may have both, and null in one
+        tag, text = ("from", "value") if sharegpt else ("role", "content")
         role = message.get(tag)
         meant = ROLES.get(role) if isinstance(role, str) else None
         wanted = "assistant" if messages and messages[-1]["role"] == "user" else "user"
         if not (meant == "system" and not index) and meant != wanted:
             raise RecordError(f"{place}.{tag}", f"expected {wanted!r}, got {short(role)}")
         content = _text(message.get(text), f"{place}.{text}")
-        for key, other in message.items():
-            if key not in (tag, text) and not is_blank(other) and may_belong(str(key)):
-                raise RecordError(f"{place}.{key}", f"only text can be asked, got {kind(other)}")
+        if len(message) > 2:
+            _refuse_more(message, (tag, text), place)
         if meant != "system" or not is_blank(content):
             messages.append({"role": meant or wanted, "content": content})
     answer = None
@@ -216,13 +225,22 @@ def text_of_parts(parts: Sequence[Any], field: str) -> str:
     for index, part in enumerate(parts):
         text = part
         if isinstance(part, OBJECT):
-            text = next((part[key] for key in ("text", "value") if key in part), None)
-            if part.get("type", "text") not in ("text", "input_text", "output_text"):
+            text = next((part[key] for key in ("text", "value") if part.get(key) is not None), None)
+            if (known(part.get("type")) or "text") not in ("text", "input_text", "output_text"):
                 text = None
         if not isinstance(text, str):
             raise RecordError(f"{field}[{index}]", f"only text can be asked, got {kind(part)}")
+        if isinstance(part, OBJECT):
+            _refuse_more(part, ("type", "text", "value"), f"{field}[{index}]")
         texts.append(text)
     return "\n".join(texts)
+
+
+def _refuse_more(value: Mapping[str, Any], read: Collection[str], place: str) -> None:
+    """Refuse what a message, or a part of one, has beside its text and may belong to it."""
+    for key, other in value.items():
+        if key not in read and may_belong(str(key)) and not is_blank(other):
+            raise RecordError(f"{place}.{key}", f"only text can be asked, got {kind(other)}")
 
 
 def _text(value: Any, field: str) -> str:

@@ -14,7 +14,7 @@ Every key is always written and `meta` is JSON text, so that Arrow finds equal c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ from aft_factory.records import exact_json
 from aft_factory.records.fields import (
     LIST,
     OBJECT,
+    from_json,
+    is_blank,
     items_of,
     kind,
     known,
@@ -133,7 +135,9 @@ class Columns:
         """
         # What another field is read from is no part of the query.
         others = (self.proposals, self.aggregation, self.reference, self.source, self.id)
-        ignored = [*(self.ignore or "").split(","), *filter(None, others)]
+        ignored = [*filter(None, others)]
+        if self.ignore is not None:
+            ignored += self.ignore.split(",")
         return read_query(
             row,
             main=self.messages,
@@ -173,15 +177,16 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
                 raise RecordError(given, f"no such column; the row has: {names_of(row)}")
             names = (given,)
         present = [name for name in names if name in row]
-        name = next((n for n in present if known(row[n]) is not None), next(iter(present), ""))
+        filled = (name for name in present if not _is_nothing(row[name]))
+        name = next(filled, next(iter(present), ""))
         used.add(name)
         return name or names[0], known(row.get(name))
 
     name, value = take(*PROPOSAL_KEYS, given=columns.proposals)
-    proposals, models, scores = _parse_proposals(value, name)
+    proposals, models, scores = _parse_proposals(from_json(value), name)
     beside: dict[str, list[Any] | None] = {}
     for name, types in (("scores", (int, float)), ("proposal_models", (str,))):
-        value = known(row.get(name))
+        value = from_json(known(row.get(name)))
         if value is None or (isinstance(value, LIST) and not isinstance(value, str)):
             used.add(name)
             beside[name] = parse_list(value, name, types, len(proposals))
@@ -200,14 +205,14 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
             value = None
         texts[key] = optional_text(value, name)
     reference = texts["reference"]
-    if reference is None and columns.reference is None and "output" not in used:
+    if _is_nothing(reference) and columns.reference is None and "output" not in used:
         output = row.get("output")
         if isinstance(output, str):
             used.add("output")
             reference = output
 
-    if reference is None:
-        reference = asked.answer
+    if _is_nothing(reference):
+        reference = asked.answer or reference
     elif asked.answer not in (None, reference):
         row = {**row, "answer": asked.answer}
     meta = _parse_meta(row["meta"]) if "meta" in row else {}
@@ -224,6 +229,12 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
         proposal_models=models,
         meta=(meta or {}) | {str(key): value for key, value in row.items() if key not in used},
     )
+
+
+def told_beside(columns: Iterable[str]) -> str:
+    """Say which columns are in no prompt, so that one that belongs there is missed in time."""
+    names = names_of(dict.fromkeys(sorted(map(str, columns))))
+    return f"in no prompt, as they are no part of a query by their names: {names}"
 
 
 def content_id(messages: Sequence[Message], proposals: Sequence[str]) -> str:
@@ -254,10 +265,15 @@ def _parse_proposals(
         model = score = None
         text = item
         if isinstance(item, OBJECT):
-            key = next((key for key in TEXT_KEYS if key in item), None)
-            if key is None:
+            keys = [key for key in TEXT_KEYS if key in item]
+            if not keys:
                 raise _no_proposal(field, index, item)
-            text, model, score = item[key], known(item.get("model")), known(item.get("score"))
+            # Parquet gives every object the keys of all.
+            filled = [key for key in keys if not is_blank(item[key])] or keys[:1]
+            if len(filled) > 1 and any(item[key] != item[filled[0]] for key in filled):
+                problem = f"two texts, {' and '.join(filled)}; which is the draft?"
+                raise RecordError(f"{field}[{index}]", problem)
+            text, model, score = item[filled[0]], known(item.get("model")), known(item.get("score"))
         text = "" if known(text) is None else text  # a draft that is missing
         if isinstance(text, LIST) and not isinstance(text, str):
             text = text_of_parts(text, f"{field}[{index}]")
@@ -275,6 +291,11 @@ def _parse_proposals(
         models if any(models) else None,
         scores if any(s is not None for s in scores) else None,
     )
+
+
+def _is_nothing(value: Any) -> bool:
+    """Tell whether another column should be looked at instead."""
+    return known(value) is None or (isinstance(value, str | list) and not value)
 
 
 def _no_proposal(field: str, index: int, item: Any) -> RecordError:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from aft_factory.errors import UsageError
 from aft_factory.inference.outcome import Outcome
@@ -55,8 +56,13 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
     read_row = task.read_row
     if name == "records":
         read_row = partial(read_record, columns=settings.columns())
+    elif set(settings.column) - {"ignore"}:
+        raise UsageError(
+            f"column: the layout of {name} is known, it takes only ignore=NAME; "
+            "--task records takes all"
+        )
     elif settings.column:
-        raise UsageError(f"column: the layout of {name} is known; --task records takes it")
+        read_row = partial(_without, settings.column["ignore"].split(","), task.read_row)
     return Stage(
         read_row=lambda row: decoded(read_row(row), settings, task),
         strategy=strategy,
@@ -72,6 +78,13 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         is_right=task.is_right,
         used=used(settings, name),
     )
+
+
+def _without(columns: Collection[str], read_row: Callable[[Row], Query], row: Any) -> Query:
+    """Read a row without some of its columns; they are in the output nevertheless."""
+    if not isinstance(row, dict):
+        return read_row(row)
+    return replace(read_row({k: row[k] for k in row if k not in columns}), row=row)
 
 
 def proposers_of(settings: RunSettings) -> dict[str, Proposer]:

@@ -6,7 +6,9 @@ with dashes. Unknown keys and wrong values are refused with a suggestion, all of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -136,9 +138,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Refuses what others take silently: of a name given twice, the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    problem = f"{key.value} is given twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+            return mapping
+
     try:
-        content = yaml.safe_load(read_text(path))
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.load(read_text(path), Loader)
+    except (OSError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read as YAML: {error}") from None
     if content is None:
         return {}
@@ -204,7 +219,11 @@ def _value(value: Any, one: Declared) -> Any:
     if one.kind is dict:
         pairs = [value] if isinstance(value, str) else value
         if isinstance(pairs, list):
-            return dict(_pair(text, one) for text in pairs)
+            values = [_pair(text, one) for text in pairs]
+            if len(dict(values)) < len(values):
+                given = ", ".join(name for name, _ in values)
+                raise ValueError(f"expected each name once, got {given}")
+            return dict(values)
         if not isinstance(value, dict):
             raise ValueError(f"expected `key: value` lines, got {value!r}")
         if not one.typed:
@@ -217,10 +236,12 @@ def _value(value: Any, one: Declared) -> Any:
     if base is float and type(value) is int:
         return float(value)
     if base in (int, float) and isinstance(value, str):
-        try:  # YAML takes 1e-5 for a text
-            return base(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):  # YAML takes 1e-5 for a text
+            value = base(value)
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError("expected a number, got nan")
+    if base is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("expected a whole number of at most 64 bits")
     if type(value) is not base:
         names = {int: "a whole number", float: "a number", bool: "true or false"}
         raise ValueError(f"expected {names.get(base, 'a path')}, got {value!r}")

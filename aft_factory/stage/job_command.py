@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aft_factory.errors import UsageError
+from aft_factory.errors import RecordError, UsageError
+from aft_factory.records.record import record_from_row, told_beside
 from aft_factory.stage.command import Command, Leaves
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import (
@@ -29,6 +32,8 @@ from aft_factory.stage.reading import FORMATS, INPUTS
 from aft_factory.stage.stage import Files, Stage
 
 J = TypeVar("J", bound=JobSettings)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,12 @@ class JobCommand(Command[J]):
         total, first = survey(args.input, settings)
         task_output = self.task_output(settings)
         files = Files(args.input, args.output, task_output, args.overwrite, args.quiet)
-        job = Job(files, settings, self.build_stage(settings, first), total)
+        stage = self.build_stage(settings, first)
+        with contextlib.suppress(RecordError):  # which is told of its row
+            beside = set(record_from_row(first, settings.columns()).meta) & set(first)
+            if beside and stage.task_row is None:  # a benchmark's columns are known
+                _log.warning("%s", told_beside(beside))
+        job = Job(files, settings, stage, total)
         if args.dry_run:
             job.dry_run()
             return 0

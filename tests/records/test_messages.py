@@ -14,7 +14,7 @@ from shared_data import CASES
 from aft_factory.convert.__main__ import main as convert
 from aft_factory.convert.ultrafeedback import read_ultrafeedback
 from aft_factory.errors import RecordError
-from aft_factory.inference.tasks import detect_task
+from aft_factory.inference.tasks import TASKS, detect_task
 from aft_factory.plugin.v0 import AggregationConverter
 from aft_factory.plugin.v1 import convert_row
 from aft_factory.prompts.selection import conversation
@@ -70,6 +70,17 @@ LAYOUTS = {
     "a prompt that says what the messages say": ({"prompt": "How many?", "messages": said("How many?", "Six.")}, said("How many?"), "Six."),
     "one turn": ({"turns": ["How many?"]}, said("How many?"), None),
     "one turn as an object": ({"turns": [{"content": "How many?"}]}, said("How many?"), None),
+    "messages as JSON text": ({"messages": json.dumps(said("Hi", "Hello.", "How many?", "Six."))}, said("Hi", "Hello.", "How many?"), "Six."),
+    "ShareGPT as JSON text": ({"conversations": json.dumps([*CHAT, ASK])}, said("Hi", "Hello.", "How many?"), None),
+    "history as JSON text": ({"query": "How many?", "history": json.dumps([["Hi", "Hello."]])}, said("Hi", "Hello.", "How many?"), None),
+    "a query that is a conversation's JSON": ({"query": json.dumps(said("Hi"))}, said(json.dumps(said("Hi"))), None),
+    "messages with the keys of both layouts": (
+        {"messages": [{"from": None, "value": None, "role": "user", "content": "How many?", "name": "x", "tool_calls": None}]}, said("How many?"), None,
+    ),
+    "parts with the keys of all kinds": (
+        {"query": [{"type": "text", "text": "How many?", "image_url": None, "value": None}, {"type": None, "text": None, "value": "Six?"}]}, said("How many?\nSix?"), None,
+    ),
+    "an empty part": ({"query": [PART, {"type": "text", "text": ""}]}, said("How many?\n"), None),
     "numbers and names of things": (
         {"query": "How many?", "num_turns": 3, "turn": 2, "prompt_id": "p1", "has_image": False, "input_tokens": 3, "question_type": "sum", "images": [], "context": math.nan},
         said("How many?"), None,
@@ -217,6 +228,13 @@ REFUSED = {
     "options": ({"question": "Which?", "choices": [1, 2]}, "choices"),
     "options that stand in the question": ({"question": "a or b?", "choices": ["a", "b"]}, "choices"),
     "tools": ({"query": "q", "tools": "[{}]"}, "tools"),
+    "a picture beside the text of a part": ({"query": [{**PART, "image_url": {"url": "x"}}]}, "query[0].content[0].image_url"),
+    "a picture beside the text of a message": ({"messages": [{"role": "user", "content": "q", "image": "x"}]}, "messages[0].image"),
+    "messages as Python prints them": ({"messages": str(said("q"))}, "messages"),
+    "messages as JSON that is cut off": ({"messages": json.dumps(said("q"))[:-2]}, "messages"),
+    "a wrong role in JSON text": ({"messages": '[{"role": "tool", "content": "q"}]'}, "messages[0].role"),
+    "evidence": ({"query": "Is it true?", "evidence": "It is."}, "evidence"),
+    "endings": ({"query": "How does it go on?", "endings": ["so", "or so"]}, "endings"),
     "a picture in a message": ({"messages": [{"role": "user", "content": [PART, {"type": "image_url", "image_url": "x"}]}]}, "messages[0].content[1]"),
     "calls of tools": ({"messages": [*said("q"), {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, *said("r")]}, "messages[1].tool_calls"),
     "a second system message": ({"messages": said("q", system="Be brief."), "system": "Be long."}, "system"),
@@ -244,11 +262,40 @@ def test_the_way_out_is_in_the_message():
     assert (record.messages, record.meta) == (said("How many?"), {"context": "6 pails"})
 
 
+@pytest.mark.parametrize("name", ["input", "system", "history", "prompt"])
+def test_what_is_ignored_is_ignored_wherever_it_would_be_read(name):
+    values = {"input": "6 pails", "system": "S", "history": [["a", "b"]], "prompt": "p"}
+    row = {"instruction": "How many?", name: values[name]}
+    record = record_from_row(row, Columns(ignore=f"note,{name}"))
+    assert (record.messages, record.meta) == (said("How many?"), {name: values[name]})
+
+
+def test_a_column_that_is_named_is_read_though_it_is_another_field_too():
+    row = {"question": "How many?", "input": "6 pails"}
+    record = record_from_row(row, Columns(id="question", messages="question", input="input"))
+    assert (record.id, record.messages) == ("How many?", said("How many?\n6 pails"))
+
+
+@pytest.mark.parametrize(
+    ("row", "task"),
+    [
+        ({"question": "2 + 2?", "answer": "#### 4", "prompt": "In German."}, "gsm8k"),
+        ({"key": 1, "prompt": "Say hi.", "instruction_id_list": [], "query": "In German."}, "ifeval"),
+        ({"question_id": 1, "turns": ["a", "b"], "context": "Of water."}, "mt_bench"),
+        ({"instruction": "Hi", "dataset": "x", "document": "Of water."}, "alpaca_eval"),
+    ],
+)  # fmt: skip
+def test_a_benchmarks_row_loses_no_part_of_its_query_either(row, task):
+    assert detect_task(row) == task
+    with pytest.raises(RecordError, match="may belong to the query"):
+        TASKS[task].read_row(row)
+
+
 @pytest.mark.parametrize(
     ("name", "belongs"),
     [
-        *((name, True) for name in ("context", "chatHistory", "source_documents", "PROMPT", "raw_prompt_text", "userInput", "Queries")),
-        *((name, False) for name in ("note", "prompt_id", "num_tokens", "", "text", "dataset", "contextual", "answer", "id", "input_length")),
+        *((name, True) for name in ("context", "claim", "stories", "image", "image_url", "audioPath", "video_bytes", "chatHistory", "source_documents", "PROMPT", "raw_prompt_text", "userInput", "Queries")),
+        *((name, False) for name in ("note", "document_url", "file", "data", "prompt_id", "num_tokens", "", "text", "dataset", "contextual", "answer", "id", "input_length")),
     ],
 )  # fmt: skip
 def test_a_columns_last_word_tells(name, belongs):

@@ -85,6 +85,24 @@ ACCEPTED = {
         {"meta": {"meta": "from the web", "reference": ["5", "6"], "source": 7, "scores": 3, "proposal_models": "m"}},
     ),
     "a meta that is no object": ({"query": "How many pails?", "proposals": ["5", "6"], "meta": [1]}, {"meta": {"meta": [1]}}),
+    "the first name that is not empty": (
+        {"query": "How many pails?", "proposals": [], "responses": ["5", "6"], "reference": "", "output": "6"},
+        {"reference": "6", "meta": {"proposals": []}},
+    ),
+    "an empty reference before an answer": ({"messages": [USER, ASSISTANT], "proposals": ["5", "6"], "reference": ""}, {"reference": "Six."}),
+    "an empty reference stays": ({"query": "How many pails?", "proposals": ["5", "6"], "reference": ""}, {"reference": ""}),
+    "drafts with the keys of all": (
+        {"query": "How many pails?", "proposals": [{"response": None, "text": "5", "score": 1.0}, {"response": "6", "text": "", "score": None}]},
+        {"scores": [1.0, None]},
+    ),
+    "drafts with one text twice": ({"query": "How many pails?", "proposals": [{"text": "5", "content": "5"}, "6"]}, {}),
+    "a draft without any text": (
+        {"query": "How many pails?", "proposals": [{"response": None, "text": ""}, "6"]}, {"id": "f56d1919c75d4013", "proposals": ["", "6"]},
+    ),
+    "lists as JSON text": (
+        {"query": "How many pails?", "proposals": '["5", "6"]', "scores": "[1, null]", "proposal_models": '["a", "b"]'},
+        {"scores": [1.0, None], "proposal_models": ["a", "b"]},
+    ),
     "texts that are missing as NaN": (
         {"query": "How many pails?", "proposals": ["5", "6"], "aggregation": math.nan, "reference": math.nan, "source": math.nan}, {},
     ),

@@ -56,6 +56,25 @@ def test_rows_come_in_the_order_of_the_input_with_their_columns(run, tmp_path):
     assert not (tmp_path / "out.rejects.jsonl").exists()
 
 
+def test_what_belongs_to_no_query_is_said_of_the_first_row(run, caplog):
+    rows = [{"query": "a", "topic": "x", "meta": {"k": 1}}, {"query": "b", "note": "y"}]
+    assert run(rows)[0] == 0
+    assert caplog.messages == ["in no prompt, as they are no part of a query by their names: topic"]
+    caplog.clear()
+    run([{"query": "a", "id": "1", "proposals": ["x"]}], "--overwrite")
+    assert not caplog.messages
+
+
+def test_a_column_of_a_benchmarks_row_can_be_left_out_of_the_query(run):
+    row = {"question": "2 + 2?", "answer": "#### 4", "context": "In German."}
+    code, _, out, _ = run([row], "--task", "gsm8k")
+    assert (code, "1 x context: may belong" in out) == (1, True)
+    flags = ("--task", "gsm8k", "--overwrite", "--column", "ignore=context")
+    code, [written], _, _ = run([row, ["no row"]], *flags)
+    assert (code, written["context"]) == (0, "In German.")
+    assert "it takes only ignore=NAME" in run([row], *flags[:-1], "messages=question")[3]
+
+
 def test_bad_rows_are_rejected_with_file_line_and_field_and_counts_reconcile(run, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text(

@@ -61,6 +61,35 @@ def test_flags_have_the_names_and_types_of_the_fields():
     assert values == Some(5, 2.0, "1", Path("x"), "b", True, ["1", "2"], {"a": 1, "b": [2]})
 
 
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"extra": ["a=1", "b=2", "a=3"]}, "extra: expected each name once, got a, b, a"),
+        ({"count": 2**63}, "count: expected a whole number of at most 64 bits"),
+        ({"count": str(-(2**64))}, "count: expected a whole number"),
+        ({"rate": float("nan")}, "rate: expected a number, got nan"),
+        ({"rate": "nan"}, "rate: expected a number, got nan"),
+    ],
+)
+def test_what_means_nothing_or_two_things_is_refused(values, problem):
+    assert checked(values, Some)[1][0].startswith(problem)
+
+
+def test_the_largest_numbers_are_taken():
+    values, problems = checked({"count": 2**63 - 1, "rate": float("inf")}, Some)
+    assert (values, problems) == ({"count": 2**63 - 1, "rate": float("inf")}, [])
+
+
+@pytest.mark.parametrize(
+    "text", ["count: 1\nrate: 2\ncount: 3\n", "extra:\n  count: 1\n  count: 1\n"]
+)
+def test_a_name_that_stands_twice_in_a_file_is_refused_with_its_line(tmp_path, text):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"(?s)s\.yaml.*count is given twice.*line [23]"):
+        read_yaml(path)
+
+
 def test_what_is_not_given_leaves_the_layer_below():
     below = {"count": 7, "loud": True, "words": "one"}
     assert build(Some, [("file", below), ("flags", flags())]) == Some(7, loud=True, words=["one"])
@@ -145,7 +174,7 @@ TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
             "dry": st.booleans(),
             "codes": st.lists(TEXTS, min_size=1),
             "column": st.dictionaries(TEXTS.filter(lambda t: "=" not in t), st.text(), min_size=1),
-            "number": st.integers(),
+            "number": st.integers(-(2**63), 2**63 - 1),
         },
     )
 )

@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_fields import Fields
-from aft_factory.engines.openai_replies import (
-    error_words,
-    kind_of_answer,
-    parse_body,
-    read_json,
-    retry_after,
-)
+from aft_factory.engines.openai_replies import ABSENT, failure_of, parse_body, read_json
 from aft_factory.engines.openai_vetting import Vetting
 
 if TYPE_CHECKING:
@@ -116,7 +110,7 @@ class Server:
             status = getattr(error.__cause__, "status_code", None)
             if error.kind == "retry" or status == 401:
                 raise
-            level = logging.INFO if status in (404, 405) else logging.WARNING
+            level = logging.INFO if status in ABSENT else logging.WARNING
             _log.log(level, "%s does not list its models: %s", self.url, error)
             return []
         entries = entries if isinstance(entries, list) else []
@@ -181,15 +175,11 @@ class Server:
             # Some list their models in a bare array.
             data = {"data": listed} if isinstance(listed, list) else parse_body(content, self.url)
         except openai.APIStatusError as error:
-            status, words = error.status_code, error_words(error.response.content)
-            after = retry_after(error.response.headers)
-            kind = kind_of_answer(status, error.response.content, after)
-            problem = words if kind == "refused" else f"{self.url} answered {status}: {words}"
-            if status in (404, 405) and not self.url.rstrip("/").endswith("/v1"):
-                problem += " (should the URL end in /v1?)"
-            failure = EngineError(problem, kind, after)
-            if kind == "retry" or (kind == "fatal" and sampling):
-                self._fails(started, failure, in_doubt=kind == "fatal" or status >= 500)
+            absent = "" if self.url.endswith("/v1") else " (should the URL end in /v1?)"
+            failure = failure_of(error.response, self.url, absent)
+            if failure.kind == "retry" or (failure.kind == "fatal" and sampling):
+                in_doubt = failure.kind == "fatal" or error.status_code >= 500
+                self._fails(started, failure, in_doubt=in_doubt)
             else:
                 self._works(started)
             raise failure from error

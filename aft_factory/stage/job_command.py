@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class JobArguments:
     )
     overwrite: bool = switch("replace an existing output")
     strict: bool = switch(
-        "exit with 1 if any row was rejected (a benchmark's file that lacks answers always is)"
+        "exit with 1 if any row was rejected; a benchmark's file that lacks answers does so anyway"
     )
     quiet: bool = switch("no progress bar")
 
@@ -61,6 +62,7 @@ class JobCommand(Command[J]):
         below: From these, and from the settings of file and flags, to those that both override, and
             where they come from.
         task_output: A benchmark's own file.
+        allowed: From the arguments to the share of its rows that may have no answer.
     """
 
     build_stage: Callable[[J, Any], Stage]
@@ -68,6 +70,7 @@ class JobCommand(Command[J]):
     arguments: type[JobArguments] = JobArguments
     below: Callable[[Any, Mapping[str, Any]], tuple[str, Mapping[str, Any]]] = lambda *_: ("", {})
     task_output: Callable[[J], Path | None] = lambda _: None
+    allowed: Callable[[Any], float] = lambda _: 0.0
     asks: bool = True
 
     @property
@@ -85,8 +88,8 @@ class JobCommand(Command[J]):
         """Run a job, and show errors as messages.
 
         Returns:
-            The exit code: 0, 1 (nothing written, a benchmark's file without some answers, or
-            rejected rows and --strict), 2 (usage), 130.
+            The exit code: 0, 1 (nothing written, a benchmark's file without more answers than
+            allowed, or rejected rows and --strict), 2 (usage), 130.
         """
         return guarded(lambda: self._run(given), lines=True)
 
@@ -107,7 +110,15 @@ class JobCommand(Command[J]):
         if totals is None:
             return 130
         nothing = totals.read > 0 and not totals.written
-        lacking = task_output is not None and (totals.rejected or totals.unfinished)
+        lacking = task_output is not None and (
+            totals.unfinished > 0 or totals.rejected > self.allowed(args) * totals.read
+        )
+        if lacking and not totals.unfinished:
+            print(
+                f"{task_output}: {totals.rejected} of {totals.read} rows have no answer; where "
+                "that will do, allow the share with allow_failed",
+                file=sys.stderr,
+            )
         return 1 if nothing or lacking or (args.strict and totals.rejected) else 0
 
     def _arguments(self, given: Mapping[str, Any]) -> JobArguments:

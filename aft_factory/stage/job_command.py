@@ -142,12 +142,12 @@ class JobCommand(Command[J]):
 
     def _exported(self, given: Mapping[str, Any]) -> J:
         """Return the settings of the run whose journal is to be written out."""
-        _, config, flags = self._layers(given)
-        output, today = self._arguments(given).output, config | flags
+        path, config, flags = self._layers(given)
+        output = self._arguments(given).output
         if output is None:
             raise UsageError("--output is missing")
-        journal = Path(today.get("journal") or f"{output}.journal")
-        return kept_settings(journal, self.settings, today)
+        today = build(self.settings, [(path, config), ("flags", flags)])
+        return kept_settings(today.journal_of(output), today, config | flags)
 
     def leaves(self, given: Mapping[str, Any], settings: J) -> Leaves:
         """Tell what a job leaves: its rows, a benchmark's file, rejects, summary and journal."""

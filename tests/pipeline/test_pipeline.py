@@ -126,6 +126,21 @@ def test_a_prompt_of_ours_that_was_edited_is_a_change(tmp_path, scripted, run, m
     assert run.worked == [1]
 
 
+def test_a_model_that_was_made_anew_is_a_change_and_what_lies_in_a_cache_is_not(
+    tmp_path, scripted, run
+):
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    for folder in (model, cache):
+        (folder / "inner").mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    path = scripted(sample={"model": str(model), "engine_args": {"download_dir": str(cache)}})
+    assert run(path) == 0
+    (cache / "inner" / "more").touch()
+    assert (run(path), run.worked) == (0, [])
+    (model / "inner" / "weights").touch()
+    assert (run(path), run.worked) == (0, [1])
+
+
 def test_a_stage_that_fails_stops_the_pipeline_and_is_tried_again(tmp_path, scripted, run):
     path = scripted(convert={"register": str(tmp_path / "data")})
     assert run(path) == 2

@@ -19,6 +19,7 @@ from aft_factory.asking.asker import Asker, Retries
 from aft_factory.asking.journal import Place
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.openai_fields import Fields, read_omission
+from aft_factory.engines.openai_vetting import SHORT_QUESTION
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
 from aft_factory.run.__main__ import main
@@ -39,10 +40,10 @@ def gathered(answer, *, n=1, sampling=None, questions=QUESTIONS, **options):
             async with Asker({"": engine}, None, 100, Retries(2, 0.001, 0.002)) as asker:
                 asked = (
                     asker.ask(
-                        Request([{"role": "user", "content": text}], n, sampling or Sampling(), 7),
+                        Request([{"role": "user", "content": text}], n, sampling or Sampling(), i),
                         Place(text, 0, 0, 0),
                     )
-                    for text in questions
+                    for i, text in enumerate(questions, start=7)
                 )
                 replies = await asyncio.gather(*asked, return_exceptions=True)
             await engine.close()
@@ -143,6 +144,45 @@ def test_a_row_that_is_refused_first_does_not_keep_the_others_from_an_answer():
     first, *others = gathered(bad)[0]
     assert (first.kind, str(first)) == ("refused", "too long")
     assert len(texts(others)) == len(QUESTIONS) - 1
+
+
+def test_a_short_question_that_fails_for_another_reason_blames_no_settings():
+    def answer(_, body):
+        said = body["messages"][0]["content"]
+        if said == SHORT_QUESTION:
+            return refuse("not now", 500)
+        return refuse("too long") if said in QUESTIONS[:4] else None
+
+    replies, _ = gathered(answer)
+    assert [error.kind for error in replies[:4]] == ["refused"] * 4
+    assert len(texts(replies[4:])) == 2
+
+
+def test_a_setting_that_a_row_alone_is_too_long_for_is_not_to_blame():
+    """The limit of tokens is spoken of wherever a prompt is too long."""
+
+    def bad(_, body):
+        first = body["messages"][0]["content"] == QUESTIONS[0]
+        return refuse("too long beside max_tokens 9") if first else None
+
+    first, *others = gathered(bad, sampling=Sampling(max_tokens=9))[0]
+    assert first.kind == "refused"
+    assert len(texts(others)) == len(QUESTIONS) - 1
+
+
+def test_one_of_two_servers_that_refuses_the_settings_is_left_alone():
+    async def run():
+        odd = FlakyServer(answer=lambda *_: refuse("no top_p here"))
+        async with odd, FlakyServer() as sound:
+            engine = await OpenAIEngine.connect([odd.url, sound.url])
+            async with Asker({"": engine}, None, 1, Retries(2, 0.001, 0.002)) as asker:
+                for i in range(6):
+                    request = Request([{"role": "user", "content": "?"}], 1, Sampling(), i)
+                    await asker.ask(request, Place("q", 0, 0, i))
+            await engine.close()
+            return len(odd.requests), len(sound.requests)
+
+    assert asyncio.run(run()) == (1, 6)
 
 
 def test_what_was_answered_before_is_not_the_settings_fault():

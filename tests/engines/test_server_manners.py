@@ -18,7 +18,7 @@ from shared_data import CASES
 from aft_factory.asking.asker import Asker, Retries
 from aft_factory.asking.journal import Place
 from aft_factory.engines.openai_engine import OpenAIEngine
-from aft_factory.engines.openai_fields import Fields, read_omission
+from aft_factory.engines.openai_fields import Fields, hint, read_omission
 from aft_factory.engines.openai_vetting import SHORT_QUESTION
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
@@ -113,6 +113,44 @@ def test_a_value_that_is_refused_is_not_left_out():
     assert fields.applied(sent) == sent
 
 
+def untaken(name):
+    return {"error": {"message": "Unknown field", "param": name}}
+
+
+def test_a_stream_is_asked_for_once_and_without_what_is_left_out():
+    fields, refusal = Fields(["stream_options"]), {"error": "answers are streams only"}
+    assert fields.learn(refusal, {"messages": []}) == ["answers are read as streams"]
+    streamed = fields.applied({"messages": []})
+    assert streamed == {"messages": [], "stream": True}
+    assert fields.learn(refusal, streamed) == []  # or it would be asked for ever
+
+
+def test_what_belongs_to_a_stream_is_left_out_too_where_it_is_refused():
+    fields = Fields()
+    fields.learn({"error": "streams only"}, {"messages": []})
+    streamed = fields.applied({"messages": []})
+    assert streamed["stream_options"] == {"include_usage": True}
+    assert fields.learn(untaken("stream_options"), streamed) == ["stream_options is not sent"]
+    assert fields.applied({"messages": []}) == {"messages": [], "stream": True}
+
+
+@pytest.mark.parametrize(
+    ("refused", "sent", "told"),
+    [
+        ("messages", ["messages"], []),  # without these there is no request
+        ("max_completion_tokens", ["max_completion_tokens"], []),  # nor one without a limit
+        ("max_tokens", ["max_tokens"], ["max_tokens is sent as max_completion_tokens"]),
+        ("max_tokens", ["max_tokens", "max_completion_tokens"], ["max_tokens is not sent"]),
+    ],
+)
+def test_what_a_request_needs_is_sent_whatever_is_refused(refused, sent, told):
+    assert Fields().learn(untaken(refused), dict.fromkeys(sent)) == told
+
+
+def test_a_limit_of_tokens_by_any_name_has_one_flag():
+    assert hint(["max_tokens", "max_completion_tokens"]) == "; see --max-tokens"
+
+
 # What is refused for every row
 
 
@@ -139,11 +177,35 @@ def test_settings_that_do_not_even_do_for_a_short_question_end_everything():
     assert sent[1] | {"messages": 0} == sent[0] | {"messages": 0}
 
 
-def test_a_row_that_is_refused_first_does_not_keep_the_others_from_an_answer():
-    bad = lambda _, b: refuse("too long") if b["messages"][0]["content"] == QUESTIONS[0] else None  # noqa: E731
-    first, *others = gathered(bad)[0]
-    assert (first.kind, str(first)) == ("refused", "too long")
-    assert len(texts(others)) == len(QUESTIONS) - 1
+def test_what_the_short_question_is_refused_for_tells_the_flag():
+    def answer(_, body):
+        short = body["messages"][0]["content"] == SHORT_QUESTION
+        return refuse("top_p is out of place" if short else "computer says no")
+
+    [error, *_], _ = gathered(answer)
+    assert str(error).endswith("refuses these settings: computer says no; see --omit top_p")
+
+
+def test_rows_that_are_refused_first_do_not_keep_the_others_from_an_answer():
+    bad = lambda _, b: refuse("too long") if b["messages"][0]["content"] in QUESTIONS[:3] else None  # noqa: E731
+    replies, sent = gathered(bad)
+    assert [(error.kind, str(error)) for error in replies[:3]] == [("refused", "too long")] * 3
+    assert len(texts(replies[3:])) == len(QUESTIONS) - 3
+    assert [body["messages"][0]["content"] for body in sent].count(SHORT_QUESTION) == 1
+
+
+def test_a_first_request_that_fails_for_a_while_fails_alone():
+    failures = iter([refuse("not now", 500)])
+
+    async def run():
+        async with FlakyServer(answer=lambda *_: next(failures, None)) as server:
+            engine = await OpenAIEngine.connect([server.url])
+            asked = [Request([{"role": "user", "content": q}], 1, Sampling(), 7) for q in QUESTIONS]
+            found = await asyncio.gather(*map(engine.sample, asked), return_exceptions=True)
+            await engine.close()
+            return [getattr(one, "kind", "answered") for one in found]
+
+    assert asyncio.run(run()) == ["retry"] + ["answered"] * (len(QUESTIONS) - 1)
 
 
 def test_a_short_question_that_fails_for_another_reason_blames_no_settings():

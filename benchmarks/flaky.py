@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from aft_factory.asking.asker import Asker
@@ -78,7 +77,7 @@ async def measure(url: str, args: argparse.Namespace) -> list[float]:
                 ends.append(time.perf_counter() - start)
                 problems.extend([outcome.problem] if outcome.problem else [])
                 key = runner.outcome_key(query, fingerprint)
-                journal.keep_outcome(key, asdict(outcome), done=True)
+                journal.keep_outcome(key, outcome, done=True)
 
             await runner.answer_all(queries, window(args.in_flight), keep)
     await engine.close()

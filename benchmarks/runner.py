@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import gzip
 import json
 import os
@@ -142,6 +143,7 @@ async def benchmark(args: argparse.Namespace, model: str) -> dict[str, Any]:
         engine_args["max_num_seqs"] = args.max_num_seqs
     engine = await Measured.start(model, chat_template=args.chat_template, engine_args=engine_args)
     assert isinstance(engine, Measured)
+    gc.freeze()  # as `stage.job.Job`
     engine.lengths = lengths
     sampling = Sampling(top_p=args.top_p, max_tokens=max(lengths))
     settings = DraftingOptions(load_template("paper"), sampling, sampling, seed=SEED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,7 @@ class Work:
 
             def keep(query: Query, outcome: Outcome) -> None:
                 key = runner.outcome_key(query, fingerprint)
-                journal.keep_outcome(key, asdict(outcome), done=True)
+                journal.keep_outcome(key, outcome, done=True)
                 outcomes[query.id] = outcome
 
             for query in self.queries:

@@ -76,10 +76,8 @@ class Journal(JournalFile):
         row = (query, self._squeeze(orjson.dumps(turns)))
         self._db.execute("INSERT OR REPLACE INTO queries VALUES (?, ?)", row)
 
-    def keep_outcome(
-        self, key: bytes, content: dict[str, Any], *, done: bool, query: str = ""
-    ) -> None:
-        """Write down how a query ended: with an answer (`done`) or with a problem."""
+    def keep_outcome(self, key: bytes, content: object, *, done: bool, query: str = "") -> None:
+        """Write down how a query ended, as JSON: with an answer (`done`) or with a problem."""
         row = (key, done, self._squeeze(orjson.dumps(content)))
         with self._db:
             self._db.execute("BEGIN")

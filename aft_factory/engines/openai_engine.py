@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 LONGEST_CONNECT = 30.0  # seconds; a burst of a thousand connections may need some
-LONGEST_DESCRIPTION = 5.0  # seconds to wait for what a server says of its requests
 MOST_IDLE = 32  # connections kept; the client looks through them all at every request
 KEEP_IDLE = 3.0  # seconds; servers drop idle connections after 5, and a request may meet that
 OPEN_FILES = 65536  # a connection is an open file, and systems often allow 1024, or 256
@@ -107,9 +106,9 @@ class OpenAIEngine:
             client = openai.AsyncOpenAI(
                 base_url=url, api_key=key, timeout=waits, max_retries=0, http_client=http
             )
-            servers.append(Server(url, client, http, omit))
+            servers.append(Server(url, client, http, omit, connect))
         try:
-            servers, name, told = await _choose(servers, model, connect)
+            servers, name, told = await _choose(servers, model)
         except BaseException:
             await asyncio.gather(*(server.client.close() for server in servers))
             raise
@@ -138,7 +137,7 @@ class OpenAIEngine:
 
     async def reachable(self) -> bool:
         """Tell whether any server answers at all, if only to say no."""
-        waits = (server.models(LONGEST_CONNECT) for server in self._servers)
+        waits = (server.models() for server in self._servers)
         answers = await asyncio.gather(*waits, return_exceptions=True)
         return not all(isinstance(a, EngineError) and a.kind == "retry" for a in answers)
 
@@ -161,12 +160,11 @@ class OpenAIEngine:
         body |= {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         if sampling.stop:
             body["stop"] = list(sampling.stop)
-        server = self._pick()
-        extra = dict(server.neutral.get("prompt" if "prompt" in body else "messages", {}))
         if sampling.top_k is not None:
-            extra["top_k"] = sampling.top_k
+            body["top_k"] = sampling.top_k
+        server = self._pick()
         try:
-            data = await server.ask(body | extra | dict(sampling.extra))
+            data = await server.ask(body | dict(sampling.extra))
             return read_reply(data, n, server.cached)
         except EngineError as error:
             raise self._judged(error) from error
@@ -204,11 +202,9 @@ def _allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-async def _choose(
-    servers: list[Server], model: str | None, wait: float
-) -> tuple[list[Server], str, int | None]:
+async def _choose(servers: list[Server], model: str | None) -> tuple[list[Server], str, int | None]:
     """Return the servers to ask, the model's name and its context: the smallest that one tells."""
-    answers = await asyncio.gather(*(s.models(wait) for s in servers), return_exceptions=True)
+    answers = await asyncio.gather(*(s.models() for s in servers), return_exceptions=True)
     offers: dict[Server, list[dict[str, Any]]] = {}
     problems = []
     for server, answer in zip(servers, answers, strict=True):
@@ -244,8 +240,7 @@ async def _choose(
         own = [e for e in offer if e["id"] == model and e.get("max_model_len")]  # adapters: none
         contexts += [length for e in own or offer if (length := whole(e.get("max_model_len")))]
     kept = [server for server in servers if server not in without]
-    patience = min(wait, LONGEST_DESCRIPTION)
-    await asyncio.gather(*(s.learn_fields(offers.get(s, []), patience) for s in kept))
+    await asyncio.gather(*(s.learn_fields(offers[s]) for s in kept if s in offers))
     for server in kept:
         server.alone = len(kept) == 1
     return kept, model, min(contexts, default=None)

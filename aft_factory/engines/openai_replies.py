@@ -16,6 +16,7 @@ from aft_factory.records import exact_json
 MOST_WORDS = 500  # characters of a server's error message
 # Of 429s, which mostly pass, these do not.
 SPENT = re.compile(r"insufficient|billing|payment|credit|balance", re.IGNORECASE)
+ABSENT = (404, 405)
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 Kind = Literal["retry", "refused", "fatal"]
 
@@ -27,11 +28,20 @@ def kind_of(status: int) -> Kind:
     return "fatal" if status in (401, 402, 403, 404, 405) else "refused"
 
 
-def kind_of_answer(status: int, body: bytes, after: float | None) -> Kind:
-    """Tell the same by the whole answer: a quota that is used up, as it says, does not pass."""
-    if status == 429 and after is None and SPENT.search(body.decode(errors="replace")):
-        return "fatal"
-    return kind_of(status)
+def failure_of(response: Any, url: str, absent: str = "") -> EngineError:
+    """Return what an answer says that is no success, in the server's own words.
+
+    Args:
+        response: The answer, as httpx or httpx2 has it.
+        url: Of the server, for the message.
+        absent: What to add where there is nothing at that URL.
+    """
+    status, words = response.status_code, error_words(response.content)
+    kind, after = kind_of(status), retry_after(response.headers)
+    if status == 429 and after is None and SPENT.search(response.text):
+        kind = "fatal"  # a quota that is used up does not pass
+    problem = words if kind == "refused" else f"{url} answered {status}: {words}"
+    return EngineError(problem + (absent if status in ABSENT else ""), kind, after)
 
 
 def read_json(body: bytes) -> Any:

@@ -14,19 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_fields import Fields
-from aft_factory.engines.openai_replies import (
-    error_words,
-    kind_of_answer,
-    parse_body,
-    read_json,
-    retry_after,
-)
+from aft_factory.engines.openai_replies import ABSENT, failure_of, parse_body, read_json
 from aft_factory.engines.openai_vetting import Vetting
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 LONGEST_PAUSE = 60.0  # seconds a failing server is left alone at most, unless it asks for more
+LONGEST_DESCRIPTION = 5.0  # seconds to wait for what a server says of its requests
 
 _log = logging.getLogger(__name__)
 
@@ -39,24 +34,31 @@ NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 class Server:
     """One URL.
 
+    Args:
+        url: Of the server.
+        client: Asks it.
+        http: What the client asks by.
+        omit: See `Fields`.
+        wait: Most seconds for what is no answer of a model.
+
     Attributes:
-        neutral: By what a request has (`messages` or `prompt`), the fields to fill in so that the
-            server does not; only such as it is known to take.
         alone: Whether there is no other server.
-        in_flight: Requests under way.
+        in_flight: Requests under way, and such as wait for them to show what the server takes.
         back_at: Until then it is left alone, on the clock `time.monotonic`.
         denies: Whether it last answered that no request will do: wrong key, no such model.
         fields: The fields of requests that it takes.
     """
 
     def __init__(
-        self, url: str, client: AsyncOpenAI, http: Any = None, omit: Sequence[str] = ()
+        self, url: str, client: AsyncOpenAI, http: Any, omit: Sequence[str], wait: float
     ) -> None:
         self.url = url
         self.client = client
+        self._wait = wait
         self.fields = Fields(omit)
         self._vetting = Vetting(url, self.fields, self._post, self._deny)
-        self.neutral: dict[str, dict[str, Any]] = {}
+        # By what a request has (`messages` or `prompt`); None: it did not answer yet.
+        self._neutral: dict[str, dict[str, Any]] | None = None
         self._http = http
         self.alone = False
         self.in_flight = 0
@@ -68,12 +70,24 @@ class Server:
         self._tells_cached = False
 
     def is_live(self, now: float) -> bool:
-        """Whether to send it a request: while it is in doubt, one at a time."""
-        return now >= self.back_at and not (self._in_doubt and self.in_flight)
+        """Whether to send it a request: while it is in doubt or new, one at a time."""
+        new = self._neutral is None
+        return now >= self.back_at and not ((self._in_doubt or new) and self.in_flight)
 
-    async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Send one request and return the body of the answer; see `Vetting.ask`."""
-        return await self._vetting.ask(body)
+    async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and return the body of the answer; see `Vetting.ask`.
+
+        What is left out in it and the server would fill in by itself is sent, if it takes that.
+        """
+        self.in_flight += 1
+        try:
+            if self._neutral is None:  # it did not answer at the start
+                await self._meet()
+            assert self._neutral is not None
+            kind = "messages" if "messages" in body else "prompt"
+            return await self._vetting.ask(self._neutral.get(kind, {}) | body)
+        finally:
+            self.in_flight -= 1
 
     async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
         chat = "messages" in body
@@ -83,26 +97,36 @@ class Server:
         more = {name: value for name, value in body.items() if name not in needed}
         return await self._call(endpoint.with_raw_response.create(**needed, extra_body=more))
 
-    async def models(self, wait: float) -> list[dict[str, Any]]:
-        """Return what it offers, within `wait` seconds; nothing if it does not tell.
+    async def models(self) -> list[dict[str, Any]]:
+        """Return what it offers; nothing if it does not tell.
 
         Raises:
             EngineError: If it does not answer, or the key is wrong.
         """
-        listing = self.client.models.with_raw_response.list(timeout=wait)
+        listing = self.client.models.with_raw_response.list(timeout=self._wait)
         try:
             entries = (await self._call(listing, sampling=False)).get("data")
         except EngineError as error:
             status = getattr(error.__cause__, "status_code", None)
             if error.kind == "retry" or status == 401:
                 raise
-            level = logging.INFO if status in (404, 405) else logging.WARNING
+            level = logging.INFO if status in ABSENT else logging.WARNING
             _log.log(level, "%s does not list its models: %s", self.url, error)
             return []
         entries = entries if isinstance(entries, list) else []
         return [e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
 
-    async def learn_fields(self, offer: list[dict[str, Any]], wait: float) -> None:
+    async def _meet(self) -> None:
+        """Find out what it takes, or that it does not answer yet."""
+        offer: list[dict[str, Any]] = []
+        try:
+            offer = await self.models()
+        except EngineError as error:
+            if error.kind == "retry":
+                raise  # a wrong key is told by the request itself
+        await self.learn_fields(offer)
+
+    async def learn_fields(self, offer: list[dict[str, Any]]) -> None:
         """Find out which fields of `NEUTRAL` it takes: from its own description, if it has one.
 
         Without one, a server that lists models as vLLM does (`max_model_len`) is taken to read
@@ -110,19 +134,17 @@ class Server:
 
         Args:
             offer: What `models` returned.
-            wait: Seconds to wait for the description.
         """
-        found = fields_of(await self._description(wait))
+        found = fields_of(await self._description())
         if not found and any(entry.get("max_model_len") for entry in offer):
             found = {kind: set(NEUTRAL) for kind in ("messages", "prompt")}
-        self.neutral = {
+        self._neutral = {
             kind: {name: value for name, value in NEUTRAL.items() if name in names}
             for kind, names in found.items()
         }
 
-    async def _description(self, wait: float) -> Any:
-        if self._http is None:
-            return None
+    async def _description(self) -> Any:
+        wait = min(self._wait, LONGEST_DESCRIPTION)
         address = self.url.removesuffix("/v1") + "/openapi.json"
         try:
             response = await self._http.get(address, timeout=wait)
@@ -146,7 +168,6 @@ class Server:
         import openai
 
         started = time.monotonic()
-        self.in_flight += 1
         try:
             response = await call
             content = response.http_response.content
@@ -154,15 +175,11 @@ class Server:
             # Some list their models in a bare array.
             data = {"data": listed} if isinstance(listed, list) else parse_body(content, self.url)
         except openai.APIStatusError as error:
-            status, words = error.status_code, error_words(error.response.content)
-            after = retry_after(error.response.headers)
-            kind = kind_of_answer(status, error.response.content, after)
-            problem = words if kind == "refused" else f"{self.url} answered {status}: {words}"
-            if status in (404, 405) and not self.url.rstrip("/").endswith("/v1"):
-                problem += " (should the URL end in /v1?)"
-            failure = EngineError(problem, kind, after)
-            if kind == "retry" or (kind == "fatal" and sampling):
-                self._fails(started, failure, in_doubt=kind == "fatal" or status >= 500)
+            absent = "" if self.url.endswith("/v1") else " (should the URL end in /v1?)"
+            failure = failure_of(error.response, self.url, absent)
+            if failure.kind == "retry" or (failure.kind == "fatal" and sampling):
+                in_doubt = failure.kind == "fatal" or error.status_code >= 500
+                self._fails(started, failure, in_doubt=in_doubt)
             else:
                 self._works(started)
             raise failure from error
@@ -177,8 +194,6 @@ class Server:
             else:
                 self._fails(started, failure, in_doubt=failure.kind == "fatal")
             raise
-        finally:
-            self.in_flight -= 1
         self._works(started)
         return data
 

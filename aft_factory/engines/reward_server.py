@@ -18,18 +18,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError, is_url
+from aft_factory.engines.openai_replies import ABSENT, failure_of
 from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
 from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from httpx import AsyncClient, Response
+    from httpx import AsyncClient
 
 # `use_activation` is the flag's name from vLLM 0.11.1 on, `activation` was it before; a server
 # ignores the other. Without it a score would be sigmoid(logit), where all good responses are 1.0.
 RAW_LOGITS = {"use_activation": False, "activation": False}
 CLASSIFY, POOLING = "/classify", "/pooling"
+NO_REWARD = "; a reward model is served with: vllm serve MODEL --runner pooling"
 LONGEST_CONNECT = 10.0  # seconds
 
 
@@ -194,23 +196,8 @@ async def _call(client: AsyncClient, method: str, path: str, body: Any = None, *
         with contextlib.suppress(ValueError):
             return response.json()
         raise EngineError(f"expected JSON from {response.url}: {response.text[:200]}", "retry")
-    raise _error(response)
-
-
-def _error(response: Response) -> EngineError:
-    status, problem = response.status_code, response.text[:500]
-    if status in (408, 409, 425, 429) or status >= 500:
-        wait = response.headers.get("retry-after", "")
-        return EngineError(
-            f"{response.url} answered {status}: {problem}",
-            "retry",
-            float(wait) if wait.isdecimal() else None,
-        )
-    if status in (404, 405):
-        problem += "; a reward model is served with: vllm serve MODEL --runner pooling"
-        return _NoSuchPathError(f"{response.url} answered {status}: {problem}", "fatal")
-    kind: Any = "fatal" if status in (401, 403) else "refused"
-    return EngineError(f"{response.url} answered {status}: {problem}", kind)
+    failure = failure_of(response, str(response.url), NO_REWARD)
+    raise _NoSuchPathError(*failure.args) if response.status_code in ABSENT else failure
 
 
 def _choose(url: str, listing: Any, model: str | None) -> dict[str, Any]:

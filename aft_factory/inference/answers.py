@@ -84,9 +84,11 @@ _NEXT_QUESTION = re.compile(
 _MARK = re.compile(r"####[ \t*]*+")
 _NUMBERED_HEADING = re.compile(r"\)|\.[ \t]++\S")  # "#### 2. Add them" is no answer
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*+\{")
-# What is stated may stand in bold or as a formula, on lines of its own.
+# What is stated may stand in bold or as a formula, on lines of its own. That "the answer is found
+# in 2 parts" states how, not what.
 _STATED = re.compile(
-    r"\banswer\W{0,4}?(?:is\b(?!\s+not\b)|[:=])(?:[\s:*_$]|\\[\[(])*+(?:[a-z]\w*+ ?= ?)?",
+    r"\banswer\W{0,4}?(?:is\b(?!\s+(?:not|[a-z]+\s+(?:in|by|from))\b)|[:=])"
+    r"(?:[\s:*_$]|\\[\[(])*+(?:[a-z]\w*+ ?= ?)?",
     re.IGNORECASE,
 )
 _EQUALS = re.compile(r"\b(?:equals|is equal to)\b", re.IGNORECASE)

@@ -235,7 +235,7 @@ class Drafting:
         slot: int,
         model: str | None,
         markers: Markers,
-    ) -> tuple[list[Message], Sequence[int] | None, Sampling]:
+    ) -> tuple[Sequence[Message], Sequence[int] | None, Sampling]:
         """Return the conversation to send, its tokens, and a sampling that leaves room for both.
 
         The query's own is left as it is.
@@ -245,27 +245,28 @@ class Drafting:
         if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": settings.proposer_system})
         fitter = self._fitters.get((model or "", sampling.max_tokens))
-        safe, ids = [markers.sanitise(text) for text in drafts], None
-        if fitter is not None:
-            [fitted] = await asyncio.to_thread(fitter.fit_all, [(messages, safe, None)])
-            if isinstance(fitted, DoesNotFit) and fitter.limit is not None:
-                context = fitter.limit + sampling.max_tokens
-                least = min(sampling.max_tokens, LEAST_ANSWER)
-                roomy = replace(fitter, limit=context - least)
-                [fitted] = await asyncio.to_thread(roomy.fit_all, [(messages, safe, None)])
-                if not isinstance(fitted, DoesNotFit):
-                    sampling = replace(sampling, max_tokens=context - fitted.tokens)
-                    self.note(layer, slot, f"max_tokens lowered to {sampling.max_tokens}")
-            if isinstance(fitted, DoesNotFit):
-                raise NoAnswer(f"layer {layer}: {fitted}")
-            if fitted.cut:
-                self.note(layer, slot, f"{fitted.cut} drafts shortened")
-            safe, ids = fitted.proposals, fitted.prompt_ids
-        try:
-            sent = with_aggregator(markers.sanitise_all(messages), safe, settings.template)
-        except RecordError as error:  # the template fails for these drafts
-            raise NoAnswer(f"layer {layer}: {error}") from error
-        return sent, ids, sampling
+        if fitter is None:
+            safe = [markers.sanitise(text) for text in drafts]
+            try:
+                sent = with_aggregator(markers.sanitise_all(messages), safe, settings.template)
+            except RecordError as error:  # the template fails for these drafts
+                raise NoAnswer(f"layer {layer}: {error}") from error
+            return sent, None, sampling
+        row = (messages, drafts, None)
+        [fitted] = await asyncio.to_thread(fitter.fit_all, [row])
+        if isinstance(fitted, DoesNotFit) and fitter.limit is not None:
+            context = fitter.limit + sampling.max_tokens
+            least = min(sampling.max_tokens, LEAST_ANSWER)
+            roomy = replace(fitter, limit=context - least)
+            [fitted] = await asyncio.to_thread(roomy.fit_all, [row])
+            if not isinstance(fitted, DoesNotFit):
+                sampling = replace(sampling, max_tokens=context - fitted.tokens)
+                self.note(layer, slot, f"max_tokens lowered to {sampling.max_tokens}")
+        if isinstance(fitted, DoesNotFit):
+            raise NoAnswer(f"layer {layer}: {fitted}")
+        if fitted.cut:
+            self.note(layer, slot, f"{fitted.cut} drafts shortened")
+        return fitted.messages, fitted.prompt_ids, sampling
 
 
 def _unchanged(completion: Completion) -> Completion:

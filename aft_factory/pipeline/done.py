@@ -10,15 +10,12 @@ from typing import Any
 
 import orjson
 
-from aft_factory.pipeline import training
 from aft_factory.pipeline.step import Step
 from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.records.files import read_text, write_whole
 
 MOST_READ = 1 << 30  # bytes: some seconds; of a larger file, size and time stand for its content
 PROMPTS = ("template", "prompt", "chat_template")  # a path, or the name of one of ours
-# Settings whose folders are read whole. Others, such as a cache, may change for any reason.
-FOLDERS = ("input", "model", "adapter", "tokenizer", "reward_model", *training.FOLDERS)
 
 
 def fingerprint(step: Step) -> str:
@@ -39,10 +36,15 @@ def _state(key: str, text: str) -> Any:
     for name in names:
         if os.path.isfile(name):  # unlike Path's, it takes any text
             return _content(Path(name))
-        if key in FOLDERS and os.path.isdir(name):
+        if os.path.isdir(name) and (key == "input" or _is_model(name)):
             files = sorted(path for path in Path(name).rglob("*") if path.is_file())
             return [[str(path), *_size_and_time(path)] for path in files]
     return None
+
+
+def _is_model(name: str) -> bool:
+    """Tell a model, adapter or tokenizer from folders, such as caches, that change at any time."""
+    return any(Path(name).glob("*config.json"))
 
 
 def _content(path: Path) -> list[Any]:

@@ -25,7 +25,7 @@ COMMANDS: dict[str, Command[Any]] = {
     command.name: command for command in (CONVERT, SAMPLE, RANK, AGGREGATE, RUN, STATS)
 }
 # These a pipeline sees to itself, or they would end a stage without its output.
-NOT_SETTINGS = ("dry_run", "export", "overwrite")
+NOT_SETTINGS = ("dry_run", "export", "overwrite", "allow_failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,16 @@ class Step:
         if not isinstance(source, str):
             problems.append("input is missing" if source is None else f"input: got {source!r}")
             settings["input"] = "missing"
-        if "output" not in settings and "output" in declared(*self.kinds):
+        known = declared(*self.kinds)
+        if "output" not in settings and "output" in known:
             problems.append("output is missing")
             settings["output"] = "missing.jsonl"
         given, wrong = checked(settings, *self.kinds, but=NOT_SETTINGS)
         nothing = "expected a value, got nothing; leave the line out for the default"
         wrong += [f"{key}: {nothing}" for key, value in given.items() if value is None]
         problems += wrong
+        if self.allow_failed and "allow_failed" in known:
+            given["allow_failed"] = self.allow_failed
         empty = [key for key, value in given.items() if value in ([], {})]  # which no flag says
         given = {key: value for key, value in given.items() if key not in empty}
         try:

@@ -26,8 +26,7 @@ Training = Mapping[str, Any]
 CLI = "llamafactory-cli"
 KEYS = ("config", "input")
 
-FOLDERS = ("model_name_or_path", "adapter_name_or_path", "ref_model", "reward_model")
-NOT_READ = ("config", "output_dir", "logging_dir", "dataset_dir")
+NOT_READ = ("config", "output_dir", "logging_dir", "dataset_dir", "resume_from_checkpoint")
 WEIGHTS = ("*.safetensors*", "*.bin*")
 
 

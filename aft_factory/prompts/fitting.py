@@ -93,8 +93,8 @@ class Fitter:
         """Fit rows (see `shortening.fit`), all of them at once and then all that are too long.
 
         Their texts may hold markers; the proposals returned hold none. A row that a template
-        refuses does not fit; without a limit all others do. Of a row without a target, the tokens
-        of its prompt are handed back as well: whoever asks a model need not encode it again.
+        refuses does not fit; without a limit all others do. Of a row without a target, the prompt
+        is handed back as well: whoever asks a model need not render and encode it again.
         """
         safe = self.markers.sanitise
         rows = [
@@ -107,18 +107,23 @@ class Fitter:
         ]
         results: dict[int, Fitted | DoesNotFit] = {}
         segments = self._rendered(dict(enumerate(rows)), results)
-        texts = [text for pair in segments.values() for text in pair]
+        texts = [text for _, *pair in segments.values() for text in pair]
         encoded = iter(self._encoded(texts))
         attempts: dict[int, Generator[list[str], int, Fitted]] = {}
         after_prompt = {}
-        for i in segments:
-            messages, proposals, target = rows[i]
+
+        def told(i: int, found: Fitted, asked: list[Message], prompt: Encoding) -> Fitted:
+            if rows[i][2] is not None:
+                return found
+            return replace(found, messages=asked, prompt_ids=prompt.ids)
+
+        for i, (asked, _, _) in segments.items():
+            messages, proposals, _ = rows[i]
             prompt, answer = next(encoded), next(encoded)
             after_prompt[i] = len(answer) + _seams(messages)
             total = len(prompt) + after_prompt[i]
             if self.limit is None or total <= self.limit:
-                ids = prompt.ids if target is None else None
-                results[i] = Fitted(list(proposals), total, prompt_ids=ids)
+                results[i] = told(i, Fitted(list(proposals), total), asked, prompt)
             else:
                 attempts[i] = shorten(proposals, self.limit, self._ends(proposals), total)
 
@@ -126,20 +131,19 @@ class Fitter:
         while tries:
             again = {i: (rows[i][0], shorter, rows[i][2]) for i, shorter in tries.items()}
             segments, tries = self._rendered(again, results), {}
-            prompts = self._encoded([prompt for prompt, _ in segments.values()])
-            for i, prompt in zip(segments, prompts, strict=True):
+            prompts = self._encoded([prompt for _, prompt, _ in segments.values()])
+            for (i, (asked, _, _)), prompt in zip(segments.items(), prompts, strict=True):
                 try:
                     tries[i] = attempts[i].send(len(prompt) + after_prompt[i])
                 except StopIteration as done:
-                    ids = prompt.ids if rows[i][2] is None else None
-                    results[i] = replace(done.value, prompt_ids=ids)
+                    results[i] = told(i, done.value, asked, prompt)
                 except DoesNotFit as error:
                     results[i] = error
         return [results[i] for i in range(len(rows))]
 
     def _rendered(
         self, rows: Mapping[int, Conversation], results: dict[int, Fitted | DoesNotFit]
-    ) -> dict[int, tuple[str, str]]:
+    ) -> dict[int, tuple[list[Message], str, str]]:
         """Return the segments of rows; those that the chat template refuses have their result."""
         segments = {}
         for i, row in rows.items():
@@ -161,17 +165,19 @@ class Fitter:
 
     def _segments(
         self, messages: list[Message], proposals: Sequence[str], target: str | None
-    ) -> tuple[str, str]:
-        """Return prompt and target as the texts that LLaMA-Factory encodes apart."""
+    ) -> tuple[list[Message], str, str]:
+        """Return the conversation, and prompt and target as the texts that are encoded apart."""
         try:
             messages = with_aggregator(messages, proposals, self.template)
         except RecordError as error:
             raise DoesNotFit(error.problem, error.field) from None
         prompt = self._render(messages, add_generation_prompt=True)
         if target is None:
-            return prompt, ""
+            return messages, prompt, ""
         whole = self._render([*messages, {"role": "assistant", "content": target}])
-        return (prompt, whole[len(prompt) :]) if whole.startswith(prompt) else (whole, "")
+        if not whole.startswith(prompt):
+            return messages, whole, ""
+        return messages, prompt, whole[len(prompt) :]
 
     def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
         try:

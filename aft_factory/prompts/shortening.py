@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 from aft_factory.errors import AftError
+from aft_factory.records.messages import Message
 
 MIN_PROPOSAL_TOKENS = 16  # a shorter stump of a draft teaches nothing: the row does not fit
 
@@ -36,13 +37,15 @@ class Fitted:
         tokens: Length of the whole row with them, in tokens.
         cut: How many proposals were shortened.
         tokens_removed: How many of the row's tokens are gone.
-        prompt_ids: The tokens of the prompt, where a row without a target was asked for.
+        messages: Of a row without a target, the conversation to answer, drafts included.
+        prompt_ids: The tokens of the same.
     """
 
     proposals: list[str]
     tokens: int
     cut: int = 0
     tokens_removed: int = 0
+    messages: Sequence[Message] = field(default=(), compare=False)
     prompt_ids: Sequence[int] | None = field(default=None, compare=False)
 
 

@@ -98,6 +98,11 @@ class TableWriter:
         self.rows += 1
         return len(data)
 
+    def discard(self) -> None:
+        """Let no file appear after all; one that was to be replaced stays."""
+        error = RuntimeError("discarded")
+        self._stack.__exit__(type(error), error, None)
+
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 

@@ -47,6 +47,13 @@ class RunArguments(JobArguments):
     """What a run takes beside its settings."""
 
     preset: str | None = setting(None, f"settings of a paper: {', '.join(preset_names())}", "NAME")
+    allow_failed: float = setting(
+        0.0, "exit with 0 though at most this share of the rows has no answer in --task-output"
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.allow_failed <= 1:
+            raise UsageError(f"allow_failed: expected a share from 0 to 1, got {self.allow_failed}")
 
 
 def preset_settings(args: RunArguments, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -81,6 +88,7 @@ COMMAND = JobCommand(
     arguments=RunArguments,
     below=preset_settings,
     task_output=lambda settings: settings.task_output,
+    allowed=lambda args: args.allow_failed,
     build_stage=lambda settings, row: build_stage(settings, settings.task or detect_task(row)),
     rehearse=rehearse,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -88,6 +89,7 @@ class Job(JobFiles):
         started = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             engines = await stack.enter_async_context(self.stage.open())
+            gc.freeze()  # what is loaded stays: no need to look for garbage in it time and again
             self.shapes = (engines.shape_name, engines.reward_shape)
             retries = Retries(self.settings.retries)
             asker = Asker(engines.engines, journal, engines.in_flight, retries)
@@ -116,8 +118,8 @@ class Job(JobFiles):
             def keep(query: Query, outcome: Outcome) -> None:
                 key = runner.outcome_key(query, fingerprint)
                 done = outcome.problem is None
-                content = asdict(replace(outcome, model=engines.name))
-                journal.keep_outcome(key, content, query=query.id, done=done)
+                told = replace(outcome, model=engines.name)
+                journal.keep_outcome(key, told, query=query.id, done=done)
                 progress.advance()
 
             admitted = self.settings.admit or window(engines.in_flight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ class JobArguments:
     )
     overwrite: bool = switch("replace an existing output")
     strict: bool = switch(
-        "exit with 1 if any row was rejected (a benchmark's file that lacks answers always is)"
+        "exit with 1 if any row was rejected; a benchmark's file that lacks answers does so anyway"
     )
     quiet: bool = switch("no progress bar")
 
@@ -66,6 +67,7 @@ class JobCommand(Command[J]):
         below: From these, and from the settings of file and flags, to those that both override, and
             where they come from.
         task_output: A benchmark's own file.
+        allowed: From the arguments to the share of its rows that may have no answer.
     """
 
     build_stage: Callable[[J, Any], Stage]
@@ -73,6 +75,7 @@ class JobCommand(Command[J]):
     arguments: type[JobArguments] = JobArguments
     below: Callable[[Any, Mapping[str, Any]], tuple[str, Mapping[str, Any]]] = lambda *_: ("", {})
     task_output: Callable[[J], Path | None] = lambda _: None
+    allowed: Callable[[Any], float] = lambda _: 0.0
     asks: bool = True
 
     @property
@@ -90,8 +93,8 @@ class JobCommand(Command[J]):
         """Run a job, and show errors as messages.
 
         Returns:
-            The exit code: 0, 1 (nothing written, a benchmark's file without some answers, or
-            rejected rows and --strict), 2 (usage), 130.
+            The exit code: 0, 1 (nothing written, a benchmark's file without more answers than
+            allowed, or rejected rows and --strict), 2 (usage), 130.
         """
         return guarded(lambda: self._run(given), lines=True)
 
@@ -117,7 +120,15 @@ class JobCommand(Command[J]):
         if totals is None:
             return 130
         nothing = totals.read > 0 and not totals.written
-        lacking = task_output is not None and (totals.rejected or totals.unfinished)
+        lacking = task_output is not None and (
+            totals.unfinished > 0 or totals.rejected > self.allowed(args) * totals.read
+        )
+        if lacking and not totals.unfinished:
+            print(
+                f"{task_output}: {totals.rejected} of {totals.read} rows have no answer; where "
+                "that will do, allow the share with allow_failed",
+                file=sys.stderr,
+            )
         return 1 if nothing or lacking or (args.strict and totals.rejected) else 0
 
     def _arguments(self, given: Mapping[str, Any]) -> JobArguments:
@@ -141,12 +152,12 @@ class JobCommand(Command[J]):
 
     def _exported(self, given: Mapping[str, Any]) -> J:
         """Return the settings of the run whose journal is to be written out."""
-        _, config, flags = self._layers(given)
-        output, today = self._arguments(given).output, config | flags
+        path, config, flags = self._layers(given)
+        output = self._arguments(given).output
         if output is None:
             raise UsageError("--output is missing")
-        journal = Path(today.get("journal") or f"{output}.journal")
-        return kept_settings(journal, self.settings, today)
+        today = build(self.settings, [(path, config), ("flags", flags)])
+        return kept_settings(today.journal_of(output), today, config | flags)
 
     def leaves(self, given: Mapping[str, Any], settings: J) -> Leaves:
         """Tell what a job leaves: its rows, a benchmark's file, rejects, summary and journal."""

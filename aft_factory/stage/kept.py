@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError
@@ -26,17 +26,19 @@ def keepable(settings: JobSettings) -> str:
     return json.dumps(content, default=str)  # which has a word for infinity
 
 
-def kept_settings(path: Path, kind: type[S], today: Mapping[str, Any]) -> S:
+def kept_settings(path: Path, today: S, given: Iterable[str]) -> S:
     """Return the settings of the last run of a journal, but where its files are as today.
 
     Args:
         path: The journal.
-        kind: The command's class of settings.
-        today: What is set now. Where it says otherwise, the user is told that it does not count.
+        today: What is set now.
+        given: Which of these the user has said. Where one is another than then, it is told that it
+            does not count.
 
     Raises:
         UsageError: If the journal keeps no settings, or another command's.
     """
+    kind = type(today)
     with Journal(path, read_only=True) as journal:
         if journal.last_run() is None:
             raise UsageError(f"{path}: no run has begun in it")
@@ -50,11 +52,10 @@ def kept_settings(path: Path, kind: type[S], today: Mapping[str, Any]) -> S:
     known = {field.name for field in fields(kind)}
     then = {key: value for key, value in content["settings"].items() if key in known}
     settings = build(kind, [(str(path), then)])
-    now = build(kind, [("flags", today)])
-    for name in today:
-        old, new = getattr(settings, name), getattr(now, name)
+    for name in given:
+        old, new = getattr(settings, name), getattr(today, name)
         if name not in PLACES and old != new:
             shown = f"--export writes by the run's own settings: {name} is {old!r}"
             _log.warning("%s, not %r", shown, new)
-    places = {name: getattr(now, name) for name in PLACES if hasattr(now, name)}
+    places = {name: getattr(today, name) for name in PLACES if hasattr(today, name)}
     return replace(settings, by_flag=by_flag, **places)

@@ -127,13 +127,13 @@ class JobFiles:
                 on_problem=self.stage.tally.on_problem,
                 of_drafts=self.stage.of_drafts,
             )
-            with contextlib.suppress(_NotDoneError), contextlib.ExitStack() as stack:
+            with contextlib.ExitStack() as stack:
                 if task_output is not None:
                     task_table = TableWriter(task_output, overwrite=overwrite, until=until)
                     outputs = replace(outputs, task_table=stack.enter_context(task_table))
                 totals = outputs.write(self.lines(), self.query, key_of, outcome_of)
-                if totals.unfinished:  # the benchmark's file would look complete
-                    raise _NotDoneError
+                if totals.unfinished and outputs.task_table is not None:
+                    outputs.task_table.discard()  # it would look complete
             flops = self.flops_of(totals)
             sessions = journal.sessions()
             more = {
@@ -167,10 +167,6 @@ class JobFiles:
         others = {name: _shape(name) for name in totals.by_model if name and _is_named(name)}
         reward = None if totals.scored is None else _shape(self.shapes[1], classifier=True)
         return totals.flops({"": own, **others}, reward, self.stage.strategy, self.stage.options)
-
-
-class _NotDoneError(Exception):
-    """Some rows are not done yet."""
 
 
 def _told_of_task(totals: Totals, path: Path) -> list[str]:

@@ -677,6 +677,56 @@ def test_a_server_that_does_not_answer_at_the_start_may_join_later(clock):
     assert asyncio.run(main()) == ([], 2)
 
 
+class Slow(FlakyServer):
+    """One that keeps whoever asks for its models waiting, and counts them."""
+
+    def __init__(self, **more) -> None:
+        super().__init__(**more)
+        self.gate, self.looked = asyncio.Event(), 0
+
+    async def _models(self, asked) -> web.Response:
+        self.looked += 1
+        await self.gate.wait()
+        return await super()._models(asked)
+
+
+def test_a_server_that_joins_later_shows_what_it_takes_before_it_is_asked_anything(clock):
+    """Until it has, it gets one request, as it may be as dead as before."""
+
+    async def main():
+        port = closed_port()
+        async with FlakyServer(max_model_len=4096) as sound:
+            engine = await OpenAIEngine.connect([sound.url, f"http://127.0.0.1:{port}/v1"])
+            async with Slow(port=port, max_model_len=4096) as late:
+                clock[0] += 1
+                asking = [asyncio.create_task(engine.sample(request(seed=i))) for i in range(8)]
+                await until(lambda: late.looked and len(sound.requests) == 7)
+                before = len(late.requests)
+                late.gate.set()
+                await asyncio.gather(*asking)
+                lost = await kinds(engine, 4)
+                await engine.close()
+                return lost, before, late.looked, [body for _, body in late.requests]
+
+    lost, before, looked, sent = asyncio.run(main())
+    assert (lost, before, looked, len(sent)) == ([], 0, 1, 3)
+    assert all({name: body[name] for name in NEUTRAL} == NEUTRAL for body in sent)
+
+
+def test_a_server_that_joins_later_and_wants_another_key_denies(clock):
+    async def main():
+        port = closed_port()
+        async with FlakyServer() as sound:
+            engine = await OpenAIEngine.connect([sound.url, f"http://127.0.0.1:{port}/v1"])
+            async with FlakyServer(port=port, api_key="another") as late:
+                clock[0] += 1
+                lost = await kinds(engine, 6)
+                await engine.close()
+                return lost, len(late.requests)
+
+    assert asyncio.run(main()) == (["retry"], 1)
+
+
 @pytest.mark.parametrize("status", [408, 425, 429])
 def test_a_server_that_has_enough_rests_as_long_as_it_says(clock, status):
     full = respond(status, "enough", {"Retry-After": "7"})

@@ -444,6 +444,10 @@ class TestServerAnswers:
         ("status", "headers", "text", "kind", "retry_after"),
         [
             (429, {"Retry-After": "7"}, "slow down", "retry", 7.0),
+            (429, {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, "slow down", "retry", 0.0),
+            (429, {}, "slow down", "retry", None),
+            (429, {}, '{"error": {"code": "insufficient_quota"}}', "fatal", None),
+            (402, {}, "pay first", "fatal", None),
             (503, {}, "starting", "retry", None),
             (500, {}, "", "retry", None),
             (400, {}, "bad input", "refused", None),

@@ -18,7 +18,8 @@ from shared_data import CASES
 from aft_factory.asking.asker import Asker, Retries
 from aft_factory.asking.journal import Place
 from aft_factory.engines.openai_engine import OpenAIEngine
-from aft_factory.engines.openai_fields import Fields, read_omission
+from aft_factory.engines.openai_fields import Fields, hint, read_omission
+from aft_factory.engines.openai_vetting import SHORT_QUESTION
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
 from aft_factory.run.__main__ import main
@@ -39,10 +40,10 @@ def gathered(answer, *, n=1, sampling=None, questions=QUESTIONS, **options):
             async with Asker({"": engine}, None, 100, Retries(2, 0.001, 0.002)) as asker:
                 asked = (
                     asker.ask(
-                        Request([{"role": "user", "content": text}], n, sampling or Sampling(), 7),
+                        Request([{"role": "user", "content": text}], n, sampling or Sampling(), i),
                         Place(text, 0, 0, 0),
                     )
-                    for text in questions
+                    for i, text in enumerate(questions, start=7)
                 )
                 replies = await asyncio.gather(*asked, return_exceptions=True)
             await engine.close()
@@ -112,6 +113,44 @@ def test_a_value_that_is_refused_is_not_left_out():
     assert fields.applied(sent) == sent
 
 
+def untaken(name):
+    return {"error": {"message": "Unknown field", "param": name}}
+
+
+def test_a_stream_is_asked_for_once_and_without_what_is_left_out():
+    fields, refusal = Fields(["stream_options"]), {"error": "answers are streams only"}
+    assert fields.learn(refusal, {"messages": []}) == ["answers are read as streams"]
+    streamed = fields.applied({"messages": []})
+    assert streamed == {"messages": [], "stream": True}
+    assert fields.learn(refusal, streamed) == []  # or it would be asked for ever
+
+
+def test_what_belongs_to_a_stream_is_left_out_too_where_it_is_refused():
+    fields = Fields()
+    fields.learn({"error": "streams only"}, {"messages": []})
+    streamed = fields.applied({"messages": []})
+    assert streamed["stream_options"] == {"include_usage": True}
+    assert fields.learn(untaken("stream_options"), streamed) == ["stream_options is not sent"]
+    assert fields.applied({"messages": []}) == {"messages": [], "stream": True}
+
+
+@pytest.mark.parametrize(
+    ("refused", "sent", "told"),
+    [
+        ("messages", ["messages"], []),  # without these there is no request
+        ("max_completion_tokens", ["max_completion_tokens"], []),  # nor one without a limit
+        ("max_tokens", ["max_tokens"], ["max_tokens is sent as max_completion_tokens"]),
+        ("max_tokens", ["max_tokens", "max_completion_tokens"], ["max_tokens is not sent"]),
+    ],
+)
+def test_what_a_request_needs_is_sent_whatever_is_refused(refused, sent, told):
+    assert Fields().learn(untaken(refused), dict.fromkeys(sent)) == told
+
+
+def test_a_limit_of_tokens_by_any_name_has_one_flag():
+    assert hint(["max_tokens", "max_completion_tokens"]) == "; see --max-tokens"
+
+
 # What is refused for every row
 
 
@@ -138,11 +177,74 @@ def test_settings_that_do_not_even_do_for_a_short_question_end_everything():
     assert sent[1] | {"messages": 0} == sent[0] | {"messages": 0}
 
 
-def test_a_row_that_is_refused_first_does_not_keep_the_others_from_an_answer():
-    bad = lambda _, b: refuse("too long") if b["messages"][0]["content"] == QUESTIONS[0] else None  # noqa: E731
-    first, *others = gathered(bad)[0]
-    assert (first.kind, str(first)) == ("refused", "too long")
+def test_what_the_short_question_is_refused_for_tells_the_flag():
+    def answer(_, body):
+        short = body["messages"][0]["content"] == SHORT_QUESTION
+        return refuse("top_p is out of place" if short else "computer says no")
+
+    [error, *_], _ = gathered(answer)
+    assert str(error).endswith("refuses these settings: computer says no; see --omit top_p")
+
+
+def test_rows_that_are_refused_first_do_not_keep_the_others_from_an_answer():
+    bad = lambda _, b: refuse("too long") if b["messages"][0]["content"] in QUESTIONS[:3] else None  # noqa: E731
+    replies, sent = gathered(bad)
+    assert [(error.kind, str(error)) for error in replies[:3]] == [("refused", "too long")] * 3
+    assert len(texts(replies[3:])) == len(QUESTIONS) - 3
+    assert [body["messages"][0]["content"] for body in sent].count(SHORT_QUESTION) == 1
+
+
+def test_a_first_request_that_fails_for_a_while_fails_alone():
+    failures = iter([refuse("not now", 500)])
+
+    async def run():
+        async with FlakyServer(answer=lambda *_: next(failures, None)) as server:
+            engine = await OpenAIEngine.connect([server.url])
+            asked = [Request([{"role": "user", "content": q}], 1, Sampling(), 7) for q in QUESTIONS]
+            found = await asyncio.gather(*map(engine.sample, asked), return_exceptions=True)
+            await engine.close()
+            return [getattr(one, "kind", "answered") for one in found]
+
+    assert asyncio.run(run()) == ["retry"] + ["answered"] * (len(QUESTIONS) - 1)
+
+
+def test_a_short_question_that_fails_for_another_reason_blames_no_settings():
+    def answer(_, body):
+        said = body["messages"][0]["content"]
+        if said == SHORT_QUESTION:
+            return refuse("not now", 500)
+        return refuse("too long") if said in QUESTIONS[:4] else None
+
+    replies, _ = gathered(answer)
+    assert [error.kind for error in replies[:4]] == ["refused"] * 4
+    assert len(texts(replies[4:])) == 2
+
+
+def test_a_setting_that_a_row_alone_is_too_long_for_is_not_to_blame():
+    """The limit of tokens is spoken of wherever a prompt is too long."""
+
+    def bad(_, body):
+        first = body["messages"][0]["content"] == QUESTIONS[0]
+        return refuse("too long beside max_tokens 9") if first else None
+
+    first, *others = gathered(bad, sampling=Sampling(max_tokens=9))[0]
+    assert first.kind == "refused"
     assert len(texts(others)) == len(QUESTIONS) - 1
+
+
+def test_one_of_two_servers_that_refuses_the_settings_is_left_alone():
+    async def run():
+        odd = FlakyServer(answer=lambda *_: refuse("no top_p here"))
+        async with odd, FlakyServer() as sound:
+            engine = await OpenAIEngine.connect([odd.url, sound.url])
+            async with Asker({"": engine}, None, 1, Retries(2, 0.001, 0.002)) as asker:
+                for i in range(6):
+                    request = Request([{"role": "user", "content": "?"}], 1, Sampling(), i)
+                    await asker.ask(request, Place("q", 0, 0, i))
+            await engine.close()
+            return len(odd.requests), len(sound.requests)
+
+    assert asyncio.run(run()) == (1, 6)
 
 
 def test_what_was_answered_before_is_not_the_settings_fault():

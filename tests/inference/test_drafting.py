@@ -307,14 +307,17 @@ def test_the_final_layer_is_fitted_beside_its_own_answers_length(llama3_tokenize
     assert 600 < lengths[1] <= 700
 
 
-def test_a_query_that_does_not_fit_at_all_is_rejected_with_its_numbers(llama3_tokenizer_dir):
+# Of the 305 tokens of the context, 256 are left for an answer at least; of 105, all that was wanted.
+@pytest.mark.parametrize(("wanted", "limit"), [(300, 49), (100, 5)])
+def test_a_query_that_does_not_fit_at_all_is_rejected_with_its_numbers(
+    llama3_tokenizer_dir, wanted, limit
+):
     tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
     chat = resolve_chat_template("llama3", tokenizer)
-    settings = replace(SETTINGS, proposal=Sampling(max_tokens=300))
-    fitters = {("", 300): Fitter(tokenizer, chat, 5, load_template("paper"))}
+    settings = replace(SETTINGS, proposal=Sampling(max_tokens=wanted))
+    fitters = {("", wanted): Fitter(tokenizer, chat, 5, load_template("paper"))}
     engine = ScriptedEngine()
-    # Of the 305 tokens of its context, 256 are left for an answer at least.
-    with pytest.raises(NoAnswer, match=r"layer 0: needs .* tokens .* the limit is 49"):
+    with pytest.raises(NoAnswer, match=rf"layer 0: needs .* tokens .* the limit is {limit}$"):
         draw(
             engine,
             fitters=fitters,

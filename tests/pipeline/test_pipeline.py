@@ -10,9 +10,11 @@ from flaky_server import error, serving
 
 from aft_factory.cli import STAGES
 from aft_factory.cli import main as aft
+from aft_factory.errors import UsageError
 from aft_factory.pipeline import training
 from aft_factory.pipeline.__main__ import main
 from aft_factory.pipeline.step import COMMANDS
+from aft_factory.pipeline.steps import read_pipeline
 from aft_factory.records.record import record_from_row
 
 
@@ -122,6 +124,21 @@ def test_a_prompt_of_ours_that_was_edited_is_a_change(tmp_path, scripted, run, m
         stream.write("\n")
     assert run(scripted()) == 0
     assert run.worked == [1]
+
+
+def test_a_model_that_was_made_anew_is_a_change_and_what_lies_in_a_cache_is_not(
+    tmp_path, scripted, run
+):
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    for folder in (model, cache):
+        (folder / "inner").mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    path = scripted(sample={"model": str(model), "engine_args": {"download_dir": str(cache)}})
+    assert run(path) == 0
+    (cache / "inner" / "more").touch()
+    assert (run(path), run.worked) == (0, [])
+    (model / "inner" / "weights").touch()
+    assert (run(path), run.worked) == (0, [1])
 
 
 def test_a_stage_that_fails_stops_the_pipeline_and_is_tried_again(tmp_path, scripted, run):
@@ -247,6 +264,30 @@ def test_it_goes_on_without_the_share_that_is_allowed_and_makes_all_anew_when_th
     assert (failing(allow_failed=1), run.worked, failing.asked) == (0, [1, 2], 2)
     assert len(rows_of(tmp_path / "ranked.jsonl")) == 6
     assert (failing(), run.worked) == (0, [])
+
+
+def test_the_share_that_is_allowed_may_be_missing_in_a_benchmarks_file_too(tmp_path, run):
+    rows = [{"key": i, "prompt": f"Write {i}.", "instruction_id_list": []} for i in range(4)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = {"input": "in.jsonl", "output": "out.jsonl", "task_output": "scored.jsonl"}
+    answers |= {"task": "ifeval", "width": 1, "layers": 1, "retries": 0}
+    bad = ["Write 2."]
+
+    def fail(path, body):
+        return error(500, "out of memory") if bad and bad[0] in str(body["messages"]) else None
+
+    with serving(answer=fail) as server:
+        stages = ({"run": answers | {"base_url": server.url}}, {"stats": {}})
+        assert (run(write_pipeline(tmp_path, *stages)), run.worked) == (1, [1])
+        assert "scored.jsonl: 1 of 4 rows have no answer; where that will do, allow" in run.err
+        allowing = write_pipeline(tmp_path, *stages, allow_failed=0.25)
+        assert (run(allowing), run.worked) == (0, [1, 2])
+        assert ["rejected" in row for row in rows_of(tmp_path / "scored.jsonl")].count(True) == 1
+        bad.clear()
+        assert (run(allowing), run.worked) == (0, [1, 2])
+    assert all(row["response"] for row in rows_of(tmp_path / "scored.jsonl"))
+    with pytest.raises(UsageError, match="unknown key 'allow_failed'"):
+        read_pipeline(write_pipeline(tmp_path, {"run": answers | {"allow_failed": 0.5}}))
 
 
 def test_rows_that_the_last_stage_lacks_are_an_exit_code_too(tmp_path, failing, run):

@@ -66,13 +66,13 @@ class Served:
         asked: The proposals that were asked about, each time.
         scored: The proposals that were scored.
         score: From a proposal to its score.
-        fails: From a proposal to the status to fail with; None scores it.
+        fails: From a proposal to the status to fail with, in `words`; None scores it.
         held: Once set, nothing is answered before `released` is.
     """
 
     def __init__(self, folder):
         self.asked, self.scored = [], []
-        self.fails = lambda text: None
+        self.fails, self.words = (lambda text: None), "not now"
         self.score = lambda text: float(len(text))
         self.held, self.released = threading.Event(), threading.Event()
         self.hold_after = None
@@ -94,7 +94,7 @@ class Served:
 
     def _judge(self, text):
         if (status := self.fails(text)) is not None:
-            return status, {}, "not now"
+            return status, {}, self.words
         self.scored.append(text)
         return 200, {}, logits(self.score(text))
 
@@ -338,6 +338,17 @@ class TestBadDays:
             [f"row{i} bbb", f"row{i} cc", f"row{i} a"] for i in range(6)
         ]
         assert sorted(served.asked[before:]) == ["row2 a", "row2 bbb", "row2 cc"]
+
+    @pytest.mark.parametrize("status", [402, 429])
+    def test_a_quota_that_is_used_up_ends_the_run_in_the_servers_words(
+        self, tmp_path, served, capsys, status
+    ):
+        source, output = write_rows(tmp_path / "in.jsonl", made_up_rows(6)), tmp_path / "out.jsonl"
+        served.fails, served.words = (lambda text: status), '{"error": "insufficient credits"}'
+        assert rank([source, "--output", str(output), "--quiet", "--reward-url", served.url]) == 2
+        assert f"/classify answered {status}: insufficient credits\n" in capsys.readouterr().err
+        assert len(served.asked) <= 18  # nothing twice
+        assert not output.exists()
 
     def test_a_dead_server_ends_the_run_and_another_one_goes_on(
         self, tmp_path, served, tiny_reward_model

@@ -63,6 +63,9 @@ def test_a_file_whose_types_are_early_keeps_its_order(tmp_path):
         ({"a": 1}, {"a": 0.5}, True),
         ({"a": 0.5}, {"a": None}, False),
         ({"a": None}, {"a": float("nan")}, False),
+        ({"a": float("nan")}, {"a": 0.5}, True),
+        ({"a": [float("nan")]}, {"a": [0.5]}, True),
+        ({"a": 1}, {"b": 1}, True),
         ({"a": [1, 2]}, {"a": []}, False),
         ({"a": None}, {"a": {}}, False),
     ],
@@ -73,6 +76,14 @@ def test_a_row_is_late_if_it_is_the_first_with_a_value_somewhere(early, late, mo
     types.note(late, 9)
     types.note(late, 9)
     assert types.late == ([1] if moved else [])
+
+
+def test_of_two_kinds_of_rows_with_the_same_values_the_first_alone_is_late(monkeypatch):
+    monkeypatch.setattr(early_types, "MOST_KINDS", 2)  # what was seen of values is not forgotten
+    types = EarlyTypes()
+    for row in ({}, {"a": 1}, {"a": "x"}, {"a": True}, {"b": 1}):
+        types.note(row, early_types.EARLY)
+    assert types.late == [1, 4]
 
 
 def test_what_is_early_is_never_late():

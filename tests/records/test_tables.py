@@ -27,6 +27,7 @@ from shared_data import CASES
 from aft_factory.errors import UsageError
 from aft_factory.records import exact_json
 from aft_factory.records.exact_json import array_elements
+from aft_factory.records.files import CHUNK
 from aft_factory.records.parquet import ROWS as ROWS_HELD
 from aft_factory.records.record import Record
 from aft_factory.records.rejects import Rejects
@@ -261,6 +262,21 @@ def test_json_that_is_really_json_lines(tmp_path, data, first):
         Line(str(path), first, {"a": 1}),
         Line(str(path), first + 1, {"a": 2}),
     ]
+
+
+def test_a_line_that_begins_as_an_array_and_is_none_is_a_line_where_the_name_says_so(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes(b'[x\n{"a":1}\n')
+    bad, good = read_rows(str(tmp_path / "t.jsonl"))
+    assert (bad.number, bad.text, good.number, good.value) == (1, "[x", 2, {"a": 1})
+    (tmp_path / "t.json").write_bytes(b'[x\n{"a":1}\n')
+    with pytest.raises(UsageError, match="damaged JSON after row 0"):
+        list(read_rows(str(tmp_path / "t.json")))
+
+
+def test_an_array_whose_first_row_is_long_is_one_by_any_name(tmp_path):
+    rows = [{"a": "x" * CHUNK}, {"a": "y"}]
+    (tmp_path / "t.jsonl").write_text(json.dumps(rows))
+    assert values(tmp_path / "t.jsonl") == rows
 
 
 ARRAYS = {

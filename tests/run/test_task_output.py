@@ -47,6 +47,25 @@ def test_alpaca_eval_has_every_instruction_in_order_and_an_empty_output_for_one_
     assert "task.json: 4 rows, 1 of them with an empty answer, marked `rejected`" in out
 
 
+@pytest.mark.parametrize(
+    ("share", "code"), [("0.25", 0), ("0.24", 1), ("1", 0), ("-1", 2), ("nan", 2)]
+)
+def test_a_share_of_the_answers_may_be_missing_where_that_is_allowed(
+    tmp_path, monkeypatch, capsys, share, code
+):
+    source, file = write_lines(tmp_path / "in.jsonl", ALPACA), tmp_path / "task.json"
+    flags = ("--task", "alpaca_eval", "--task-output", str(file), "--allow-failed", share)
+    ended, _, err = command(monkeypatch, capsys, SECOND, source, tmp_path / "out.jsonl", *flags)
+    assert ended == code
+    told = {0: "", 1: "1 of 4 rows have no answer; ", 2: "expected a share from 0 to 1, got "}
+    assert (told[code] in err, file.exists()) == (True, code < 2)
+
+
+def test_no_share_allows_a_file_without_any_answer(run):
+    assert run("ifeval", IFEVAL, "--allow-failed", "1", script=fails(""))[0] == 1
+    assert run("ifeval", IFEVAL, "--allow-failed", "1", "--overwrite", "--strict")[0] == 1
+
+
 def test_ifeval_finds_every_prompt(run):
     code, rows, _, _ = run("ifeval", IFEVAL)
     found = {row["prompt"]: row["response"] for row in rows}  # as evaluation_lib does

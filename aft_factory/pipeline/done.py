@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from aft_factory.errors import UsageError
 from aft_factory.pipeline import training
 from aft_factory.pipeline.step import Step
 from aft_factory.prompts.rendering import TEMPLATES
-from aft_factory.records.files import read_text, write_whole
+from aft_factory.records.files import check_place, read_text, write_whole
 
 MOST_READ = 1 << 30  # bytes: some seconds; of a larger file, size and time stand for its content
 PROMPTS = ("template", "prompt", "chat_template")  # a path, or the name of one of ours
@@ -68,6 +70,25 @@ def is_done(step: Step, path: Path) -> bool:
     """Tell whether a step's outputs are there, made from what would be used now."""
     kept = marker(step, path)
     return step.is_there() and kept.exists() and read_text(kept) == fingerprint(step)
+
+
+def check_places(steps: Iterable[Step], path: Path) -> None:
+    """Try whether what is left to do can be written, before the first step starts.
+
+    Raises:
+        UsageError: With every place that cannot.
+    """
+    problems = []
+    for step in steps:
+        if is_done(step, path):
+            continue
+        for place in (*step.written(), marker(step, path)):
+            try:
+                check_place(place)
+            except UsageError as error:
+                problems.append(f"{step.place}: {error}")
+    if problems:
+        raise UsageError(*problems)
 
 
 def forget(step: Step, path: Path) -> None:

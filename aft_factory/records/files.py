@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from aft_factory.errors import UsageError
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 CHUNK = 1 << 20
+TRIED = 4096  # bytes, to see whether there is room
 MARK = "\ufeff"  # the byte order mark, which editors put before a text
 OTHERS = {  # how a text in another encoding begins; the longer ones first
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -118,6 +120,25 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{path}: not a plain file; name one to write to")
     if path.exists() and not overwrite and not _is_left(Path(os.path.realpath(path))):
         raise UsageError(f"{path} exists; pass --overwrite to replace it")
+
+
+def check_place(path: Path) -> None:
+    """Try whether a file can be written at a place, before work starts; nothing is left there.
+
+    Raises:
+        UsageError: If it cannot, or what is there is no plain file.
+    """
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: not a plain file; name one to write to")
+        while not os.path.lexists(folder):  # it will be made
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(TRIED))  # a full disk may take a name and no content
+    except OSError as error:
+        problem = os.strerror(error.errno or 0)
+        raise UsageError(f"{path}: cannot be written: {folder}: {problem}") from None
 
 
 @contextlib.contextmanager

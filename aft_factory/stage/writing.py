@@ -65,16 +65,20 @@ class JobFiles:
         """Where rows without answer go."""
         return self.settings.rejects_of(self.output)
 
-    def check_outputs(self) -> None:
-        """Refuse outputs that cannot be meant, before anything is paid for."""
+    def check_outputs(self, *, export: bool = False) -> None:
+        """Refuse outputs that cannot be meant or written, before anything is paid for."""
         writes = {
             "--output": self.output,
             "--rejects": self.rejects_path,
             "--task-output": self.files.task_output,
             "the summary": summary_path(self.output),
-            "--journal": self.journal_path,
         }
-        check_paths([self.files.source], list(writes.items()))
+        reads = [self.files.source]
+        if export:
+            reads.append(str(self.journal_path))
+        else:
+            writes["--journal"] = self.journal_path
+        check_paths(reads, list(writes.items()))
         overwrite = self.files.overwrite
         for path in (self.output, self.files.task_output):
             if path is not None:

@@ -124,7 +124,9 @@ class JournalFile:
         if wal:
             [[mode]] = self._db.execute("PRAGMA journal_mode = WAL")
             wal = mode == "wal"
-        if wal:  # safe against kill -9 at any moment; a power cut may cost the last replies, no more
+        if (
+            wal
+        ):  # safe against kill -9 at any moment; a power cut may cost the last replies, no more
             self._db.execute("PRAGMA synchronous = NORMAL")
         if not tables:
             with self._db:  # all of it or nothing

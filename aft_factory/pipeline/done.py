@@ -15,7 +15,7 @@ from aft_factory.errors import UsageError
 from aft_factory.pipeline import training
 from aft_factory.pipeline.step import Step
 from aft_factory.prompts.rendering import TEMPLATES
-from aft_factory.records.files import check_place, read_text, write_whole
+from aft_factory.records.files import check_place, read_text, readable, write_whole
 
 MOST_READ = 1 << 30  # bytes: some seconds; of a larger file, size and time stand for its content
 PROMPTS = ("template", "prompt", "chat_template")  # a path, or the name of one of ours
@@ -43,7 +43,7 @@ def _state(key: str, text: str) -> Any:
             return _content(Path(name))
         if key in FOLDERS and os.path.isdir(name):
             files = sorted(path for path in Path(name).rglob("*") if path.is_file())
-            return [[str(path), *_size_and_time(path)] for path in files]
+            return [[readable(str(path)), *_size_and_time(path)] for path in files]
     return None
 
 

@@ -13,9 +13,11 @@ import io
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from aft_factory.errors import UsageError
 
@@ -251,6 +253,30 @@ def named(error: OSError, path: Path) -> OSError:
     if error.errno is None:
         return error
     return OSError(error.errno, os.strerror(error.errno), str(path))
+
+
+def readable(name: str) -> str:
+    r"""Return the name of a file as text that UTF-8 can hold, which not every name is.
+
+    Example:
+        >>> readable(os.fsdecode(b"caf\xe9.jsonl"))
+        'caf\\udce9.jsonl'
+    """
+    return name.encode(errors="backslashreplace").decode()
+
+
+def write_report(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what is told about rows as JSON, whole or not at all."""
+    data = orjson.dumps(_readable(content), option=orjson.OPT_INDENT_2, default=str)
+    write_whole(path, data + b"\n")
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, (str, Path)):
+        return readable(str(value))
+    if isinstance(value, Mapping):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    return list(map(_readable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def write_whole(path: Path, data: bytes) -> None:

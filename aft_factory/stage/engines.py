@@ -179,8 +179,9 @@ async def _server(
 
     tokenizer = chat = None
     if (name := asked.tokenizer) is not None:
-        tokenizer = load_tokenizer(name)
-        chat = own_template(settings.chat_template, tokenizer, name)
+        own = name == settings.tokenizer  # whose revision and code were spoken of
+        tokenizer = settings.loaded(name) if own else load_tokenizer(name)
+        chat = own_template(settings.chat_template, tokenizer)
         if chat is None:
             _log.warning("%s has no chat template: drafts are not fitted to the context", name)
     names = [asked.api_key_env] if asked.api_key_env else settings.api_key_env

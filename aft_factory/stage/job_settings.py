@@ -15,6 +15,7 @@ from aft_factory.inference.policy import EmptyPolicy, FilteredPolicy, Policy, Tr
 from aft_factory.records.rejects import rejects_path
 from aft_factory.stage.declaring import setting, written
 from aft_factory.stage.reading import ReadSettings, at_least
+from aft_factory.stage.tokenizing import TokenizerSettings
 
 SYNONYMS = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
 # What a run sets itself, by what it asks and by how engines ask it; `sampling_args` adds to these.
@@ -55,7 +56,7 @@ class JobSettings(ReadSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class AskSettings(JobSettings):
+class AskSettings(TokenizerSettings, JobSettings):
     """What to ask, and how; see the help texts."""
 
     model: str | None = setting(None, "model folder or hub name; with --base-url, the served name")
@@ -114,6 +115,7 @@ class AskSettings(JobSettings):
             *(self, ("resamples", 0), ("min_drafts", 1), ("in_flight", 1), ("draft_tokens", 1)),
             ("context", 1),
         )
+        problems += self.tokenizer_problems(self.tokenizer)
         for text in self.omit:
             try:
                 read_omission(text)

@@ -14,13 +14,13 @@ from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
-from aft_factory.records.files import check_writable
+from aft_factory.records.files import check_writable, write_report
 from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stage.job_settings import JobSettings
-from aft_factory.stage.output import Outputs, summary_path, write_summary
+from aft_factory.stage.output import Outputs, summary_path
 from aft_factory.stage.reading import check_paths
 from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe, summary
@@ -148,7 +148,7 @@ class JobFiles:
                 "input": self.files.source,
                 **self.stage.tally.summary(),
             }
-            write_summary(summary_path(self.output), summary(totals, flops, more))
+            write_report(summary_path(self.output), summary(totals, flops, more))
         counts = f"{totals.written} written to {self.output}, {totals.rejected} rejected"
         if totals.rejected:
             counts += f" ({self.rejects_path})"

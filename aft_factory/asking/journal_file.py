@@ -124,9 +124,8 @@ class JournalFile:
         if wal:
             [[mode]] = self._db.execute("PRAGMA journal_mode = WAL")
             wal = mode == "wal"
-        if (
-            wal
-        ):  # safe against kill -9 at any moment; a power cut may cost the last replies, no more
+        # Safe against kill -9 at any moment; a power cut may cost the last replies, no more.
+        if wal:
             self._db.execute("PRAGMA synchronous = NORMAL")
         if not tables:
             with self._db:  # all of it or nothing

@@ -22,6 +22,7 @@ from aft_factory.engines.openai_replies import (
     retry_after,
 )
 from aft_factory.engines.openai_vetting import Vetting
+from aft_factory.records.network import proxy_hint
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -100,7 +101,8 @@ class Server:
             _log.log(level, "%s does not list its models: %s", self.url, error)
             return []
         entries = entries if isinstance(entries, list) else []
-        return [e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
+        named = [e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
+        return [entry for entry in named if entry["id"].isprintable()]  # it goes to terminals, too
 
     async def learn_fields(self, offer: list[dict[str, Any]], wait: float) -> None:
         """Find out which fields of `NEUTRAL` it takes: from its own description, if it has one.
@@ -158,6 +160,8 @@ class Server:
             after = retry_after(error.response.headers)
             kind = kind_of_answer(status, error.response.content, after)
             problem = words if kind == "refused" else f"{self.url} answered {status}: {words}"
+            if kind != "refused":
+                problem += proxy_hint(self.url)
             if status in (404, 405) and not self.url.rstrip("/").endswith("/v1"):
                 problem += " (should the URL end in /v1?)"
             failure = EngineError(problem, kind, after)
@@ -168,7 +172,7 @@ class Server:
             raise failure from error
         except openai.APIError as error:  # no whole answer came
             problem = f"{self.url}: {error.message} {error.__cause__ or ''}".strip()
-            failure = EngineError(problem, "retry")
+            failure = EngineError(problem + proxy_hint(self.url), "retry")
             self._fails(started, failure, in_doubt=True)
             raise failure from error
         except EngineError as failure:

@@ -10,6 +10,7 @@ from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.markers import MARKERS, Markers, markers_of
 from aft_factory.prompts.rendering import TEMPLATES, chat_template
 from aft_factory.records.files import read_text, unmarked
+from aft_factory.records.network import environment_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,7 +44,7 @@ def load_tokenizer(
         said = f"cannot load the tokenizer {name!r}: {error}"
         if code is not None and "trust_remote_code" in str(error):
             said += f" (here: {code})"
-        raise UsageError(said) from error
+        raise UsageError("; ".join([said, *environment_problems()])) from error
 
 
 def own_chat_template(

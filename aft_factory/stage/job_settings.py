@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from aft_factory.engines.openai_fields import read_omission
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
 from aft_factory.inference.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
+from aft_factory.records.network import read_key
 from aft_factory.records.rejects import rejects_path
 from aft_factory.stage.declaring import setting, written
 from aft_factory.stage.reading import ReadSettings, at_least
@@ -170,9 +170,11 @@ class AskSettings(TokenizerSettings, JobSettings):
 
 
 def missing_keys(setting: str, names: Iterable[str]) -> list[str]:
-    """Return which environment variables are not set; a name is asked for, never a key."""
-    return [
-        f"{setting}: no environment variable of that name is set; give its name, not the key"
-        for name in names
-        if not os.environ.get(name)
-    ]
+    """Return which environment variables hold no key; a name is asked for, never a key."""
+    problems = []
+    for name in names:
+        try:
+            read_key(name)
+        except UsageError as error:
+            problems.append(f"{setting}: {error}")
+    return problems

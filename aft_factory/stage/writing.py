@@ -19,6 +19,7 @@ from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
+from aft_factory.stage.console import show
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.output import Outputs, summary_path
 from aft_factory.stage.reading import check_paths
@@ -154,12 +155,11 @@ class JobFiles:
             counts += f" ({self.rejects_path})"
         if totals.unfinished:
             counts += f", {totals.unfinished} not done yet"
-        print(f"read {totals.read} rows: {counts}")
-        for name, (count, first) in totals.rejects.items():
-            print(f"  {count} x {name}: {first}")
+        told = [f"read {totals.read} rows: {counts}"]
+        told += [f"  {count} x {name}: {first}" for name, (count, first) in totals.rejects.items()]
         if task_output is not None:
-            print("\n".join(_told_of_task(totals, task_output)))
-        print("\n".join([*describe(totals, flops), *self.stage.tally.describe()]))
+            told += _told_of_task(totals, task_output)
+        show("\n".join([*told, *describe(totals, flops), *self.stage.tally.describe()]))
         return totals
 
     def flops_of(self, totals: Totals) -> dict[str, float | None] | None:

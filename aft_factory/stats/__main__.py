@@ -10,6 +10,7 @@ from aft_factory.prompts.selection import Aggregation
 from aft_factory.prompts.tokenizer import resolve_chat_template
 from aft_factory.records.files import check_writable, write_report
 from aft_factory.stage.command import PlainCommand
+from aft_factory.stage.console import show
 from aft_factory.stage.progress import progress_bar
 from aft_factory.stage.reading import check_paths
 from aft_factory.stats.counts import Counts, tokens_dict
@@ -64,7 +65,7 @@ def count(settings: StatsSettings) -> int:
         write_report(settings.json, numbers)
     if settings.plot is not None:
         write_plot(settings.plot, lengths.parts, numbers["tokens"]["how"])
-    print(describe(numbers), flush=True)
+    show(describe(numbers))
     return 0 if counts.usable else 1
 
 

@@ -62,11 +62,12 @@ def python(*arguments, lacks=(), **environment) -> subprocess.CompletedProcess:
 
 
 @contextlib.contextmanager
-def read_only(folder, size="1m"):
-    """Yield a way to run Python where a copy of a folder cannot be written to."""
+def read_only(folder, size="1m", *, writable=False):
+    """Yield a way to run Python where a folder is a small disk that cannot be written to."""
+    mode = "rw" if writable else "ro"
     shell = (
         f"mount -t tmpfs -o size={size} none {folder} && cp -a {folder}.real/. {folder} && "
-        f'mount -o remount,ro {folder} && exec "$@"'
+        f'mount -o remount,{mode} {folder} && exec "$@"'
     )
     command = ["unshare", "-m", "sh", "-c", shell, "sh"]
     real = folder.with_name(f"{folder.name}.real")

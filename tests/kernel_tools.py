@@ -57,7 +57,7 @@ def python(*arguments, lacks=(), **environment) -> subprocess.CompletedProcess:
         errors="surrogateescape",
         timeout=120,
         check=False,
-        preexec_fn=(lambda: without(*lacks)) if lacks else None,  # noqa: PLW1509
+        preexec_fn=(lambda: without(*lacks)) if lacks else None,
     )
 
 

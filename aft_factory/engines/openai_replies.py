@@ -24,7 +24,7 @@ def kind_of(status: int) -> Kind:
     """Tell whether to ask again after an HTTP status, give this request up, or the run."""
     if status in (408, 409, 425, 429) or status >= 500:
         return "retry"
-    return "fatal" if status in (401, 402, 403, 404, 405) else "refused"
+    return "fatal" if status in (401, 402, 403, 404, 405, 407) else "refused"
 
 
 def kind_of_answer(status: int, body: bytes, after: float | None) -> Kind:

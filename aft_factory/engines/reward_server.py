@@ -217,7 +217,7 @@ def _error(response: Response) -> EngineError:
     if status in (404, 405):
         problem += "; a reward model is served with: vllm serve MODEL --runner pooling"
         return _NoSuchPathError(f"{response.url} answered {status}: {problem}", "fatal")
-    kind: Any = "fatal" if status in (401, 403) else "refused"
+    kind: Any = "fatal" if status in (401, 403, 407) else "refused"
     return EngineError(f"{response.url} answered {status}: {problem}", kind)
 
 

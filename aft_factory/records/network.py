@@ -73,8 +73,8 @@ def environment_problems() -> list[str]:
             )
     hosts = [(name, host) for name in _set("no_proxy") for host in os.environ[name].split(",")]
     for name, host in hosts:
-        address = host.strip().strip("[]")
-        if not (_is_address(address) or (_split(host.strip()) and is_sendable(host))):
+        host = host.strip()
+        if not (_is_address(host) or (_split(host) and is_sendable(host))):
             problems.append(f"{name}: expected hosts with commas between them, got another text")
     if path := os.environ.get("SSL_CERT_FILE"):
         try:

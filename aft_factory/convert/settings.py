@@ -65,7 +65,8 @@ class ConvertSettings(TokenizerSettings, ReadSettings):
         None, "shorten proposals so that every row fits N tokens (needs --tokenizer)", "N"
     )
     chat_template: str = setting(
-        "auto", "to measure with: llama3, mistral, own (the tokenizer's) or a path"
+        "auto",
+        "to measure with: llama3, mistral, own (the tokenizer's), one of its names or a path",
     )
     rejects: Path | None = written(
         "file for rows that could not be used (default: OUTPUT.rejects.jsonl)"

@@ -56,7 +56,7 @@ def own_chat_template(
         UsageError: If it has several, and none of them is the default.
     """
     own = tokenizer.chat_template
-    if isinstance(own, dict):
+    if own and isinstance(own, dict):
         if "default" not in own:
             names = ", ".join(sorted(own))
             raise UsageError(

@@ -67,7 +67,7 @@ class AskSettings(TokenizerSettings, JobSettings):
     tokenizer: str | None = setting(
         None, "the served model's folder or name: fits drafts to its context, counts FLOPs"
     )
-    chat_template: str = setting("auto", "auto, own, llama3, mistral or a path")
+    chat_template: str = setting("auto", "auto, own, llama3, mistral, one of its names or a path")
     engine_args: dict[str, Any] = setting({}, "passed to vLLM, such as tensor_parallel_size=2")
     split_samples: bool = setting(False, "ask for K samples one by one (servers without n)")
     omit: list[str] = setting(

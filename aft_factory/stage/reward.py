@@ -41,7 +41,7 @@ class RewardSettings:
         {}, "passed to vLLM for the reward model, such as tensor_parallel_size=2"
     )
     reward_chat_template: str = setting(
-        "own", "of the reward model: own, llama3, mistral or a path"
+        "own", "of the reward model: own, llama3, mistral, one of its names or a path"
     )
     reward_label: int | None = setting(
         None, "whose logit is the score, from 0, of a classifier with several labels"

@@ -26,8 +26,10 @@ class TokenizerSettings:
 
     def tokenizer_problems(self, tokenizer: str | None) -> list[str]:
         """Return what is wrong with the settings, if that is what they are for."""
+        engine = "; for a model in this process, say it by --engine-args"
+        instead = engine if hasattr(self, "engine_args") else ""
         return [
-            f"{name}: for the tokenizer that --tokenizer names; name one, or leave it out"
+            f"{name}: for the tokenizer that --tokenizer names{instead}"
             for name in ("tokenizer_revision", "trust_remote_code")
             if getattr(self, name) and tokenizer is None
         ]

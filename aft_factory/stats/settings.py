@@ -24,7 +24,7 @@ class StatsSettings(TokenizerSettings, ReadSettings):
     )
     template: str = setting("paper", "aggregator prompt of the rows")
     chat_template: str = setting(
-        "auto", "of the rows: llama3, mistral, own (the tokenizer's) or a path"
+        "auto", "of the rows: llama3, mistral, own (the tokenizer's), one of its names or a path"
     )
     sample: int = setting(SAMPLE, "count tokens of N rows, drawn by their ids; 0 takes all", "N")
     json: Path | None = written("write all numbers there", "OUT")

@@ -9,8 +9,8 @@ import importlib.util
 import threading
 
 import pytest
-from asking_tools import write_lines
 from aiohttp import web
+from asking_tools import write_lines
 from flaky_server import FlakyServer, serving
 from reward_tools import free_port, http_server, logits
 

@@ -45,8 +45,8 @@ def without(*names: str) -> None:
         raise OSError(ctypes.get_errno(), "no seccomp")
 
 
-def python(*arguments, lacks=(), **environment) -> subprocess.CompletedProcess:
-    """Run Python with arguments, in a process that lacks some system calls."""
+def python(*arguments, lacks=(), user=None, **environment) -> subprocess.CompletedProcess:
+    """Run Python with arguments, in a process that lacks some system calls, or of another user."""
     if lacks and platform.machine() not in NUMBERS:
         pytest.skip("no filter of system calls for this machine")
     return subprocess.run(
@@ -57,6 +57,9 @@ def python(*arguments, lacks=(), **environment) -> subprocess.CompletedProcess:
         errors="surrogateescape",
         timeout=120,
         check=False,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
         preexec_fn=(lambda: without(*lacks)) if lacks else None,
     )
 

@@ -7,6 +7,7 @@ a network, locks of a whole file and SQLite's own, of parts of it, are of one ki
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -34,7 +35,7 @@ TABLES = {
     "sessions": "(number INTEGER PRIMARY KEY, began REAL, last REAL, asked INTEGER)",
     "settings": "(number INTEGER PRIMARY KEY, content TEXT)",  # of a session's command
 }
-LONGEST_WAIT = 60.0  # seconds for who else has it open: without WAL, reading keeps writing out
+LONGEST_WAIT = 30.0  # seconds for who else has it open: without WAL, reading keeps writing out
 LOCAL = "name a --journal on a local disk"
 # Errors that a file system may be the reason of, so that another way of opening may do.
 OF_PLACES = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL)
@@ -101,8 +102,6 @@ class JournalFile:
         try:
             if plainly and not read_only:
                 self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # so it asks for no memory
-                self._db.execute("PRAGMA journal_mode = DELETE")
-                self._db.execute("PRAGMA locking_mode = NORMAL")
             self._prepare(read_only, wal=not plainly)
         except BaseException:
             self._db.close()
@@ -124,6 +123,9 @@ class JournalFile:
         if wal:
             [[mode]] = self._db.execute("PRAGMA journal_mode = WAL")
             wal = mode == "wal"
+        else:
+            self._db.execute("PRAGMA journal_mode = DELETE")
+            self._db.execute("PRAGMA locking_mode = NORMAL")
         # Safe against kill -9 at any moment; a power cut may cost the last replies, no more.
         if wal:
             self._db.execute("PRAGMA synchronous = NORMAL")
@@ -158,7 +160,8 @@ class JournalFile:
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            _beside(self.path).unlink(missing_ok=True)  # while it is held, so that it is ours
+            with contextlib.suppress(OSError):  # an empty file that stays does no harm
+                _beside(self.path).unlink()  # while it is held, so that it is ours
             os.close(self._lock)
             self._lock = None
 
@@ -175,8 +178,9 @@ def _alone(path: Path) -> int:
         beside.parent.mkdir(parents=True, exist_ok=True)
         while True:
             lock = locked(beside)
-            if beside.exists() and os.path.samestat(os.fstat(lock), beside.stat()):
-                return lock
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), os.stat(beside)):
+                    return lock
             os.close(lock)  # who held it before has removed it
     except BlockingIOError:
         raise UsageError(

@@ -249,7 +249,8 @@ def own_template(
 def fingerprint(model: str) -> str:
     """Return what a model or adapter is known by in journals; see `VllmEngine.model`."""
     path = Path(model)
-    if not path.exists():
+    # What a server says of its own machine may be a place here that is closed to us.
+    if not os.path.exists(path) or not os.access(path, os.R_OK):
         return model
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [(readable(f.name), f.stat()) for f in files if DECIDING_FILES.fullmatch(f.name)]

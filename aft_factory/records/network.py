@@ -55,7 +55,10 @@ def making_client() -> Iterator[None]:
     except AftError:
         raise
     except Exception as error:  # httpx raises ImportError, OSError, ValueError and its own
-        found = ", ".join(_set("no_proxy", *PROXIES)) or "the environment"
+        found = (
+            ", ".join(_set("no_proxy", "ssl_cert_file", "ssl_cert_dir", *PROXIES))
+            or "the environment"
+        )
         unknown = f"{found}: httpx cannot use it ({type(error).__name__})"
         raise UsageError(*environment_problems() or [unknown]) from None
 

@@ -142,6 +142,18 @@ def test_who_waits_at_a_lock_that_is_removed_takes_the_next(tmp_path, monkeypatc
     assert len(taken) == 2
 
 
+def test_a_database_of_others_is_left_as_it_is_without_shared_memory(tmp_path):
+    with sqlite3.connect(tmp_path / "j", isolation_level=None) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE others (a)")
+    db.close()
+    before = (tmp_path / "j").read_bytes()
+    code = "import sys; from pathlib import Path; from aft_factory.asking.journal import Journal\n"
+    done = python("-c", f"{code}Journal(Path(sys.argv[1]))", str(tmp_path / "j"), lacks=["mmap"])
+    assert "a database, but no journal of aft-factory" in done.stderr
+    assert (tmp_path / "j").read_bytes() == before
+
+
 def test_another_program_that_keeps_the_journal_is_told_of(tmp_path, monkeypatch):
     from aft_factory.asking import journal_file
 

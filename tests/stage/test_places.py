@@ -5,11 +5,12 @@ Run: pytest tests/stage/test_places.py
 
 import importlib
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from asking_tools import read_lines, write_lines
-from kernel_tools import read_only
+from kernel_tools import python, read_only
 
 from aft_factory.records.files import check_place
 
@@ -150,6 +151,27 @@ def test_a_full_disk_is_found_too(source, tmp_path):
     assert done.returncode == 2
     assert f"--output: {folder}/out.jsonl: cannot be written" in done.stderr
     assert "No space left on device" in done.stderr
+
+
+def test_without_permission_nothing_is_asked():
+    nobody = 65534 if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_lines(folder / "in.jsonl", ROWS)
+        (folder / "closed").mkdir(mode=0o700 if nobody else 0)
+        folder.chmod(0o555)
+        for output in ("out.jsonl", "closed/out.jsonl"):
+            given = [str(folder / "in.jsonl"), "--output", str(folder / output), *JOBS["run"]]
+            done = python("-m", "aft_factory.run", *given, user=nobody)
+            assert done.returncode == 2
+            assert "Traceback" not in done.stderr
+            assert f"--output: {folder}/{output}: cannot be written: " in done.stderr
+            assert "Permission denied" in done.stderr
+        code = "from aft_factory.engines.vllm_loading import fingerprint as f; import sys; "
+        code += "print([f(path) == path for path in sys.argv[1:]])"
+        paths = [f"{folder}/closed", f"{folder}/closed/model"]  # as a server may call its own
+        assert python("-c", code, *paths, user=nobody).stdout == "[True, True]\n"
+        folder.chmod(0o755)
 
 
 def test_a_place_whose_folders_are_still_to_be_made_is_one(source, tmp_path):

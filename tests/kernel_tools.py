@@ -45,21 +45,20 @@ def without(*names: str) -> None:
         raise OSError(ctypes.get_errno(), "no seccomp")
 
 
-def python(*arguments, lacks=(), user=None, **environment) -> subprocess.CompletedProcess:
-    """Run Python with arguments, in a process that lacks some system calls, or of another user."""
+def python(*arguments, lacks=(), heeds=False, **environment) -> subprocess.CompletedProcess:
+    """Run Python with arguments, in a process that lacks some system calls, or heeds permissions."""
     if lacks and platform.machine() not in NUMBERS:
         pytest.skip("no filter of system calls for this machine")
+    before = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    before = before if heeds and os.geteuid() == 0 else []  # which root does not, by these
     return subprocess.run(
-        [sys.executable, *arguments],
+        [*before, sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         errors="surrogateescape",
         timeout=120,
         check=False,
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
         preexec_fn=(lambda: without(*lacks)) if lacks else None,
     )
 

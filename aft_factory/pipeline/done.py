@@ -76,17 +76,17 @@ def check_places(steps: Iterable[Step], path: Path) -> None:
     """Try whether what is left to do can be written, before the first step starts.
 
     Raises:
-        UsageError: With every place that cannot.
+        UsageError: With the first place of every step that cannot.
     """
     problems = []
     for step in steps:
         if is_done(step, path):
             continue
-        for place in (*step.written(), marker(step, path)):
-            try:
+        try:
+            for place in (*step.written(), marker(step, path)):
                 check_place(place)
-            except UsageError as error:
-                problems.append(f"{step.place}: {error}")
+        except UsageError as error:
+            problems.append(f"{step.place}: {error}")
     if problems:
         raise UsageError(*problems)
 

@@ -92,7 +92,7 @@ def check_paths(reads: Sequence[str], writes: Sequence[tuple[str, Path | None]])
         writes: By flag, what is written.
 
     Raises:
-        UsageError: With the first clash, else with all places that cannot be written to.
+        UsageError: With the first clash, or the first place that cannot be written to.
     """
     inputs = {os.path.realpath(name): name for name in reads}
     taken: dict[str, str] = {}
@@ -107,12 +107,9 @@ def check_paths(reads: Sequence[str], writes: Sequence[tuple[str, Path | None]])
                 f"{flag} and {taken[place]} would write one file: {path}; name another"
             )
         taken[place] = flag
-    problems = []
     for flag, path in writes:
         try:
             if path is not None:
                 check_place(path)
-        except UsageError as error:
-            problems.append(f"{flag}: {error}")
-    if problems:
-        raise UsageError(*problems)
+        except UsageError as error:  # one will do: most others are beside it
+            raise UsageError(f"{flag}: {error}") from None

@@ -48,6 +48,11 @@ class MissingPackage(AftError, ImportError):
         super().__init__(f"{feature} needs {package}; install it with: pip install {package}")
 
 
+def printable(text: str) -> str:
+    """Spell out control characters: what a model or a server says must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return a sentence that helps with an unknown name: the closest known one, or all of them.
 

@@ -22,6 +22,7 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record, read_with_proposals
 from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import load_template
+from aft_factory.records.files import readable
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
@@ -121,7 +122,7 @@ class Gated(Tally):
         record = record_from_row(query.row, settings.columns())
         about: dict[str, Any] = {
             "model": outcome.model or settings.model,
-            "template": None if settings.pseudo else settings.template,
+            "template": None if settings.pseudo else readable(settings.template),
             "pseudo": settings.pseudo,
             "seed": settings.seed,
             "finish_reason": outcome.finish_reasons[0],

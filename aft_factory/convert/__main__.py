@@ -15,6 +15,7 @@ from aft_factory.records.record import Record, told_beside
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.stage.command import PlainCommand
+from aft_factory.stage.console import show
 from aft_factory.stage.reading import check_paths
 
 EXAMPLES = """\
@@ -123,7 +124,7 @@ def describe(
 
 def _show(text: str) -> None:
     try:
-        print(text, flush=True)
+        show(text)
     except OSError as error:
         # Nothing more can be printed, and Python would try once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

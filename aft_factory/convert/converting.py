@@ -30,7 +30,7 @@ from aft_factory.prompts.selection import (
     selected_conversation,
 )
 from aft_factory.prompts.shortening import DoesNotFit
-from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
+from aft_factory.prompts.tokenizer import resolve_chat_template
 from aft_factory.records import exact_json
 from aft_factory.records.record import Columns, Record, Row, required_aggregation
 from aft_factory.records.rejects import Rejects
@@ -200,7 +200,7 @@ def build_conversion(settings: ConvertSettings) -> Conversion:
     """Build what the settings describe; load the tokenizer, if one is named."""
     fitter = None
     if settings.tokenizer is not None:
-        tokenizer = load_tokenizer(settings.tokenizer)
+        tokenizer = settings.loaded(settings.tokenizer)
         chat = resolve_chat_template(settings.chat_template, tokenizer)
         fitter = Fitter(tokenizer, chat, settings.cutoff_len, load_template(settings.template))
     read_row = SOURCES[settings.source]

@@ -60,9 +60,12 @@ def check_registration(entry: Entry, output: Path, *, overwrite: bool) -> dict[s
     if not isinstance(entries, dict):
         raise UsageError(f"{info}: expected a JSON object of data sets")
     try:
-        _text({**entries, name: {}})
+        _text({**entries, name: dict(entry.content)})
     except UnicodeEncodeError as error:
-        raise UsageError(f"{info}: cannot be written with {name!r} in it: {error}") from None
+        raise UsageError(
+            f"{info}: cannot be written with {name!r} of {output} in it: {error}; LLaMA-Factory "
+            "needs names in UTF-8"
+        ) from None
     if name in entries and entries[name] != entry.content and not overwrite:
         raise UsageError(
             f"{info} has a data set {name!r} already; choose another --name or pass --overwrite"

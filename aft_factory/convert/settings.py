@@ -15,6 +15,7 @@ from aft_factory.records import rejects
 from aft_factory.stage.command import Entry, Leaves
 from aft_factory.stage.declaring import argument, setting, switch, written
 from aft_factory.stage.reading import FORMATS, INPUTS, ReadSettings, at_least
+from aft_factory.stage.tokenizing import TokenizerSettings
 
 # What rows without proposals cannot mean.
 OF_PROPOSALS = (
@@ -29,7 +30,7 @@ OF_PROPOSALS = (
 
 
 @dataclass(frozen=True, slots=True)
-class ConvertSettings(ReadSettings):
+class ConvertSettings(TokenizerSettings, ReadSettings):
     """What is converted to what; see the help texts."""
 
     source: str = argument("proposals", "layout of the input rows", choices=SOURCES)
@@ -64,7 +65,8 @@ class ConvertSettings(ReadSettings):
         None, "shorten proposals so that every row fits N tokens (needs --tokenizer)", "N"
     )
     chat_template: str = setting(
-        "auto", "to measure with: llama3, mistral, own (the tokenizer's) or a path"
+        "auto",
+        "to measure with: llama3, mistral, own (the tokenizer's), one of its names or a path",
     )
     rejects: Path | None = written(
         "file for rows that could not be used (default: OUTPUT.rejects.jsonl)"
@@ -84,6 +86,7 @@ class ConvertSettings(ReadSettings):
         problems += at_least(self, ("cutoff_len", 1), ("preview", 0))
         if self.output is None and not self.preview:
             problems.append("--output is missing (it is optional only with --preview)")
+        problems += self.tokenizer_problems(self.tokenizer)
         if self.cutoff_len is not None and self.tokenizer is None:
             problems.append("--cutoff-len counts tokens; name the --tokenizer to count with")
         problems += [

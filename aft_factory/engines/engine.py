@@ -12,14 +12,18 @@ Reward models (`reward.RewardModel`) are `transformers_reward.TransformersReward
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
 from aft_factory.engines.sampling import Reply, Request
-from aft_factory.errors import AftError
+from aft_factory.errors import AftError, printable
+from aft_factory.records.network import read_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+KEY = "OPENAI_API_KEY"
 
 
 class EngineError(AftError, RuntimeError):
@@ -38,6 +42,7 @@ class EngineError(AftError, RuntimeError):
         kind: Literal["retry", "refused", "fatal"],
         retry_after: float | None = None,
     ) -> None:
+        problem = printable(problem)
         super().__init__(problem, kind, retry_after)
         self.problem = problem
         self.kind = kind
@@ -55,6 +60,15 @@ def is_url(text: str) -> bool:
     except ValueError:
         return False
     return known and parts.scheme in ("http", "https") and text.isprintable()
+
+
+def default_key() -> str:
+    """Return the key that servers are asked with where no variable is named.
+
+    Raises:
+        UsageError: If it cannot be sent.
+    """
+    return read_key(KEY) if os.environ.get(KEY, "").strip() else "EMPTY"
 
 
 class Engine(Protocol):

@@ -17,15 +17,16 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.engines.engine import EngineError, is_url
+from aft_factory.engines.engine import EngineError, default_key, is_url
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.openai_replies import read_reply, whole
 from aft_factory.engines.openai_server import Server
 from aft_factory.engines.sampling import Reply, Request, joined
 from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.records.network import is_sendable, making_client
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -94,7 +95,7 @@ class OpenAIEngine:
         if wrong or not urls:
             raise UsageError(f"expected URLs such as http://localhost:8000/v1, got {wrong or urls}")
         _allow_open_files()
-        keys = [key.strip() for key in api_keys or [os.environ.get("OPENAI_API_KEY") or "EMPTY"]]
+        keys = list(api_keys) or [default_key()]
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)(  # httpx's or httpx2's, as openai has it
             max_keepalive_connections=MOST_IDLE, keepalive_expiry=KEEP_IDLE
         )
@@ -102,10 +103,12 @@ class OpenAIEngine:
         waits = openai.Timeout(timeout, connect=connect)
         servers = []
         for url, key in zip(urls, keys * len(urls) if len(keys) == 1 else keys, strict=True):
-            http = openai.DefaultAsyncHttpxClient(limits=limits, timeout=waits)
+            with making_client():
+                http = openai.DefaultAsyncHttpxClient(limits=limits, timeout=waits)
             client = openai.AsyncOpenAI(
                 base_url=url, api_key=key, timeout=waits, max_retries=0, http_client=http
             )
+            _check_headers(client.default_headers)
             servers.append(Server(url, client, http, omit, connect))
         try:
             servers, name, told = await _choose(servers, model)
@@ -191,6 +194,15 @@ class OpenAIEngine:
         server = min((s for s in order if s in live), key=lambda server: server.in_flight)
         self._next = (self._servers.index(server) + 1) % len(self._servers)
         return server
+
+
+def _check_headers(headers: Mapping[str, Any]) -> None:
+    """Refuse what the client takes from further variables of its own and cannot send."""
+    for header, value in headers.items():
+        if isinstance(value, str) and not is_sendable(value):
+            named = (n for n, v in os.environ.items() if n.startswith("OPENAI_") and value in v)
+            names = ", ".join(named) or "the environment"
+            raise UsageError(f"{names}: expected printable ASCII, as it is sent in {header}")
 
 
 def _allow_open_files() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Reply, is_cut_off
 from aft_factory.records import exact_json
+from aft_factory.records.network import proxy_hint
 
 MOST_WORDS = 500  # characters of a server's error message
 # Of 429s, which mostly pass, these do not.
@@ -25,7 +26,7 @@ def kind_of(status: int) -> Kind:
     """Tell whether to ask again after an HTTP status, give this request up, or the run."""
     if status in (408, 409, 425, 429) or status >= 500:
         return "retry"
-    return "fatal" if status in (401, 402, 403, 404, 405) else "refused"
+    return "fatal" if status in (401, 402, 403, 404, 405, 407) else "refused"
 
 
 def failure_of(response: Any, url: str, absent: str = "") -> EngineError:
@@ -41,6 +42,8 @@ def failure_of(response: Any, url: str, absent: str = "") -> EngineError:
     if status == 429 and after is None and SPENT.search(response.text):
         kind = "fatal"  # a quota that is used up does not pass
     problem = words if kind == "refused" else f"{url} answered {status}: {words}"
+    if kind != "refused":
+        problem += proxy_hint(url)
     return EngineError(problem + (absent if status in ABSENT else ""), kind, after)
 
 

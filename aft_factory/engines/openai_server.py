@@ -16,6 +16,7 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_fields import Fields
 from aft_factory.engines.openai_replies import ABSENT, failure_of, parse_body, read_json
 from aft_factory.engines.openai_vetting import Vetting
+from aft_factory.records.network import proxy_hint
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -114,7 +115,8 @@ class Server:
             _log.log(level, "%s does not list its models: %s", self.url, error)
             return []
         entries = entries if isinstance(entries, list) else []
-        return [e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
+        named = [e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
+        return [entry for entry in named if entry["id"].isprintable()]  # it goes to terminals, too
 
     async def _meet(self) -> None:
         """Find out what it takes, or that it does not answer yet."""
@@ -185,7 +187,7 @@ class Server:
             raise failure from error
         except openai.APIError as error:  # no whole answer came
             problem = f"{self.url}: {error.message} {error.__cause__ or ''}".strip()
-            failure = EngineError(problem, "retry")
+            failure = EngineError(problem + proxy_hint(self.url), "retry")
             self._fails(started, failure, in_doubt=True)
             raise failure from error
         except EngineError as failure:

@@ -1,28 +1,32 @@
 """A reward model behind a server: vLLM's `/classify`, else its `/pooling`, asked for raw logits.
 
     vllm serve sfairXC/FsfairX-LLaMA3-RM-v0.1 --runner pooling
-    reward = await ServerReward.connect("http://localhost:8000")
+    reward = await ServerReward.connect(
+        "http://localhost:8000", tokenizer="sfairXC/FsfairX-LLaMA3-RM-v0.1"
+    )
 
 Every pair is a request of its own, so that vLLM batches them as it sees fit and one that fails
 harms no other. They are sent as token ids, made here as `TransformersReward` makes them; hence the
-tokenizer is needed. One attempt each: the caller asks again for what came back as `retry`. (vLLM's
-`/score` is not used: it joins two texts in a way of its own, not by the model's chat template.)
+tokenizer is needed; the user names it, as what a server says of its model may name anything on
+this machine or on the hub. One attempt each: the caller asks again for what came back as `retry`.
+(vLLM's `/score` is not used: it joins two texts in a way of its own, not by the model's chat
+template.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.engines.engine import EngineError, is_url
+from aft_factory.engines.engine import EngineError, default_key, is_url
 from aft_factory.engines.openai_replies import ABSENT, failure_of
 from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
 from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.prompts.tokenizer import load_tokenizer
+from aft_factory.records.network import making_client, proxy_hint
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
@@ -61,9 +65,9 @@ class ServerReward:
         base_url: str,
         model: str | None = None,
         *,
+        tokenizer: str,
         api_key: str | None = None,
         timeout: float = 600.0,
-        tokenizer: str | None = None,
         chat_template: str = "own",
         max_length: int | None = None,
         concurrency: int = 128,
@@ -74,9 +78,9 @@ class ServerReward:
         Args:
             base_url: Of the server, with or without `/v1`.
             model: Its name there; None takes the only one offered.
+            tokenizer: Folder or name of the model's tokenizer.
             api_key: None takes the environment's OPENAI_API_KEY.
             timeout: Seconds one attempt may take.
-            tokenizer: Folder or name of the model's tokenizer; None takes what the server serves.
             chat_template: See `PairEncoder`.
             max_length: Most tokens of a pair; by default, and at most, what the server reads.
             concurrency: Most requests in flight.
@@ -93,19 +97,20 @@ class ServerReward:
         url = base_url.strip().rstrip("/").removesuffix("/v1")
         if not is_url(url):
             raise UsageError(f"expected a URL such as http://localhost:8000, got {base_url!r}")
-        key = (api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY").strip()
-        client = httpx.AsyncClient(
-            base_url=url,
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=timeout,
-            limits=httpx.Limits(max_connections=concurrency, keepalive_expiry=3.0),
-        )
+        key = api_key or default_key()
+        with making_client():
+            client = httpx.AsyncClient(
+                base_url=url,
+                headers={"Authorization": f"Bearer {key}"},
+                timeout=timeout,
+                limits=httpx.Limits(max_connections=concurrency, keepalive_expiry=3.0),
+            )
         try:
             entry = _choose(url, await _call(client, "GET", "/v1/models"), model)
             limits = [n for n in (max_length, entry.get("max_model_len")) if isinstance(n, int)]
             root = str(entry.get("root") or entry["id"])
             # Reading its files takes a while: not on the event loop.
-            loaded = await asyncio.to_thread(_load_tokenizer, tokenizer or root)
+            loaded = await asyncio.to_thread(_load_tokenizer, tokenizer)
             encoder = PairEncoder(loaded, chat_template, min(limits, default=None))
         except EngineError as error:
             await client.aclose()
@@ -190,7 +195,8 @@ async def _call(client: AsyncClient, method: str, path: str, body: Any = None, *
     try:
         response = await client.request(method, path, json=body, **more)
     except httpx.HTTPError as error:
-        problem = f"{client.base_url}: {error or type(error).__name__}"
+        base = str(client.base_url)
+        problem = f"{base}: {error or type(error).__name__}{proxy_hint(base)}"
         raise EngineError(problem, "retry") from error
     if response.is_success:
         with contextlib.suppress(ValueError):

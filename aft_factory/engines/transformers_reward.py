@@ -121,7 +121,10 @@ class TransformersReward:
         tokenizer = load_tokenizer(name)
         try:
             network, info = AutoModelForSequenceClassification.from_pretrained(
-                name, dtype=getattr(torch, dtype), output_loading_info=True
+                name,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except Exception as error:  # its readers raise anything, down to KeyError
             raise UsageError(f"cannot load the reward model {name!r}: {error}") from error

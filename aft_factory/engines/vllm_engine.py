@@ -12,6 +12,7 @@ import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,13 @@ from aft_factory.engines.vllm_loading import (
     adapter_rank,
     check_name,
     digest,
+    engine_tokenizer,
     failures,
     fingerprint,
     own_template,
     started,
 )
 from aft_factory.errors import MissingPackage, UsageError, suggest
-from aft_factory.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -109,8 +110,10 @@ class VllmEngine:
             if (Path(adapter) / "tokenizer_config.json").is_file():
                 settings["tokenizer"] = str(adapter)
         settings |= engine_args or {}
-        tokenizer = await asyncio.to_thread(load_tokenizer, settings.get("tokenizer") or model)
-        template = await asyncio.to_thread(own_template, chat_template, tokenizer, model)
+        named = settings.get("tokenizer") or model
+        tokenizer = await asyncio.to_thread(engine_tokenizer, named, settings)
+        models = partial(engine_tokenizer, model, settings)
+        template = await asyncio.to_thread(own_template, chat_template, tokenizer, models)
         identity = [*map(fingerprint, filter(None, (model, adapter))), digest(template)]
         identity += [f"{name}={settings[name]}" for name in DECIDING if name in settings]
         llm = await started(model, settings)

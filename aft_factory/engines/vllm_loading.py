@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,12 @@ import orjson
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.errors import MissingPackage, UsageError, suggest
-from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
-from aft_factory.records.files import read_text, unmarked
+from aft_factory.prompts.tokenizer import (
+    load_tokenizer,
+    own_chat_template,
+    resolve_chat_template,
+)
+from aft_factory.records.files import read_text, readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -196,13 +200,44 @@ def adapter_rank(folder: Path) -> int:
     raise UsageError(f"{folder}: vLLM serves ranks up to {LORA_RANKS[-1]}, this is {rank}; {MERGE}")
 
 
-def own_template(name: str, tokenizer: PreTrainedTokenizerFast, model: str) -> str | None:
-    """Return the chat template; None where `auto` finds none, as texts need none."""
+def engine_tokenizer(
+    name: str, settings: Mapping[str, Any], flag: str = "--engine-args"
+) -> PreTrainedTokenizerFast:
+    """Load a tokenizer as vLLM would, by its engine arguments.
+
+    Args:
+        name: The tokenizer's, or the model's.
+        settings: vLLM's engine arguments.
+        flag: What the user gives them by.
+
+    Raises:
+        UsageError: If there is no such tokenizer.
+    """
+    options = {
+        "revision": settings.get("tokenizer_revision") or settings.get("revision"),
+        "trust_remote_code": settings.get("trust_remote_code"),
+        "cache_dir": settings.get("download_dir"),
+        # Its other modes are other encoders of the same vocabulary: ids are made here.
+        "use_fast": False if settings.get("tokenizer_mode") == "slow" else None,
+    }
+    return load_tokenizer(name, options, code=f"{flag} trust_remote_code=true")
+
+
+def own_template(
+    name: str, tokenizer: PreTrainedTokenizerFast, load_models: Callable[[], Any] | None = None
+) -> str | None:
+    """Return the chat template; None where `auto` finds none, as texts need none.
+
+    Args:
+        name: See `resolve_chat_template`; but of `auto` the tokenizer's own comes first.
+        tokenizer: Whose.
+        load_models: Loads the model's own tokenizer, where the other is an adapter's.
+    """
     if name not in ("auto", "own"):
         return resolve_chat_template(name, tokenizer)
-    bearer = tokenizer if tokenizer.chat_template else load_tokenizer(model)
-    if bearer.chat_template:
-        return unmarked(str(bearer.get_chat_template()))
+    bearer = tokenizer if tokenizer.chat_template or not load_models else load_models()
+    if own := own_chat_template(bearer):
+        return own
     try:
         return resolve_chat_template(name, tokenizer)
     except UsageError:
@@ -214,11 +249,13 @@ def own_template(name: str, tokenizer: PreTrainedTokenizerFast, model: str) -> s
 def fingerprint(model: str) -> str:
     """Return what a model or adapter is known by in journals; see `VllmEngine.model`."""
     path = Path(model)
-    if not path.exists():
+    # What a server says of its own machine may be a place here that is closed to us.
+    if not os.path.exists(path) or not os.access(path, os.R_OK):
         return model
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [(f.name, f.stat()) for f in files if DECIDING_FILES.fullmatch(f.name)]
-    return f"{path.resolve()}#{digest([(name, s.st_size, s.st_mtime_ns) for name, s in stats])}"
+    stats = [(readable(f.name), f.stat()) for f in files if DECIDING_FILES.fullmatch(f.name)]
+    state = digest([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
+    return f"{readable(str(path.resolve()))}#{state}"
 
 
 def digest(content: Any) -> str:

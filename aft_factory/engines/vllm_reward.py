@@ -23,9 +23,14 @@ from aft_factory.engines.reward import (
     score_each,
 )
 from aft_factory.engines.vllm_engine import DECIDING
-from aft_factory.engines.vllm_loading import check_name, failures, fingerprint, started
+from aft_factory.engines.vllm_loading import (
+    check_name,
+    engine_tokenizer,
+    failures,
+    fingerprint,
+    started,
+)
 from aft_factory.errors import UsageError
-from aft_factory.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -70,8 +75,10 @@ class VllmReward:
         check_name(name)
         settings = {"runner": "pooling", **(engine_args or {})}
         if "hf_overrides" not in settings:  # by which vLLM makes classifiers of other models
-            await asyncio.to_thread(_check_weights, name, settings.get("revision"))
-        tokenizer = await asyncio.to_thread(load_tokenizer, settings.get("tokenizer") or name)
+            await asyncio.to_thread(_check_weights, name, settings)
+        named = settings.get("tokenizer") or name
+        loading = asyncio.to_thread(engine_tokenizer, named, settings, "--reward-engine-args")
+        tokenizer = await loading
         encoder = PairEncoder(tokenizer, chat_template, None)
         llm = await started(name, settings)
         try:
@@ -122,13 +129,17 @@ class VllmReward:
         return float(final.outputs.data[self._label])
 
 
-def _check_weights(name: str, revision: str | None) -> None:
+def _check_weights(name: str, settings: Mapping[str, Any]) -> None:
     """Refuse a model without a head, of which vLLM would score by what is in memory."""
     try:
         from transformers import AutoModelForSequenceClassification
 
         _, info = AutoModelForSequenceClassification.from_pretrained(
-            name, revision=revision or "main", device_map="meta", output_loading_info=True
+            name,
+            revision=settings.get("revision") or "main",
+            trust_remote_code=bool(settings.get("trust_remote_code")),
+            device_map="meta",
+            output_loading_info=True,
         )
     except Exception:  # vLLM reads models that transformers does not, and says what it cannot
         return

@@ -46,7 +46,7 @@ class ModelShape:
         except ImportError:
             raise MissingPackage("counting FLOPs", "transformers torch") from None
         try:
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
             with torch.device("meta"):
                 model = kind.from_config(config)

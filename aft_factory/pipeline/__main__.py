@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aft_factory.pipeline.done import fingerprint, forget, is_done, note_done
+from aft_factory.pipeline.done import check_places, fingerprint, forget, is_done, note_done
 from aft_factory.pipeline.rehearsal import rehearse
 from aft_factory.pipeline.step import Step
 from aft_factory.pipeline.steps import check_ready, read_pipeline
@@ -58,6 +58,7 @@ def run_steps(steps: list[Step], path: Path) -> int:
     training, would be made from what is left.
     """
     check_ready(steps)
+    check_places(steps, path)
     with Supervisor() as supervisor:
         for step in steps:
             title = f"[{step.number}/{len(steps)}] {step.stage}"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from aft_factory.errors import UsageError
 from aft_factory.pipeline.step import Step
 from aft_factory.prompts.rendering import TEMPLATES
-from aft_factory.records.files import read_text, write_whole
+from aft_factory.records.files import check_place, read_text, readable, write_whole
 
 MOST_READ = 1 << 30  # bytes: some seconds; of a larger file, size and time stand for its content
 PROMPTS = ("template", "prompt", "chat_template")  # a path, or the name of one of ours
@@ -38,7 +40,7 @@ def _state(key: str, text: str) -> Any:
             return _content(Path(name))
         if os.path.isdir(name) and (key == "input" or _is_model(name)):
             files = sorted(path for path in Path(name).rglob("*") if path.is_file())
-            return [[str(path), *_size_and_time(path)] for path in files]
+            return [[readable(str(path)), *_size_and_time(path)] for path in files]
     return None
 
 
@@ -70,6 +72,25 @@ def is_done(step: Step, path: Path) -> bool:
     """Tell whether a step's outputs are there, made from what would be used now."""
     kept = marker(step, path)
     return step.is_there() and kept.exists() and read_text(kept) == fingerprint(step)
+
+
+def check_places(steps: Iterable[Step], path: Path) -> None:
+    """Try whether what is left to do can be written, before the first step starts.
+
+    Raises:
+        UsageError: With the first place of every step that cannot.
+    """
+    problems = []
+    for step in steps:
+        if is_done(step, path):
+            continue
+        try:
+            for place in (*step.written(), marker(step, path)):
+                check_place(place)
+        except UsageError as error:
+            problems.append(f"{step.place}: {error}")
+    if problems:
+        raise UsageError(*problems)
 
 
 def forget(step: Step, path: Path) -> None:

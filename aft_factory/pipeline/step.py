@@ -134,6 +134,10 @@ class Step:
             return f"input {error}"
         return None
 
+    def written(self) -> list[Path]:
+        """Return the files that it writes."""
+        return self.leaves.files()
+
     def is_there(self) -> bool:
         """Tell whether all that it is for is there."""
         return self.leaves.are_there()

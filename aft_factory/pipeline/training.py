@@ -70,6 +70,11 @@ class TrainStep(Step):
             return f"needs {CLI}; install it with: pip install llamafactory"
         return None
 
+    def written(self) -> list[Path]:
+        """Return one of the files in its folder, and what lies beside that."""
+        folder = self.outputs[0]
+        return [folder / "config.json", _begun(folder)]
+
     def is_there(self) -> bool:
         """Tell whether there are weights."""
         return is_trained(self.read)
@@ -127,7 +132,7 @@ def prepare(training: Training, state: str) -> list[str]:
         UsageError: If something else was trained there, by another than a pipeline.
     """
     folder = Path(training["output_dir"])
-    begun = Path(f"{folder}.begun")
+    begun = _begun(folder)
     own = begun.exists() and read_text(begun) == state
     if own:
         for checkpoint in folder.glob("checkpoint-*"):
@@ -147,6 +152,11 @@ def prepare(training: Training, state: str) -> list[str]:
             )
     write_whole(begun, state.encode())
     return more
+
+
+def _begun(folder: Path) -> Path:
+    """Return the file that says what a training in a folder was begun with."""
+    return Path(f"{folder}.begun")
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.markers import MARKERS, Markers, markers_of
 from aft_factory.prompts.rendering import TEMPLATES, chat_template
 from aft_factory.records.files import read_text, unmarked
+from aft_factory.records.network import environment_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    name: str, options: Mapping[str, Any] | None = None, *, code: str | None = None
+) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder or from the hub.
+
+    Args:
+        name: Folder or name.
+        options: Of `from_pretrained`, such as `revision`; code that a tokenizer brings is run only
+            if they say so, and nobody is asked at a terminal.
+        code: What the user lets it be run by.
 
     Raises:
         MissingPackage: If transformers is not installed.
@@ -25,16 +35,42 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         from transformers import AutoTokenizer
     except ImportError:
         raise MissingPackage("--tokenizer", "transformers") from None
+    chosen = {"trust_remote_code": False} | {
+        key: value for key, value in (options or {}).items() if value is not None
+    }
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, **chosen)
     except Exception as error:  # its readers raise anything, down to KeyError
-        raise UsageError(f"cannot load the tokenizer {name!r}: {error}") from error
+        said = f"cannot load the tokenizer {name!r}: {error}"
+        if code is not None and "trust_remote_code" in str(error):
+            said += f" (here: {code})"
+        raise UsageError("; ".join([said, *environment_problems()])) from error
+
+
+def own_chat_template(
+    tokenizer: PreTrainedTokenizerFast, flag: str = "--chat-template"
+) -> str | None:
+    """Return a tokenizer's chat template, of several the default; None if it has none.
+
+    Raises:
+        UsageError: If it has several, and none of them is the default.
+    """
+    own = tokenizer.chat_template
+    if own and isinstance(own, dict):
+        if "default" not in own:
+            names = ", ".join(sorted(own))
+            raise UsageError(
+                f"this tokenizer has several chat templates and none is its default; pass {flag} "
+                f"with the name of one: {names}"
+            )
+        own = own["default"]
+    return unmarked(str(own)) if own else None
 
 
 def resolve_chat_template(
     name: str, tokenizer: PreTrainedTokenizerFast, flag: str = "--chat-template"
 ) -> str:
-    """Return the chat template to measure with: `llama3`, `mistral`, `own`, a path, or `auto`.
+    """Return the chat template: `llama3`, `mistral`, `own`, `auto`, a path, or one of its names.
 
     `auto` is `llama3` where the vocabulary has Llama 3's role headers, else the tokenizer's own,
     else `mistral` where the vocabulary is of Llama's older kind.
@@ -48,19 +84,23 @@ def resolve_chat_template(
         UsageError: If it cannot be told, or there is none of that name.
     """
     vocabulary = tokenizer.get_vocab()
-    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     if name == "auto" and "<|start_header_id|>" in vocabulary:
         name = "llama3"
-    elif name == "auto" and own is None and "</s>" in vocabulary:
+    elif name == "auto" and not tokenizer.chat_template and "</s>" in vocabulary:
         name = "mistral"
     if name in ("auto", "own"):
+        own = own_chat_template(tokenizer, flag)
         if own is None:
             raise UsageError(
                 f"this tokenizer has no chat template; pass {flag} llama3, mistral or a path"
             )
-        return unmarked(own)
-    if not (TEMPLATES / "chat" / f"{name}.jinja").is_file() and Path(name).is_file():
-        return read_text(Path(name))
+        return own
+    if not (TEMPLATES / "chat" / f"{name}.jinja").is_file():
+        if name in named:
+            return unmarked(str(named[name]))
+        if Path(name).is_file():
+            return read_text(Path(name))
     plain = chat_template(name, markers=Markers(()))
     return chat_template(name, markers=tokenizer_markers(tokenizer, plain))
 

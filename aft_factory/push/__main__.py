@@ -15,6 +15,7 @@ from aft_factory.push.publication import Publication
 from aft_factory.push.settings import PushSettings
 from aft_factory.records.files import read_text
 from aft_factory.stage.command import PlainCommand
+from aft_factory.stage.console import show
 from aft_factory.stage.declaring import read_yaml
 
 EXAMPLES = """\
@@ -61,7 +62,7 @@ def push(settings: PushSettings) -> int:
         public = [*publication.describe(), *card.exposed(numbers)]
         listed = "\n  ".join(["what an upload makes public of them, all texts aside:", *public])
         if api is not None:
-            print(listed, flush=True)
+            show(listed)
             if not (settings.yes or confirmed(settings.repository)):
                 print("nothing was uploaded", file=sys.stderr)
                 return 1
@@ -70,7 +71,7 @@ def push(settings: PushSettings) -> int:
             )
             print(f"{told} {url}")
     if api is None:
-        print(f"{told} {settings.dry_run}\n{listed}")
+        show(f"{told} {settings.dry_run}\n{listed}")
     return 0
 
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from aft_factory.records.network import is_sendable
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
 from aft_factory.stage.reading import INPUTS, ReadSettings, at_least
 
@@ -49,6 +50,8 @@ class PushSettings(ReadSettings):
             problems.append(f"--license-link {link!r}: expected an address (https://...)")
         if not NAME.fullmatch(repository) or re.search(r"\.\.|--", repository):
             problems.append(f"{repository!r}: expected OWNER/NAME, such as me/my-aft")
+        if not is_sendable((self.token or "").strip()):
+            problems.append("--token: expected printable ASCII, got another text")
         if folder is not None and folder.exists() and not _is_empty_folder(folder):
             problems.append(f"--dry-run {folder}: exists and is no empty folder; name another")
         return problems

@@ -16,7 +16,8 @@ examples:
   python -m aft_factory.rank sampled.jsonl --output ranked.jsonl --reward-model my/rm --top-k 3
   python -m aft_factory.rank sampled.jsonl --output ranked.jsonl --reward-model my/rm \\
       --reward-engine vllm --reward-engine-args tensor_parallel_size=2
-  python -m aft_factory.rank sampled.jsonl --output ranked.jsonl --reward-url http://localhost:8000
+  python -m aft_factory.rank sampled.jsonl --output ranked.jsonl \\
+      --reward-url http://localhost:8000 --reward-tokenizer my/rm
 """
 
 

@@ -12,14 +12,18 @@ import hashlib
 import io
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from aft_factory.errors import UsageError
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 CHUNK = 1 << 20
+TRIED = 4096  # bytes, to see whether there is room
 MARK = "\ufeff"  # the byte order mark, which editors put before a text
 OTHERS = {  # how a text in another encoding begins; the longer ones first
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -118,6 +122,25 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{path}: not a plain file; name one to write to")
     if path.exists() and not overwrite and not _is_left(Path(os.path.realpath(path))):
         raise UsageError(f"{path} exists; pass --overwrite to replace it")
+
+
+def check_place(path: Path) -> None:
+    """Try whether a file can be written at a place, before work starts; nothing is left there.
+
+    Raises:
+        UsageError: If it cannot, or what is there is no plain file.
+    """
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: not a plain file; name one to write to")
+        while not os.path.lexists(folder):  # it will be made
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(TRIED))  # a full disk may take a name and no content
+    except OSError as error:
+        problem = os.strerror(error.errno or 0)
+        raise UsageError(f"{path}: cannot be written: {folder}: {problem}") from None
 
 
 @contextlib.contextmanager
@@ -230,6 +253,30 @@ def named(error: OSError, path: Path) -> OSError:
     if error.errno is None:
         return error
     return OSError(error.errno, os.strerror(error.errno), str(path))
+
+
+def readable(name: str) -> str:
+    r"""Return the name of a file as text that UTF-8 can hold, which not every name is.
+
+    Example:
+        >>> readable(os.fsdecode(b"caf\xe9.jsonl"))
+        'caf\\udce9.jsonl'
+    """
+    return name.encode(errors="backslashreplace").decode()
+
+
+def write_report(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what is told about rows as JSON, whole or not at all."""
+    data = orjson.dumps(_readable(content), option=orjson.OPT_INDENT_2, default=str)
+    write_whole(path, data + b"\n")
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, (str, Path)):
+        return readable(str(value))
+    if isinstance(value, Mapping):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    return list(map(_readable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ def read_parquet(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Row]
 
     size = path.stat().st_size
     try:
-        with pq.ParquetFile(path) as file:
+        with pa.OSFile(os.fsencode(path)) as opened, pq.ParquetFile(opened) as file:
             for batch in file.iter_batches(batch_size=ROWS):
                 yield from batch.to_pylist()
                 on_bytes(size * batch.num_rows // max(file.metadata.num_rows, 1))
@@ -113,7 +114,10 @@ class ParquetSink:
         types = types | dict.fromkeys(self._as_text, pa.string())
         schema = pa.schema(types)
         alters = {name: _alters(kind) for name, kind in types.items()}
-        with pq.ParquetWriter(self._path, schema, compression="zstd") as writer:
+        with (
+            pa.OSFile(os.fsencode(self._path), "wb") as opened,  # as bytes, which any name is
+            pq.ParquetWriter(opened, schema, compression="zstd") as writer,
+        ):
             for rows in self._all_groups():
                 columns = []
                 for name, kind in types.items():

@@ -20,6 +20,7 @@ from aft_factory.records.files import (
     CHUNK,
     open_bytes,
     other_encoding,
+    readable,
 )
 from aft_factory.records.parquet import read_parquet
 
@@ -98,7 +99,7 @@ def table_format(path: Path) -> str:
 
 def _read_json(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:
     """Read JSON Lines, one array, or objects that stand otherwise; their names do not tell."""
-    source = str(path)
+    source = readable(str(path))
     with open_bytes(path, on_bytes) as stream:
         start = stream.peek(CHUNK)
         if other := other_encoding(start[:4]):  # zero bytes further on cost their lines alone
@@ -170,7 +171,7 @@ def _parse(source: str, number: int, text: bytes) -> Line:
 
 def _read_parquet(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:
     for number, row in enumerate(read_parquet(path, on_bytes), start=1):
-        yield Line(str(path), number, row)
+        yield Line(readable(str(path)), number, row)
 
 
 def _datasets() -> Any:
@@ -190,7 +191,7 @@ def _read_folder(path: Path, split: str) -> Iterator[Line]:
                 raise UsageError(f"{path}: no split {split!r}; it has: {', '.join(table)}")
             table = table[split]
         for number, value in enumerate(table, start=1):
-            yield Line(str(path), number, value)
+            yield Line(readable(str(path)), number, value)
 
 
 def _read_hub(name: str, split: str) -> Iterator[Line]:

@@ -15,7 +15,7 @@ from aft_factory.inference.tasks import detect_task
 from aft_factory.run.answering import build_stage, rehearse
 from aft_factory.run.inspection import describe_query
 from aft_factory.run.settings import PRESETS, RunSettings, preset_names
-from aft_factory.stage.console import guarded
+from aft_factory.stage.console import guarded, show
 from aft_factory.stage.declaring import read_yaml, setting
 from aft_factory.stage.job_command import JobArguments, JobCommand
 
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def inspect_query(journal_path: str, name: str) -> int:
     """Print a query's layers."""
     with Journal(Path(journal_path), read_only=True) as journal:
-        print(describe_query(journal, name))
+        show(describe_query(journal, name))
     return 0
 
 

@@ -11,7 +11,7 @@ import orjson
 
 from aft_factory.asking.journal import Journal, Place
 from aft_factory.engines.sampling import Reply
-from aft_factory.errors import UsageError
+from aft_factory.errors import UsageError, printable
 
 Asked = tuple[Place, dict[str, Any], Reply]
 
@@ -48,10 +48,10 @@ def describe_query(journal: Journal, name: str) -> str:
     events: dict[tuple[int, int], list[str]] = {}
     for event in (event for outcome in outcomes for event in outcome["events"]):
         told = events.setdefault((event["turn"], event["layer"]), [])
-        told.append(f"  draft {event['slot']}: {_shown(event['event'])}")
+        told.append(f"  draft {event['slot']}: {printable(event['event'])}")
     for turn, said in enumerate(turns):
         parts += [f"\n{_rule(f'turn {turn}')}"]
-        parts += [f"[{message['role']}] {_shown(message['content'])}" for message in said]
+        parts += [f"[{message['role']}] {printable(message['content'])}" for message in said]
         for place in sorted({*drafts, *events}):
             if place[0] == turn:
                 parts.append(f"\n{_rule(f'turn {turn}, layer {place[1]}', '-')}")
@@ -83,9 +83,9 @@ def _outcomes(outcomes: Sequence[dict[str, Any]]) -> Iterator[str]:
         for text, reason, detail in zip(outcome["answers"], reasons, details, strict=True):
             yield f"answer ({reason}): {_indented(text)}"
             for name, value in detail.items():
-                yield f"  {name}: {_shown(orjson.dumps(value).decode())}"
+                yield f"  {name}: {printable(orjson.dumps(value).decode())}"
         if outcome["problem"] is not None:
-            yield f"rejected: {outcome['about']}: {_shown(outcome['problem'])}"
+            yield f"rejected: {outcome['about']}: {printable(outcome['problem'])}"
     if not outcomes:
         yield "not done yet"
 
@@ -99,9 +99,4 @@ def _known(count: int | None) -> str:
 
 
 def _indented(text: str) -> str:
-    return _shown(text).strip().replace("\n", "\n      ") or "(empty)"
-
-
-def _shown(text: str) -> str:
-    """Spell out control characters: a model's text must not steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    return printable(text).strip().replace("\n", "\n      ") or "(empty)"

@@ -23,6 +23,7 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record
 from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import TEMPLATES, load_template
+from aft_factory.records.files import readable
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
@@ -91,7 +92,7 @@ class Drawn(Tally):
         record = record_from_row(query.row, settings.columns())
         about: dict[str, Any] = {
             "model": model,
-            "prompt": "chat" if settings.chat else settings.prompt,
+            "prompt": "chat" if settings.chat else readable(settings.prompt),
             "seed": settings.seed,
             "finish_reasons": [draft["finish_reason"] for draft in drafts],
             "problems": problems,

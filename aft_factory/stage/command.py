@@ -57,6 +57,11 @@ class Leaves:
     entry: Entry | None = None
     summary: Path | None = None
 
+    def files(self) -> list[Path]:
+        """Return all files that it writes, also such as hold what is others'."""
+        entry = [] if self.entry is None else [self.entry.file]
+        return [*self.outputs, *self.traces, *entry]
+
     def places(self) -> dict[str, str]:
         """Return all that it writes: what tells it from others, and how to name it."""
         found = {str(path.resolve()): str(path) for path in (*self.outputs, *self.traces)}

@@ -8,9 +8,14 @@ import os
 import sys
 from collections.abc import Callable
 
-from aft_factory.errors import AftError, UsageError
+from aft_factory.errors import AftError, UsageError, printable
 
 RESUMES = "interrupted; the same command goes on where this one was"
+
+
+def show(text: str) -> None:
+    """Print what may hold texts of models, servers and files."""
+    print(printable(text), flush=True)
 
 
 def guarded(run: Callable[[], int], interrupted: str = RESUMES, *, lines: bool = False) -> int:
@@ -41,5 +46,6 @@ def guarded(run: Callable[[], int], interrupted: str = RESUMES, *, lines: bool =
         print(interrupted, file=sys.stderr)
         return 130
     told = problems if lines else [" ".join(problem.split()) for problem in problems]
+    told = [printable(problem) for problem in told]
     print("error: " + "\n".join(told), file=sys.stderr)
     return 2

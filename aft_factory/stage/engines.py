@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.tokenizer import tokenizer_markers
+from aft_factory.records.network import read_key
 from aft_factory.stage.job_settings import DEFAULT_IN_FLIGHT, AskSettings
 
 _log = logging.getLogger(__name__)
@@ -179,15 +179,16 @@ async def _server(
 
     tokenizer = chat = None
     if (name := asked.tokenizer) is not None:
-        tokenizer = load_tokenizer(name)
-        chat = own_template(settings.chat_template, tokenizer, name)
+        own = name == settings.tokenizer  # whose revision and code were spoken of
+        tokenizer = settings.loaded(name) if own else load_tokenizer(name)
+        chat = own_template(settings.chat_template, tokenizer)
         if chat is None:
             _log.warning("%s has no chat template: drafts are not fitted to the context", name)
     names = [asked.api_key_env] if asked.api_key_env else settings.api_key_env
     return await OpenAIEngine.connect(
         asked.urls or settings.base_url,
         model,
-        api_keys=[os.environ[name] for name in names],
+        api_keys=[read_key(name) for name in names],
         omit=settings.omit,
         context=context,
         timeout=settings.timeout,

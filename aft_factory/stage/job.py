@@ -47,7 +47,7 @@ class Job(JobFiles):
         Args:
             export: Ask nothing; write what the last run of this journal has done.
         """
-        self.check_outputs()
+        self.check_outputs(export=export)
         with Journal(self.journal_path, read_only=export) as journal:
             try:
                 ended = export or asyncio.run(self._answer(journal))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,9 +11,11 @@ from aft_factory.engines.openai_fields import read_omission
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
 from aft_factory.inference.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
+from aft_factory.records.network import read_key
 from aft_factory.records.rejects import rejects_path
 from aft_factory.stage.declaring import setting, written
 from aft_factory.stage.reading import ReadSettings, at_least
+from aft_factory.stage.tokenizing import TokenizerSettings
 
 SYNONYMS = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
 # What a run sets itself, by what it asks and by how engines ask it; `sampling_args` adds to these.
@@ -55,7 +56,7 @@ class JobSettings(ReadSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class AskSettings(JobSettings):
+class AskSettings(TokenizerSettings, JobSettings):
     """What to ask, and how; see the help texts."""
 
     model: str | None = setting(None, "model folder or hub name; with --base-url, the served name")
@@ -66,7 +67,7 @@ class AskSettings(JobSettings):
     tokenizer: str | None = setting(
         None, "the served model's folder or name: fits drafts to its context, counts FLOPs"
     )
-    chat_template: str = setting("auto", "auto, own, llama3, mistral or a path")
+    chat_template: str = setting("auto", "auto, own, llama3, mistral, one of its names or a path")
     engine_args: dict[str, Any] = setting({}, "passed to vLLM, such as tensor_parallel_size=2")
     split_samples: bool = setting(False, "ask for K samples one by one (servers without n)")
     omit: list[str] = setting(
@@ -114,6 +115,7 @@ class AskSettings(JobSettings):
             *(self, ("resamples", 0), ("min_drafts", 1), ("in_flight", 1), ("draft_tokens", 1)),
             ("context", 1),
         )
+        problems += self.tokenizer_problems(self.tokenizer)
         for text in self.omit:
             try:
                 read_omission(text)
@@ -168,9 +170,11 @@ class AskSettings(JobSettings):
 
 
 def missing_keys(setting: str, names: Iterable[str]) -> list[str]:
-    """Return which environment variables are not set; a name is asked for, never a key."""
-    return [
-        f"{setting}: no environment variable of that name is set; give its name, not the key"
-        for name in names
-        if not os.environ.get(name)
-    ]
+    """Return which environment variables hold no key; a name is asked for, never a key."""
+    problems = []
+    for name in names:
+        try:
+            read_key(name)
+        except UsageError as error:
+            problems.append(f"{setting}: {error}")
+    return problems

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from aft_factory.errors import RecordError
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
-from aft_factory.records.files import write_whole
 from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects, rejects_path
 from aft_factory.records.table_writer import TableWriter
@@ -117,11 +114,6 @@ def _write(table: TableWriter, row: Row) -> None:
         table.write(row)
     except TypeError:  # an input column of a type that JSON has not; the answer was paid for
         table.write(json.loads(json.dumps(row, default=str)))
-
-
-def write_summary(path: Path, content: Row) -> None:
-    """Write the summary beside the output."""
-    write_whole(path, orjson.dumps(content, option=orjson.OPT_INDENT_2, default=str) + b"\n")
 
 
 def summary_path(output: Path) -> Path:

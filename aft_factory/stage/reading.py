@@ -11,6 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from aft_factory.errors import UsageError
+from aft_factory.records.files import check_place
 from aft_factory.records.record import Columns
 from aft_factory.records.tables import Line, read_rows
 from aft_factory.stage.declaring import setting
@@ -84,14 +85,14 @@ def at_least(settings: object, *limits: tuple[str, int]) -> list[str]:
 
 
 def check_paths(reads: Sequence[str], writes: Sequence[tuple[str, Path | None]]) -> None:
-    """Refuse to write two things into one file, or over an input.
+    """Refuse to write two things into one file, or over an input, or where nothing can be written.
 
     Args:
         reads: What is read.
         writes: By flag, what is written.
 
     Raises:
-        UsageError: With the first clash.
+        UsageError: With the first clash, or the first place that cannot be written to.
     """
     inputs = {os.path.realpath(name): name for name in reads}
     taken: dict[str, str] = {}
@@ -106,3 +107,9 @@ def check_paths(reads: Sequence[str], writes: Sequence[tuple[str, Path | None]])
                 f"{flag} and {taken[place]} would write one file: {path}; name another"
             )
         taken[place] = flag
+    for flag, path in writes:
+        try:
+            if path is not None:
+                check_place(path)
+        except UsageError as error:  # one will do: most others are beside it
+            raise UsageError(f"{flag}: {error}") from None

@@ -32,7 +32,7 @@ class RewardSettings:
     )
     reward_url: str | None = setting(None, "vLLM server of the reward model", "URL")
     reward_tokenizer: str | None = setting(
-        None, "folder or name of the served reward model (default: what the server says)"
+        None, "folder or name of the model at --reward-url (default: --reward-model)"
     )
     reward_engine: Literal["transformers", "vllm"] = setting(
         "transformers", "what runs the reward model in this process"
@@ -41,7 +41,7 @@ class RewardSettings:
         {}, "passed to vLLM for the reward model, such as tensor_parallel_size=2"
     )
     reward_chat_template: str = setting(
-        "own", "of the reward model: own, llama3, mistral or a path"
+        "own", "of the reward model: own, llama3, mistral, one of its names or a path"
     )
     reward_label: int | None = setting(
         None, "whose logit is the score, from 0, of a classifier with several labels"
@@ -76,6 +76,11 @@ class RewardSettings:
                 for name, given in here.items()
                 if given
             ]
+            if not (self.reward_tokenizer or self.reward_model):
+                problems.append(
+                    "reward_tokenizer: name the folder or hub name of the model at --reward-url; "
+                    "what the server says of it does not decide what is loaded here"
+                )
         elif self.reward_tokenizer is not None:
             problems.append("reward_tokenizer: for servers, needs --reward-url")
         if self.reward_engine_args and self.reward_engine != "vllm":
@@ -123,7 +128,7 @@ async def _opened(settings: RewardSettings, timeout: float) -> RewardModel:
             settings.reward_url,
             settings.reward_model,
             timeout=timeout,
-            tokenizer=settings.reward_tokenizer,
+            tokenizer=settings.reward_tokenizer or name,
             **reads,
         )
     if settings.reward_engine == "vllm":

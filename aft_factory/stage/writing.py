@@ -14,13 +14,14 @@ from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
-from aft_factory.records.files import check_writable
+from aft_factory.records.files import check_writable, write_report
 from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
+from aft_factory.stage.console import show
 from aft_factory.stage.job_settings import JobSettings
-from aft_factory.stage.output import Outputs, summary_path, write_summary
+from aft_factory.stage.output import Outputs, summary_path
 from aft_factory.stage.reading import check_paths
 from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe, summary
@@ -65,16 +66,20 @@ class JobFiles:
         """Where rows without answer go."""
         return self.settings.rejects_of(self.output)
 
-    def check_outputs(self) -> None:
-        """Refuse outputs that cannot be meant, before anything is paid for."""
+    def check_outputs(self, *, export: bool = False) -> None:
+        """Refuse outputs that cannot be meant or written, before anything is paid for."""
         writes = {
             "--output": self.output,
             "--rejects": self.rejects_path,
             "--task-output": self.files.task_output,
             "the summary": summary_path(self.output),
-            "--journal": self.journal_path,
         }
-        check_paths([self.files.source], list(writes.items()))
+        reads = [self.files.source]
+        if export:
+            reads.append(str(self.journal_path))
+        else:
+            writes["--journal"] = self.journal_path
+        check_paths(reads, list(writes.items()))
         overwrite = self.files.overwrite
         for path in (self.output, self.files.task_output):
             if path is not None:
@@ -144,18 +149,17 @@ class JobFiles:
                 "input": self.files.source,
                 **self.stage.tally.summary(),
             }
-            write_summary(summary_path(self.output), summary(totals, flops, more))
+            write_report(summary_path(self.output), summary(totals, flops, more))
         counts = f"{totals.written} written to {self.output}, {totals.rejected} rejected"
         if totals.rejected:
             counts += f" ({self.rejects_path})"
         if totals.unfinished:
             counts += f", {totals.unfinished} not done yet"
-        print(f"read {totals.read} rows: {counts}")
-        for name, (count, first) in totals.rejects.items():
-            print(f"  {count} x {name}: {first}")
+        told = [f"read {totals.read} rows: {counts}"]
+        told += [f"  {count} x {name}: {first}" for name, (count, first) in totals.rejects.items()]
         if task_output is not None:
-            print("\n".join(_told_of_task(totals, task_output)))
-        print("\n".join([*describe(totals, flops), *self.stage.tally.describe()]))
+            told += _told_of_task(totals, task_output)
+        show("\n".join([*told, *describe(totals, flops), *self.stage.tally.describe()]))
         return totals
 
     def flops_of(self, totals: Totals) -> dict[str, float | None] | None:

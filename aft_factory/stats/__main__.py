@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 
-import orjson
-
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import Aggregation
-from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
-from aft_factory.records.files import check_writable, write_whole
+from aft_factory.prompts.tokenizer import resolve_chat_template
+from aft_factory.records.files import check_writable, write_report
 from aft_factory.stage.command import PlainCommand
+from aft_factory.stage.console import show
 from aft_factory.stage.progress import progress_bar
 from aft_factory.stage.reading import check_paths
 from aft_factory.stats.counts import Counts, tokens_dict
@@ -42,7 +41,7 @@ def count(settings: StatsSettings) -> int:
         need_matplotlib()
     tokens = None
     if settings.tokenizer is not None:
-        tokenizer = load_tokenizer(settings.tokenizer)
+        tokenizer = settings.loaded(settings.tokenizer)
         chat = resolve_chat_template(settings.chat_template, tokenizer)
         fitter = Fitter(tokenizer, chat, None, load_template(settings.template))
         tokens = TokenCounts(fitter, Aggregation(template=settings.template), settings.sample)
@@ -63,10 +62,10 @@ def count(settings: StatsSettings) -> int:
         numbers["tokens"] = tokens_dict(lengths, f"counted in {how} rows by {settings.tokenizer}")
         numbers["tokens"] |= {"refused": len(tokens.refused), "first_refusal": tokens.refused[:1]}
     if settings.json is not None:
-        write_whole(settings.json, orjson.dumps(numbers, option=orjson.OPT_INDENT_2) + b"\n")
+        write_report(settings.json, numbers)
     if settings.plot is not None:
         write_plot(settings.plot, lengths.parts, numbers["tokens"]["how"])
-    print(describe(numbers), flush=True)
+    show(describe(numbers))
     return 0 if counts.usable else 1
 
 

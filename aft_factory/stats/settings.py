@@ -8,13 +8,14 @@ from pathlib import Path
 from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
 from aft_factory.stage.reading import INPUTS, ReadSettings, at_least
+from aft_factory.stage.tokenizing import TokenizerSettings
 from aft_factory.stats.plot import plot_files
 
 SAMPLE = 1000  # rows: some seconds; 95% of shares are then within 3.1 points of all rows'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StatsSettings(ReadSettings):
+class StatsSettings(TokenizerSettings, ReadSettings):
     """What is counted; see the help texts."""
 
     input: str = argument(REQUIRED, f"records ({INPUTS})", "FILE")
@@ -23,7 +24,7 @@ class StatsSettings(ReadSettings):
     )
     template: str = setting("paper", "aggregator prompt of the rows")
     chat_template: str = setting(
-        "auto", "of the rows: llama3, mistral, own (the tokenizer's) or a path"
+        "auto", "of the rows: llama3, mistral, own (the tokenizer's), one of its names or a path"
     )
     sample: int = setting(SAMPLE, "count tokens of N rows, drawn by their ids; 0 takes all", "N")
     json: Path | None = written("write all numbers there", "OUT")
@@ -34,6 +35,7 @@ class StatsSettings(ReadSettings):
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
         problems = ReadSettings.problems(self) + at_least(self, ("sample", 0))
+        problems += self.tokenizer_problems(self.tokenizer)
         if self.plot is not None and self.plot.suffix != ".png":
             problems.append(f"--plot {self.plot}: expected a name that ends in .png")
         return problems

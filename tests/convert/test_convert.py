@@ -778,13 +778,13 @@ ERRORS = {
     "name alone": (["--name", "x"], "--name names the entry that --register adds; pass both"),
     "name with a comma": (["--register", ".", "--name", "a,b"], "--name 'a,b': LLaMA-Factory needs a name without commas and outer blanks"),
     "empty name": (["--register", ".", "--name", ""], "--name '': LLaMA-Factory needs a name without commas and outer blanks"),
-    "name no UTF-8": (["--register", ".", "--name", "\udcff"], r"dataset_info.json: cannot be written with '\udcff' in it: 'utf-8' codec can't encode character '\udcff' in position 5: surrogates not allowed"),
+    "name no UTF-8": (["--register", ".", "--name", "\udcff"], r"dataset_info.json: cannot be written with '\udcff' of out.jsonl in it: 'utf-8' codec can't encode character '\udcff' in position 5: surrogates not allowed"),
     "register nowhere": (["--register", "none"], "--register none: no such folder"),
     "rejects are the output": (["--rejects", "./x/../out.jsonl"], "--rejects and --output would write one file: x/../out.jsonl"),
     "rejects are the input": (["--rejects", "in.jsonl"], "--rejects would replace the input in.jsonl; name another file"),
     "rejects exist": (["--rejects", "thesis.tex"], "thesis.tex exists; pass --overwrite to replace it"),
-    "rejects are a folder": (["--rejects", "folder"], "folder: not a plain file; name one to write to"),
-    "rejects are a device": (["--rejects", "/dev/null"], "/dev/null: not a plain file; name one to write to"),
+    "rejects are a folder": (["--rejects", "folder"], "--rejects: folder: not a plain file; name one to write to"),
+    "rejects are a device": (["--rejects", "/dev/null"], "--rejects: /dev/null: not a plain file; name one to write to"),
     "no such tokenizer": (["--tokenizer", "folder"], "cannot load the tokenizer 'folder': "),
 }  # fmt: skip
 
@@ -845,10 +845,10 @@ PATHS = {
     "output the input by a link": ("link.jsonl", "in.jsonl", "--output would replace the input link.jsonl; name another file"),
     "input the rejects": ("out.rejects.jsonl", "out.jsonl", "--rejects would replace the input out.rejects.jsonl; name another file"),
     "output of unknown format": ("in.jsonl", "out.txt", "out.txt: unknown format; expected .jsonl or .json (plain, .gz or .zst) or .parquet"),
-    "output empty": ("in.jsonl", "", ".: unknown format; expected .jsonl or .json (plain, .gz or .zst) or .parquet"),
-    "output a folder": ("in.jsonl", "folder.jsonl", "folder.jsonl: not a plain file; name one to write to"),
-    "output below a file": ("in.jsonl", "in.jsonl/out.jsonl", "in.jsonl/out.jsonl: File exists"),
-    "output name too long": ("in.jsonl", "x" * 300 + ".jsonl", "x" * 300 + ".jsonl: File name too long"),
+    "output empty": ("in.jsonl", "", "--output: .: not a plain file; name one to write to"),
+    "output a folder": ("in.jsonl", "folder.jsonl", "--output: folder.jsonl: not a plain file; name one to write to"),
+    "output below a file": ("in.jsonl", "in.jsonl/out.jsonl", "--output: in.jsonl/out.jsonl: cannot be written: "),
+    "output name too long": ("in.jsonl", "x" * 300 + ".jsonl", "--output: " + "x" * 300 + ".jsonl: cannot be written: "),
 }  # fmt: skip
 
 

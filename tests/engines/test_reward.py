@@ -424,11 +424,11 @@ class TestRunning:
             assert all(s <= budget or len(b) == 1 for s, b in zip(sizes, cut, strict=True))
 
 
-def ask(url, pairs, **options) -> list[float | EngineError]:
+def ask(url, pairs, *, tokenizer="no/such", **options) -> list[float | EngineError]:
     """Connect, score and close."""
 
     async def run() -> list[float | EngineError]:
-        model = await ServerReward.connect(url, **options)
+        model = await ServerReward.connect(url, tokenizer=tokenizer, **options)
         try:
             return await model.score(pairs)
         finally:
@@ -508,14 +508,21 @@ class TestServerAnswers:
             ("retry", False),
         ]
 
-    def test_the_tokenizer_is_that_of_the_model_behind_the_served_name(self, reward_dir):
-        with http_server(lambda body: (200, {}, logits(1)), root=str(reward_dir)) as url:
-            assert ask(url, [(QUERY, "Six.")], model="rm") == [1]
-        with (
-            http_server(None, root="/on/another/machine") as url,
-            pytest.raises(UsageError, match=r"another/machine.*by --reward-tokenizer"),
-        ):
-            ask(url, [])
+    @pytest.mark.parametrize("root", ["some/other", "/on/another/machine", "../.."])
+    def test_what_a_server_says_of_its_model_loads_nothing(self, reward_dir, root, monkeypatch):
+        loaded = []
+        monkeypatch.setattr(
+            "aft_factory.engines.reward_server.load_tokenizer",
+            lambda name: loaded.append(name) or load_tokenizer(name),
+        )
+        with http_server(lambda body: (200, {}, logits(1)), root=root, id=root) as url:
+            assert ask(url, [(QUERY, "Six.")], tokenizer=str(reward_dir)) == [1]
+        assert loaded == [str(reward_dir)]
+
+    def test_what_a_server_says_reaches_a_terminal_spelled_out(self, reward_dir):
+        with http_server(lambda body: (400, {}, "no \x1b[2Jmore")) as url:
+            [error] = ask(url, [(QUERY, "Six.")], tokenizer=str(reward_dir))
+        assert error.problem.endswith(r"no \x1b[2Jmore")
 
     def test_a_wrong_url_or_model_is_a_usage_error(self, reward_dir):
         with pytest.raises(UsageError, match="expected a vLLM server at"):
@@ -526,7 +533,7 @@ class TestServerAnswers:
         with http_server(None) as url, pytest.raises(UsageError, match="got 'rn'; known: rm"):
             ask(url, [], model="rn")
         with http_server(None) as url, pytest.raises(UsageError, match="cannot load the tokenizer"):
-            ask(url, [], tokenizer="/no/such/folder")
+            ask(url, [])
 
 
 @pytest.fixture(scope="module")
@@ -542,7 +549,8 @@ class TestRealServer:
     def test_scores_equal_those_of_transformers(self, vllm_reward_server, reward_dir, reward):
         short = TransformersReward.load(str(reward_dir), max_length=2048)
         pairs = varied_pairs() * 10  # more than are in flight at once
-        ours, theirs = score(short, pairs), ask(f"{vllm_reward_server}/v1", pairs, api_key="secret")
+        own = {"tokenizer": str(reward_dir), "api_key": "secret"}
+        ours, theirs = score(short, pairs), ask(f"{vllm_reward_server}/v1", pairs, **own)
         numbers = [i for i, ours_ in enumerate(ours) if not isinstance(ours_, EngineError)]
         assert [theirs[i] for i in numbers] == pytest.approx([ours[i] for i in numbers], abs=1e-3)
         assert max(ours[i] for i in numbers) > 1 > 0 > min(ours[i] for i in numbers)
@@ -556,7 +564,8 @@ class TestRealServer:
         pairs = varied_pairs()[:4]
 
         async def run() -> list:
-            model = await ServerReward.connect(vllm_reward_server, "tiny", api_key="secret")
+            own = {"tokenizer": str(reward_dir), "api_key": "secret"}
+            model = await ServerReward.connect(vllm_reward_server, "tiny", **own)
             call, asked = model._ask, []
 
             async def ask_elsewhere(path, ids):
@@ -572,9 +581,10 @@ class TestRealServer:
         expected = pytest.approx(score(reward, pairs), abs=1e-3)
         assert asyncio.run(run()) == [expected, expected]
 
-    def test_the_servers_context_is_used_in_full(self, vllm_reward_server):
+    def test_the_servers_context_is_used_in_full(self, vllm_reward_server, reward_dir):
         async def run() -> list:
-            model = await ServerReward.connect(vllm_reward_server, "tiny", api_key="secret")
+            own = {"tokenizer": str(reward_dir), "api_key": "secret"}
+            model = await ServerReward.connect(vllm_reward_server, "tiny", **own)
             model._encoder.encode = lambda pairs: [[5] * 2048, [5] * 2049]
             scores = await model.score([(QUERY, "")] * 2)
             await model.close()
@@ -584,16 +594,17 @@ class TestRealServer:
         assert isinstance(full, float)
         assert exceeds.kind == "refused"  # by vLLM itself
 
-    def test_rank_by_its_url_alone_keeps_what_transformers_keeps(
+    def test_rank_by_its_url_keeps_what_transformers_keeps(
         self, vllm_reward_server, reward_dir, tmp_path, monkeypatch
     ):
         monkeypatch.setenv("OPENAI_API_KEY", "secret")
         rows = [json.dumps({"id": str(i), **row}) for i, row in enumerate(demo_rows()[:10])]
         (tmp_path / "in.jsonl").write_text("\n".join(rows))
         made = []
+        served_by = ["--reward-tokenizer", str(reward_dir), "--reward-url"]
         for name, flags in {
-            "url": ["--reward-url", vllm_reward_server],
-            "named": ["--reward-url", f"{vllm_reward_server}/v1", "--reward-model", "tiny"],
+            "url": [*served_by, vllm_reward_server],
+            "named": [*served_by, f"{vllm_reward_server}/v1", "--reward-model", "tiny"],
             "here": ["--reward-model", str(reward_dir)],
         }.items():
             output = tmp_path / f"{name}.jsonl"

@@ -550,6 +550,7 @@ def test_settings_cannot_end_their_code_block():
         (["me/aft", "--license", ""], "name the licence"),
         (["me/aft", "--license", "mit: x"], "expected an identifier"),
         (["aft", "--license", "mit"], "'aft': expected OWNER/NAME"),
+        (["me/aft", "--license", "mit", "--token", "a\nb"], "--token: expected printable ASCII"),
         (["me/../aft", "--license", "mit"], "expected OWNER/NAME"),
         (["me/aft", "--license", "mit", "--shard-rows", "0"], "shard_rows: expected a number"),
         (["me/aft", "--license", "mit", "--license-link", "x)"], "expected an address"),

@@ -101,10 +101,10 @@ class Served:
 
 @pytest.fixture
 def served(tiny_reward_model):
-    """A `Served`, running at `served.url`."""
+    """A `Served`, running; `served.flags` name it."""
     server = Served(tiny_reward_model)
     with http_server(server.answer, root=str(tiny_reward_model), max_model_len=8192) as url:
-        server.url = url
+        server.flags = ["--reward-url", url, "--reward-tokenizer", str(tiny_reward_model)]
         yield server
         server.released.set()
 
@@ -163,7 +163,7 @@ class TestRows:
 
         served.score = lambda text: float(number if text.endswith("bbb") else len(text))
         source, output = write_rows(tmp_path / "in.jsonl", made_up_rows(2)), tmp_path / "out.jsonl"
-        flags = ["--quiet", "--reward-url", served.url]
+        flags = ["--quiet", *served.flags]
         assert rank([source, "--output", str(output), *flags]) == 0
         assert [r.proposals for r in records(output)] == [
             ["row0 cc", "row0 a"],
@@ -227,7 +227,7 @@ class TestSettings:
         source = write_rows(tmp_path / "in.jsonl", made_up_rows(1))
         for name, flags in {
             "longest": ["--scripted", "--reward-model", "never/opened"],
-            "rm": ["--reward-url", served.url],
+            "rm": served.flags,
             str(tiny_reward_model): ["--reward-model", str(tiny_reward_model)],
         }.items():
             output = tmp_path / f"{len(name)}.jsonl"
@@ -288,6 +288,7 @@ class TestSettings:
             (["--reward-engine-args", "dtype=float32"], "reward_engine_args: needs"),
             (["--reward-tokenizer", "t"], "reward_tokenizer: for servers"),
             (["--reward-url", "http://h", "--reward-engine", "vllm"], "reward_engine: for a"),
+            (["--reward-url", "http://h"], "reward_tokenizer: name the folder or hub name"),
             (["--reward-url", "http://h", "--reward-dtype", "float16"], "reward_dtype: for a"),
             (["--reward-max-length", "0"], "reward_max_length: expected a number from 1"),
             (["--reward-label", "-1"], "reward_label: expected a number from 0"),
@@ -309,7 +310,7 @@ class TestSettings:
         source = write_rows(tmp_path / "in.jsonl", [{"query": "a"}])
         output = tmp_path / "out.jsonl"
         flags = ["--strategy", "best_of_n", "--width", "3", "--scripted", "--quiet"]
-        assert run([source, "--output", str(output), *flags, "--reward-url", served.url]) == 0
+        assert run([source, "--output", str(output), *flags, *served.flags]) == 0
         [row] = [json.loads(line) for line in output.open()]
         assert row["response"] == "row1 ccc"
         assert row["details"] == [{"scores": [6.0, 8.0, 7.0], "problem": ""}]
@@ -323,7 +324,7 @@ class TestBadDays:
         """One proposal fails as often as it is asked about, the next time it does not."""
         source, output = write_rows(tmp_path / "in.jsonl", made_up_rows(6)), tmp_path / "out.jsonl"
         command = [source, "--output", str(output), "--quiet", "--overwrite"]
-        command += ["--retries", "1", "--reward-url", served.url]
+        command += ["--retries", "1", *served.flags]
         served.fails = lambda text: 500 if text == "row2 bbb" else None
         assert rank(command) == 0
         assert [record.id for record in records(output)] == ["r0", "r1", "r3", "r4", "r5"]
@@ -361,6 +362,7 @@ class TestBadDays:
         with contextlib.ExitStack() as stack:
             url = stack.enter_context(dying)
             flags = ["--admit", "2", "--retries", "2", "--reward-url", url]
+            flags += ["--reward-tokenizer", str(tiny_reward_model)]
             process = started(source, output, *flags)
             assert first.held.wait(PATIENCE)
             stack.close()
@@ -372,7 +374,7 @@ class TestBadDays:
         assert "nothing answered is lost" in err
         assert not output.exists()
 
-        assert rank([source, "--output", str(output), "--quiet", "--reward-url", served.url]) == 0
+        assert rank([source, "--output", str(output), "--quiet", *served.flags]) == 0
         assert len(records(output)) == 12
         kept = {text for row in rows for text in row["proposals"]} - set(served.asked)
         assert 0 < len(kept) <= 9
@@ -386,7 +388,7 @@ class TestBadDays:
         served.fails = lambda text: 500 if text[:4] in ("row4", "row5") else None
         command = [source, "--output", str(output), "--quiet", "--overwrite"]
         for _ in range(2):  # the second time nothing but them is left
-            assert rank([*command, "--retries", "1", "--reward-url", served.url]) == 0
+            assert rank([*command, "--retries", "1", *served.flags]) == 0
             assert [record.id for record in records(output)] == ["r0", "r1", "r2", "r3"]
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -394,7 +396,7 @@ class TestBadDays:
         rows = made_up_rows(20)
         source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
         served.hold_after = 30
-        process = started(source, output, "--admit", "2", "--reward-url", served.url)
+        process = started(source, output, "--admit", "2", *served.flags)
         assert served.held.wait(PATIENCE)
         process.send_signal(number)
         if number != signal.SIGKILL:
@@ -409,7 +411,7 @@ class TestBadDays:
             assert "stopped; everything answered is in" in err
 
         before = list(served.scored)
-        command = [source, "--output", str(output), "--quiet", "--reward-url", served.url]
+        command = [source, "--output", str(output), "--quiet", *served.flags]
         assert rank(command) == 0
         made = records(output)
         assert [record.id for record in made] == [row["id"] for row in rows]
@@ -424,7 +426,7 @@ class TestBadDays:
     def test_another_way_to_score_scores_anew(self, tmp_path, served):
         source, output = write_rows(tmp_path / "in.jsonl", made_up_rows(2)), tmp_path / "out.jsonl"
         command = [source, "--output", str(output), "--quiet", "--overwrite"]
-        command += ["--reward-url", served.url]
+        command += served.flags
         assert rank(command) == 0
         assert rank(command) == 0
         assert len(served.asked) == 6

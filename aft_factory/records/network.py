@@ -1,0 +1,131 @@
+"""What the environment says of the network: proxies, certificates, keys.
+
+What is wrong with it is told by the variable's name, never by its value, which may be a secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import ipaddress
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from aft_factory.errors import AftError, UsageError
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+SCHEMES = ("http", "https", "socks5", "socks5h")
+
+
+def read_key(name: str) -> str:
+    """Return the key in an environment variable.
+
+    Raises:
+        UsageError: If there is none, or no request could carry it.
+    """
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise UsageError("no environment variable of that name is set; give its name, not the key")
+    if not is_sendable(key):
+        raise UsageError(
+            f"the environment variable {name} holds no key: expected printable ASCII, got a line "
+            "break, an accented letter or the like in it; set it anew"
+        )
+    return key
+
+
+def is_sendable(text: str) -> bool:
+    """Tell whether a text can be sent in a header."""
+    return re.fullmatch(r"[\x20-\x7e]*", text) is not None
+
+
+@contextlib.contextmanager
+def making_client() -> Iterator[None]:
+    """Tell what in the environment keeps an HTTP client from being made.
+
+    Raises:
+        UsageError: With the variables.
+    """
+    try:
+        yield
+    except AftError:
+        raise
+    except Exception as error:  # httpx raises ImportError, OSError, ValueError and its own
+        found = (
+            ", ".join(_set("no_proxy", "ssl_cert_file", "ssl_cert_dir", *PROXIES))
+            or "the environment"
+        )
+        unknown = f"{found}: httpx cannot use it ({type(error).__name__})"
+        raise UsageError(*environment_problems() or [unknown]) from None
+
+
+def environment_problems() -> list[str]:
+    """Return what is wrong with the environment's proxies, certificates and hub key."""
+    problems = []
+    for name in _set(*PROXIES):
+        proxy = _split(os.environ[name])
+        if proxy is None or proxy.scheme not in SCHEMES:
+            problems.append(f"{name}: expected a proxy such as http://host:3128, got another text")
+        elif proxy.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+            problems.append(
+                f"{name}: a SOCKS proxy needs socksio; install it with: pip install socksio"
+            )
+    hosts = [(name, host) for name in _set("no_proxy") for host in os.environ[name].split(",")]
+    for name, host in hosts:
+        host = host.strip()
+        if not (_is_address(host) or (_split(host) and is_sendable(host))):
+            problems.append(f"{name}: expected hosts with commas between them, got another text")
+    if path := os.environ.get("SSL_CERT_FILE"):
+        try:
+            ssl.create_default_context(cafile=path)
+        except OSError as error:
+            problems.append(f"SSL_CERT_FILE: no certificates can be read from {path}: {error}")
+    if not is_sendable(os.environ.get("HF_TOKEN", "").strip()):
+        problems.append("HF_TOKEN: expected printable ASCII, got another text")
+    return list(dict.fromkeys(problems))
+
+
+def proxy_hint(url: str) -> str:
+    """Say what may help where a server nearby does not answer, and a proxy is asked for it."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    proxies = getproxies()
+    if not (proxies.get(parts.scheme) or proxies.get("all")) or not _is_near(host):
+        return ""
+    if proxy_bypass(host):
+        return ""
+    names = " and ".join(_set(f"{parts.scheme}_proxy", "all_proxy"))
+    return f" (it is asked through the proxy of {names}; to ask it directly, NO_PROXY={host})"
+
+
+def _is_near(host: str) -> bool:
+    """Tell whether a host is this machine, or one of the same network."""
+    if _is_address(host):
+        return ipaddress.ip_address(host).is_private  # which loopback is, too
+    return "." not in host or host.endswith((".localhost", ".local", ".internal"))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_network(host, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _set(*names: str) -> list[str]:
+    """Return the environment variables of these names, in whichever case, that are set."""
+    return [name for name, value in os.environ.items() if value and name.lower() in names]
+
+
+def _split(address: str) -> SplitResult | None:
+    """Return the parts of an address; None if it is none."""
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        return parts if parts.port != 0 else None
+    except ValueError:
+        return None

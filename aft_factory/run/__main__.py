@@ -81,7 +81,7 @@ COMMAND = JobCommand(
     arguments=RunArguments,
     below=preset_settings,
     task_output=lambda settings: settings.task_output,
-    build_stage=lambda settings, row: build_stage(settings, settings.task or detect_task(row)),
+    build_stage=lambda settings, row: build_stage(settings, settings.task or detect_task(row), row),
     rehearse=rehearse,
 )
 

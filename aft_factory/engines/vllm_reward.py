@@ -9,6 +9,7 @@ sees fit. A conversation that several responses share is read once, by prefix ca
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from aft_factory.engines.reward import (
 )
 from aft_factory.engines.vllm_engine import DECIDING
 from aft_factory.engines.vllm_loading import check_name, failures, fingerprint, started
-from aft_factory.errors import UsageError
+from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -123,7 +124,14 @@ class VllmReward:
 
 
 def _check_weights(name: str, revision: str | None) -> None:
-    """Refuse a model without a head, of which vLLM would score by what is in memory."""
+    """Refuse a model without a head, of which vLLM would score by what is in memory.
+
+    Raises:
+        MissingPackage: If accelerate is not installed, which reads names without weights.
+        UsageError: If it has none.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingPackage("a reward model on vLLM", "accelerate")
     try:
         from transformers import AutoModelForSequenceClassification
 

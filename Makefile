@@ -1,5 +1,6 @@
 # make demo    the whole of AFT on a tiny model: convert, train SFT and AFT, answer with it
 # make test    all tests        make fast    the tests that train nothing
+# make newest  the engines' tests with the newest vLLM, in an environment of its own
 # make check   lint and types   make format  mend what can be mended
 # make bench   the benchmarks   make lock    pin requirements/*.in anew
 #
@@ -12,8 +13,9 @@ BIN := .venv/bin
 # Each file in one process, as its tests may share a server.
 PARALLEL ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 READY := .venv/ready-$(ENGINE)
+NEWEST := .venv-newest
 
-.PHONY: setup demo test fast check format bench lock clean
+.PHONY: setup demo test fast newest check format bench lock clean
 
 setup: $(READY)
 
@@ -36,6 +38,15 @@ test: setup
 fast: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
+$(NEWEST)/ready: requirements/newest.txt requirements/newest-override.txt pyproject.toml aft_factory_autoload.pth | $(BIN)/uv
+	$(PYTHON) -m venv $(NEWEST)
+	$(BIN)/uv pip install --compile-bytecode --python $(NEWEST)/bin/python \
+		--override requirements/newest-override.txt -r requirements/newest.txt
+	touch $@
+
+newest: $(NEWEST)/ready
+	$(NEWEST)/bin/python -m pytest $(PARALLEL) tests/engines tests/run/test_real_server.py
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,12 +65,14 @@ bench: setup
 	$(BIN)/python benchmarks/runner.py --memory
 	$(BIN)/python benchmarks/flaky.py
 
+PIN := $(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links
+
 lock: $(BIN)/uv
 	for engine in cpu gpu; do \
-		$(BIN)/uv pip compile --quiet --python-version 3.11 --override requirements/override.txt --no-header \
-			--no-annotate --no-emit-index-url --no-emit-find-links requirements/$$engine.in \
-			-o requirements/$$engine.txt; \
+		$(PIN) --override requirements/override.txt requirements/$$engine.in -o requirements/$$engine.txt; \
 	done
+	$(PIN) --override requirements/newest-override.txt requirements/newest.in -o requirements/newest.txt
 
 clean:
-	rm -rf .venv demo_output build dist
+	rm -rf .venv $(NEWEST) demo_output build dist

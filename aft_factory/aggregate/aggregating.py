@@ -20,7 +20,7 @@ from aft_factory.errors import RecordError, UsageError, suggest
 from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record, read_with_proposals
-from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy
+from aft_factory.inference.strategy import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.files import readable
 from aft_factory.records.record import Row, record_from_row

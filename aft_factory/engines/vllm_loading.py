@@ -159,14 +159,18 @@ def failures() -> Iterator[None]:
     """Turn what vLLM raises for a request into EngineError."""
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+    # Of newer versions, whose refusals are no ValueError any more; older ones lack the module.
+    names = sys.modules.get("vllm.exceptions")
+    refusal = getattr(names, "VLLMClientError", ValueError)
+    failure = getattr(names, "VLLMError", EngineGenerateError)
     try:
         yield
     except EngineDeadError as error:
         raise EngineError(f"vLLM has died: {error}", "fatal") from error
-    except EngineGenerateError as error:
-        raise EngineError(f"vLLM: {error.__cause__ or error}", "retry") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, refusal) as error:
         raise EngineError(f"vLLM: {error}", "refused") from error
+    except (EngineGenerateError, failure) as error:
+        raise EngineError(f"vLLM: {error.__cause__ or error}", "retry") from error
 
 
 def adapter_rank(folder: Path) -> int:

@@ -9,6 +9,7 @@ sees fit. A conversation that several responses share is read once, by prefix ca
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from aft_factory.engines.vllm_loading import (
     fingerprint,
     started,
 )
-from aft_factory.errors import UsageError
+from aft_factory.errors import MissingPackage, UsageError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -130,7 +131,14 @@ class VllmReward:
 
 
 def _check_weights(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a model without a head, of which vLLM would score by what is in memory."""
+    """Refuse a model without a head, of which vLLM would score by what is in memory.
+
+    Raises:
+        MissingPackage: If accelerate is not installed, which reads names without weights.
+        UsageError: If it has none.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingPackage("a reward model on vLLM", "accelerate")
     try:
         from transformers import AutoModelForSequenceClassification
 

@@ -82,7 +82,7 @@ class Trace:
 
 
 class Drafting:
-    """Draws drafts for one turn of one query; implements `strategies.Sample`.
+    """Draws drafts for one turn of one query; implements `strategy.Sample`.
 
     Args:
         query: Id of the query.
@@ -95,6 +95,7 @@ class Drafting:
         markers: What is broken in all texts that a model reads, by model; of others, the markers of
             all known families.
         identity: What seeds follow from, where it is more than the id.
+        given: Drafts of the first layer that are there; none are drawn in it then.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Drafting:
         trace: Trace,
         markers: Mapping[str, Markers] | None = None,
         identity: str | None = None,
+        given: Sequence[Completion] = (),
     ) -> None:
         self._query = query
         self._identity = query if identity is None else identity
@@ -116,6 +118,7 @@ class Drafting:
         self._fitters = fitters
         self._markers = markers or {}
         self._trace = trace
+        self._given = given
         self._lost: dict[int, list[str]] = {}  # by layer: why drafts were dropped
 
     async def __call__(
@@ -130,12 +133,14 @@ class Drafting:
         model: str | None = None,
         whole: bool = True,
     ) -> list[Completion]:
-        """Draw drafts (see `strategies.Sample`).
+        """Draw drafts (see `strategy.Sample`).
 
         Raises:
             NoAnswer: If too few are usable, or the query does not fit the model.
             EngineError: If the model gives no reply.
         """
+        if self._given and layer == 0:
+            return self._start(slot, n, whole=whole)
         settings = self._settings
         sampling = settings.final if final else settings.proposal
         texts = [draft.text for draft in drafts]
@@ -190,16 +195,27 @@ class Drafting:
             checks = [group.create_task(usable(slot + i, c)) for i, c in enumerate(first)]
         results = [check.result() for check in checks] * (n if alike else 1)
         kept = [completion for completion in results if completion is not None]
-        recorded = self._trace.drafts.setdefault((self._turn, layer), [])
-        recorded += [(slot + i, r) for i, r in enumerate(results) if r is not None]
+        self._record(layer, [(slot + i, r) for i, r in enumerate(results) if r is not None])
         if final and whole and n == 1 and not kept:
             raise NoAnswer(f"layer {layer}: the final answer is {lost[-1]}")
         if whole:
             self.require(kept, n, layer=layer)
         return kept
 
+    def _start(self, slot: int, n: int, *, whole: bool) -> list[Completion]:
+        """Return drafts of the first layer that were given."""
+        drafts = list(self._given[slot : slot + n])
+        self._record(0, list(enumerate(drafts, start=slot)))
+        self._lost[0] = ["the row brings no more"]
+        if whole:
+            self.require(drafts, n, layer=0)
+        return drafts
+
+    def _record(self, layer: int, drafts: list[tuple[int, Completion]]) -> None:
+        self._trace.drafts.setdefault((self._turn, layer), []).extend(drafts)
+
     def require(self, drafts: Sequence[Completion], n: int, *, layer: int) -> None:
-        """Refuse to go on with too few drafts (see `strategies.Sample`).
+        """Refuse to go on with too few drafts (see `strategy.Sample`).
 
         Raises:
             NoAnswer: If there are fewer than the policy wants.

@@ -26,6 +26,7 @@ class Outcome:
         model: What was asked, by the name it has for people.
         by_model: The usage of each model, where several were asked; the run's own is None.
         scored: What a reward model read, where one was asked.
+        given: The proposals of the row that were the drafts of its first layer.
     """
 
     answers: list[str] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Outcome:
     model: str | None = None
     by_model: list[dict[str, Any]] = field(default_factory=list)
     scored: dict[str, Any] | None = None
+    given: list[str] = field(default_factory=list)
 
     @property
     def layer_usage(self) -> dict[tuple[int, int], Usage]:

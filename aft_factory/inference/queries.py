@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aft_factory.errors import RecordError
 from aft_factory.prompts.selection import usable
 from aft_factory.records.messages import Message
 from aft_factory.records.record import USUAL_COLUMNS, Columns, Row, content_id, record_from_row
+
+NOT_USED = "the row's own proposals not used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,27 @@ def read_with_proposals(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
     if not kept:
         raise RecordError("proposals", "missing or blank; sample some first")
     texts = [record.proposals[i] for i in kept]
-    left_out = {"turn": 0, "layer": 0, "event": "blank proposal left out"}
-    blank = [{**left_out, "slot": i} for i in range(len(record.proposals)) if i not in kept]
+    blank = [
+        _event("blank proposal left out", i) for i in range(len(record.proposals)) if i not in kept
+    ]
     return Query(record.id, [record.messages], row, texts, events=blank)
+
+
+def starting(query: Query, most: int) -> Query:
+    """Return a query whose proposals are to be the drafts of its first layer: the first so many."""
+    count, events = len(query.proposals), list(query.events)
+    beyond = f"proposal beyond the first {most} left out"
+    events += [_event(beyond, slot) for slot in range(most, count)]
+    if count < most:
+        events.append(_event(f"first layer of {count} proposals, not {most}", 0))
+    return replace(query, proposals=query.proposals[:most], events=events)
+
+
+def drawing(query: Query) -> Query:
+    """Return a query whose drafts are drawn, and which says so if its row brings some."""
+    brought = query.proposals or query.row.get("proposals")
+    return replace(query, events=[*query.events, _event(NOT_USED, 0)]) if brought else query
+
+
+def _event(event: str, slot: int) -> dict[str, Any]:
+    return {"turn": 0, "layer": 0, "slot": slot, "event": event}

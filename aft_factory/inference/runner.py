@@ -24,7 +24,7 @@ from aft_factory.errors import NoAnswer
 from aft_factory.inference.drafting import Drafting, DraftingOptions, Trace
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
-from aft_factory.inference.strategies import Strategy
+from aft_factory.inference.strategy import Strategy
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers
 from aft_factory.records.messages import Message
@@ -45,6 +45,7 @@ class Runner:
         count: Tells how many tokens it reads of a query's drafts, where that is known.
         scorer: What scores, for the fingerprint.
         keep_drafts: Whether outcomes hold all drafts.
+        use_proposals: Whether the proposals of a query are the drafts of its first layer.
         markers: What is broken in all texts that a model reads, by model; of others, the markers of
             all known families.
     """
@@ -59,6 +60,7 @@ class Runner:
     count: Callable[..., Awaitable[Sequence[int | None]]] | None = None
     scorer: str = ""
     keep_drafts: bool = False
+    use_proposals: bool = False
     markers: Mapping[str, Markers] = field(default_factory=dict)
 
     @property
@@ -69,7 +71,7 @@ class Runner:
             *(__version__, self.model, self.strategy.name, dict(self.options)),
             *(settings.template.fingerprint, settings.proposer_system, settings.seed),
             *(asdict(settings.proposal), asdict(settings.final), asdict(settings.policy)),
-            *(self.keep_drafts, self.scorer),
+            *(self.keep_drafts, self.use_proposals, self.scorer),
             [[*key, fitter.fingerprint] for key, fitter in sorted(self.fitters.items())],
             [[name, markers.words] for name, markers in sorted(self.markers.items())],
             settings.completion and settings.completion.name,
@@ -99,6 +101,7 @@ class Runner:
             options["score"] = self.score if self.count is None else self._counted(scored)
         if "proposals" in self.strategy.needs:
             options["proposals"] = [Completion(text) for text in query.proposals]
+        given = query.proposals if self.use_proposals else []
         done: list[Completion] = []
         details: list[dict[str, Any]] = []
         messages: list[Message] = []
@@ -109,6 +112,7 @@ class Runner:
                 sample = Drafting(
                     *(query.id, turn, settings, self.asker, self.fitters, trace, self.markers),
                     query.identity,
+                    [Completion(text) for text in given] if turn == 0 else (),
                 )
                 answer = await self.strategy.run(messages, sample, **options)
                 done.append(answer.completion)
@@ -135,6 +139,7 @@ class Runner:
             about=about,
             by_model=_by_model(trace),
             scored=asdict(sum(scored, Usage())) if scored else None,
+            given=given,
         )
 
     def _counted(self, scored: list[Usage]) -> Callable[..., Awaitable[Any]]:

@@ -16,7 +16,7 @@ from aft_factory.asking.availability import Availability, Retries
 from aft_factory.asking.limiter import Stopped
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN
-from aft_factory.inference.strategies import Conversation
+from aft_factory.inference.strategy import Conversation
 
 if TYPE_CHECKING:
     from aft_factory.engines.reward import RewardModel

@@ -13,7 +13,6 @@ from aft_factory.aggregate.__main__ import COMMAND as AGGREGATE
 from aft_factory.convert.__main__ import COMMAND as CONVERT
 from aft_factory.errors import UsageError
 from aft_factory.rank.__main__ import COMMAND as RANK
-from aft_factory.records.tables import read_rows
 from aft_factory.run.__main__ import COMMAND as RUN
 from aft_factory.sample.__main__ import COMMAND as SAMPLE
 from aft_factory.stage.command import Command, Leaves
@@ -129,7 +128,7 @@ class Step:
         if Path(self.input).resolve() in made:
             return None
         try:
-            read_rows(self.input)
+            self.read.lines(self.input)
         except UsageError as error:
             return f"input {error}"
         return None

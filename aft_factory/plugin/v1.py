@@ -36,7 +36,7 @@ def hook_converter(module: ModuleType) -> None:
 def hook_data_engine(module: ModuleType) -> None:
     """Let the options of a data set's YAML block reach the converter, which sees only the row.
 
-    Rows that cannot be trained on are taken out of the engine's index, and told.
+    Rows that cannot be trained on are taken out before the engine makes its index, and told.
     """
     convert_one = module.DataEngine._convert_data_sample
     build_index = module.DataEngine._build_data_index
@@ -54,16 +54,17 @@ def hook_data_engine(module: ModuleType) -> None:
     def build_data_index(self: Any) -> None:
         from llamafactory.v1.utils import logging
 
-        build_index(self)
-        for name, rows in self.datasets.items():
+        for name, rows in list(self.datasets.items()):
             options = options_of(self, name)
             if options is None or self.streaming:
                 continue
-            bad, account = _untrainable(rows, options)
+            good, account = _trainable(rows, options)
             for line in account.describe(name):
                 logging.get_logger(module.__name__).warning_rank0(line)
             account.check(name)
-            self.data_index = [place for place in self.data_index if place not in bad]
+            if len(good) < account.rows:
+                self.datasets[name] = rows.select(good)
+        build_index(self)
 
     @functools.wraps(convert_one)
     def convert_data_sample(self: Any, raw_sample: dict[str, Any], dataset_name: str) -> Any:
@@ -76,19 +77,19 @@ def hook_data_engine(module: ModuleType) -> None:
     module.DataEngine._convert_data_sample = convert_data_sample
 
 
-def _untrainable(
+def _trainable(
     rows: Iterable[Mapping[str, Any]], options: DatasetOptions
-) -> tuple[set[tuple[str, int]], Account]:
-    """Return the places of the rows that cannot be trained on, and the account of all."""
-    bad, account = set(), Account()
+) -> tuple[list[int], Account]:
+    """Return where the rows stand that can be trained on, and the account of all."""
+    good, account = [], Account()
     for index, row in enumerate(rows):
         account.rows += 1
         try:
             convert_row(row, options)
+            good.append(index)
         except RecordError as error:
             account.leave_out(error.field, index + 1, f"row {index + 1}, column {error}")
-            bad.add((options.dataset, index))
-    return bad, account
+    return good, account
 
 
 def convert_row(

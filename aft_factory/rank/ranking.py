@@ -18,7 +18,8 @@ from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_with_proposals
 from aft_factory.inference.scoring import Longest, Scores
-from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy, scored
+from aft_factory.inference.strategies import scored
+from aft_factory.inference.strategy import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import usable
 from aft_factory.records.record import Record, Row, record_from_row

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from aft_factory.errors import AftError, MissingPackage, UsageError
+from aft_factory.errors import UsageError
 from aft_factory.records import exact_json
 from aft_factory.records.files import (
     CHUNK,
@@ -22,6 +22,7 @@ from aft_factory.records.files import (
     other_encoding,
     readable,
 )
+from aft_factory.records.hub import HubSet, explained, import_datasets, is_hub_name
 from aft_factory.records.parquet import read_parquet
 
 MOST_NO_JSON = 10  # lines at the start of a file of which none is JSON: it is something else
@@ -54,13 +55,20 @@ class Line:
 
 
 def read_rows(
-    name: str, *, split: str = "train", on_bytes: Callable[[int], object] = lambda _: None
+    name: str,
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    revision: str | None = None,
+    on_bytes: Callable[[int], object] = lambda _: None,
 ) -> Iterator[Line]:
     """Read a table row by row.
 
     Args:
         name: A file, a folder saved by `datasets`, or the name of a data set on the hub.
         split: Split to read, of a hub data set or a saved `DatasetDict`.
+        subset: Configuration to read, of a hub data set.
+        revision: Branch, tag or commit of a hub data set.
         on_bytes: Told how many bytes of the file were read since the last call (for progress).
 
     Raises:
@@ -68,14 +76,17 @@ def read_rows(
             beyond single lines; names the place.
     """
     path = Path(name)
-    if path.is_dir():
-        return _read_folder(path, split)
     if not path.exists():
-        if path.suffix or name.startswith(("/", ".")) or name.count("/") != 1:
+        if not is_hub_name(name, (*FORMATS, ".ndjson", *COMPRESSIONS)):
             raise UsageError(
                 f"{name}: no such file, and not the OWNER/NAME of a data set on the hub"
             )
-        return _read_hub(name, split)
+        return _read_hub(HubSet(name, split, subset, revision))
+    for flag, value in (("--data-subset", subset), ("--data-revision", revision)):
+        if value is not None:
+            raise UsageError(f"{name}: no data set on the hub, to which {flag} {value} belongs")
+    if path.is_dir():
+        return _read_folder(path, split)
     suffix = table_format(path)
     if suffix == ".parquet":
         return _read_parquet(path, on_bytes)
@@ -174,17 +185,9 @@ def _read_parquet(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Lin
         yield Line(readable(str(path)), number, row)
 
 
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise MissingPackage("reading a `datasets` folder or hub data set", "datasets") from None
-    return datasets
-
-
 def _read_folder(path: Path, split: str) -> Iterator[Line]:
-    datasets = _datasets()
-    with _explained(f"{path}: not a folder saved by datasets' save_to_disk"):
+    datasets = import_datasets()
+    with explained(f"{path}: not a folder saved by datasets' save_to_disk"):
         table = datasets.load_from_disk(str(path))
         if isinstance(table, datasets.DatasetDict):
             if split not in table:
@@ -194,20 +197,7 @@ def _read_folder(path: Path, split: str) -> Iterator[Line]:
             yield Line(readable(str(path)), number, value)
 
 
-def _read_hub(name: str, split: str) -> Iterator[Line]:
-    datasets = _datasets()
-    with _explained(f"{name}: neither a file nor a data set the hub gave"):
-        table = datasets.load_dataset(name, split=split, streaming=True)
-        for number, value in enumerate(table, start=1):
-            yield Line(f"{name}[{split}]", number, value)
-
-
-@contextlib.contextmanager
-def _explained(problem: str) -> Iterator[None]:
-    """Show whatever `datasets` raises as one error; of its dozen types the words are clear."""
-    try:
-        yield
-    except AftError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{problem}: {error}") from error
+def _read_hub(found: HubSet) -> Iterator[Line]:
+    parts = found.split if found.subset is None else f"{found.subset}, {found.split}"
+    for number, value in enumerate(found.rows(), start=1):
+        yield Line(f"{found.name}[{parts}]", number, value)

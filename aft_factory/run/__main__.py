@@ -89,7 +89,7 @@ COMMAND = JobCommand(
     below=preset_settings,
     task_output=lambda settings: settings.task_output,
     allowed=lambda args: args.allow_failed,
-    build_stage=lambda settings, row: build_stage(settings, settings.task or detect_task(row)),
+    build_stage=lambda settings, row: build_stage(settings, settings.task or detect_task(row), row),
     rehearse=rehearse,
 )
 

@@ -14,11 +14,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from aft_factory.errors import UsageError
+from aft_factory.errors import RecordError, UsageError
 from aft_factory.inference.outcome import Outcome
-from aft_factory.inference.queries import Query, read_record
+from aft_factory.inference.queries import (
+    NOT_USED,
+    Query,
+    drawing,
+    read_record,
+    read_with_proposals,
+    starting,
+)
 from aft_factory.inference.scoring import Longest, Scores
 from aft_factory.inference.strategies import STRATEGIES
+from aft_factory.inference.strategy import Strategy
 from aft_factory.inference.tasks import TASKS
 from aft_factory.records.record import Row
 from aft_factory.records.table_writer import TableWriter
@@ -39,8 +47,8 @@ from aft_factory.stage.stage import Stage
 _log = logging.getLogger(__name__)
 
 
-def build_stage(settings: RunSettings, name: str) -> Stage:
-    """Return what a run does with a row of a task."""
+def build_stage(settings: RunSettings, name: str, first: Any = None) -> Stage:
+    """Return what a run does with a row of a task, of which this is the first."""
     task = TASKS[name]
     if problems := settings.output_problems(name):
         raise UsageError(*problems)
@@ -53,23 +61,16 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         pretended = replace(pretended, count=longest.count, reward_shape=settings.reward_shape)
     generator = settings.generator or settings.model or "aft"
     write = task.write_row
-    read_row = task.read_row
-    if name == "records":
-        read_row = partial(read_record, columns=settings.columns())
-    elif set(settings.column) - {"ignore"}:
-        raise UsageError(
-            f"column: the layout of {name} is known, it takes only ignore=NAME; "
-            "--task records takes all"
-        )
-    elif settings.column:
-        read_row = partial(_without, settings.column["ignore"].split(","), task.read_row)
+    read = _reading(settings, name, strategy)
+    _tell_of_proposals(first, read, strategy)
     return Stage(
-        read_row=lambda row: decoded(read_row(row), settings, task),
+        read_row=lambda row: decoded(read(row), settings, task),
         strategy=strategy,
         options=settings.options(),
         drafting=settings.drafting,
         write_row=lambda query, outcome: output_row(query, outcome, settings),
         keep_drafts=settings.keep_drafts,
+        use_proposals=settings.use_proposals,
         open=lambda: open_run(settings, proposers_of(settings)),
         dry_run=pretended,
         dry_run_note=dry_run_note(settings),
@@ -85,6 +86,40 @@ def _without(columns: Collection[str], read_row: Callable[[Row], Query], row: An
     if not isinstance(row, dict):
         return read_row(row)
     return replace(read_row({k: row[k] for k in row if k not in columns}), row=row)
+
+
+def _reading(settings: RunSettings, name: str, strategy: Strategy) -> Callable[[Any], Query]:
+    """Return how a row becomes a query.
+
+    Raises:
+        UsageError: If the task's rows are not what the settings want.
+    """
+    if name != "records":
+        if settings.use_proposals:
+            raise UsageError(
+                f"use_proposals: the layout of {name} is known; --task records takes it"
+            )
+        if set(settings.column) - {"ignore"}:
+            raise UsageError(
+                f"column: the layout of {name} is known, it takes only ignore=NAME; "
+                "--task records takes all"
+            )
+        ignored = settings.column.get("ignore", "").split(",")
+        read = partial(_without, ignored, TASKS[name].read_row)
+        return lambda row: drawing(read(row))
+    columns = settings.columns()
+    if settings.use_proposals and strategy.first is not None:
+        most = strategy.first(**settings.options())
+        return lambda row: starting(read_with_proposals(row, columns), most)
+    return lambda row: drawing(read_record(row, columns))
+
+
+def _tell_of_proposals(row: Any, read: Callable[[Any], Query], strategy: Strategy) -> None:
+    """Tell of proposals that are not used before anything is paid for."""
+    with contextlib.suppress(RecordError):
+        if any(event["event"] == NOT_USED for event in read(row).events):
+            able = "; --use-proposals starts from them" if strategy.first is not None else ""
+            _log.warning("the first row brings proposals, and drafts are drawn anew%s", able)
 
 
 def proposers_of(settings: RunSettings) -> dict[str, Proposer]:

@@ -45,6 +45,9 @@ def describe_query(journal: Journal, name: str) -> str:
             journal.replies(name, run), key=lambda asked: (asked[0].turn, asked[0].layer)
         )
     }
+    given = [text for outcome in outcomes for text in _given(outcome)]
+    if given:
+        drafts[0, 0] = given + drafts.get((0, 0), [])
     events: dict[tuple[int, int], list[str]] = {}
     for event in (event for outcome in outcomes for event in outcome["events"]):
         told = events.setdefault((event["turn"], event["layer"]), [])
@@ -74,6 +77,12 @@ def _drafts(asked: Iterable[Asked]) -> Iterator[str]:
         for i, completion in enumerate(reply.completions):
             head = f"  draft {place.slot + i} ({completion.finish_reason})"
             yield f"{head}: {_indented(completion.text)}"
+
+
+def _given(outcome: dict[str, Any]) -> Iterator[str]:
+    """Tell the drafts that were not drawn; earlier journals have none."""
+    for i, text in enumerate(outcome.get("given", ())):
+        yield f"  draft {i} (a proposal of the row): {_indented(text)}"
 
 
 def _outcomes(outcomes: Sequence[dict[str, Any]]) -> Iterator[str]:

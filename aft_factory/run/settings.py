@@ -40,6 +40,9 @@ class RunSettings(RewardSettings, AskSettings):
     proposer_tokenizers: dict[str, Any] = setting(
         {}, "moa: what fits drafts to a proposer's context, as MODEL=DIR_OR_NAME"
     )
+    use_proposals: bool = setting(
+        False, "start from the proposals of each row, at most K of them, instead of drawing drafts"
+    )
     template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
     proposer_system: str | None = setting(None, "system message of plain queries without one")
     final_temperature: float | None = setting(None, "of the final layer, if it differs")
@@ -81,6 +84,11 @@ class RunSettings(RewardSettings, AskSettings):
             for name in FINAL
             if not strategy.has_final and getattr(self, name) is not None
         ]
+        if self.use_proposals and strategy.first is None:
+            able = ", ".join(name for name, one in STRATEGIES.items() if one.first is not None)
+            problems.append(f"use_proposals: {self.strategy} draws its own; these can: {able}")
+        elif self.use_proposals and self.options().get("layers") == 0:
+            problems.append("use_proposals: with layers 0 there are no drafts; set layers")
         if "models" in strategy.needs and not self.proposers:
             problems.append(f"proposers: {self.strategy} needs the models that draft")
         if "models" in strategy.needs and not (self.base_url or self.scripted):

@@ -21,7 +21,7 @@ from aft_factory.errors import UsageError
 from aft_factory.inference.drafting import CompletionPrompts, DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record
-from aft_factory.inference.strategies import Answer, Conversation, Sample, Strategy
+from aft_factory.inference.strategy import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import TEMPLATES, load_template
 from aft_factory.records.files import readable
 from aft_factory.records.record import Row, record_from_row

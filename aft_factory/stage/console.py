@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 from aft_factory.errors import AftError, UsageError, printable
+from aft_factory.records.hub import fetched_once
 
 RESUMES = "interrupted; the same command goes on where this one was"
 
@@ -32,7 +33,8 @@ def guarded(run: Callable[[], int], interrupted: str = RESUMES, *, lines: bool =
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what is shown may hold any character
     try:
-        return run()
+        with fetched_once():
+            return run()
     except UsageError as error:
         problems = [str(problem) for problem in error.args]
     except AftError as error:

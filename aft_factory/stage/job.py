@@ -82,6 +82,7 @@ class Job(JobFiles):
             count=opened.count,
             scorer=opened.scorer,
             keep_drafts=self.stage.keep_drafts,
+            use_proposals=self.stage.use_proposals,
         )
 
     async def _answer(self, journal: Journal) -> bool:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -26,6 +27,10 @@ class ReadSettings:
     """Which rows are read, and from which columns; see the help texts."""
 
     split: str = setting("train", "split of a hub data set or saved DatasetDict")
+    data_subset: str | None = setting(
+        None, "subset (configuration) of a hub data set, such as main of openai/gsm8k", "NAME"
+    )
+    data_revision: str | None = setting(None, "branch, tag or commit of a hub data set", "REVISION")
     limit: int | None = setting(None, "only the first N rows", "N")
     column: dict[str, str] = setting(
         {}, "read a field from another column: messages=ask, ignore=context", "FIELD=NAME"
@@ -62,7 +67,14 @@ class ReadSettings:
         self, *sources: str, on_bytes: Callable[[int], object] = lambda _: None
     ) -> Iterator[Line]:
         """Open files, folders or hub names, and go through the rows of one after the other."""
-        tables = [read_rows(name, split=self.split, on_bytes=on_bytes) for name in sources]
+        read = partial(
+            read_rows,
+            split=self.split,
+            subset=self.data_subset,
+            revision=self.data_revision,
+            on_bytes=on_bytes,
+        )
+        tables = [read(name) for name in sources]
         return islice(chain.from_iterable(tables), self.limit)
 
     @contextlib.contextmanager

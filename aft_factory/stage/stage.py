@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aft_factory.inference.drafting import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
-from aft_factory.inference.strategies import Strategy
+from aft_factory.inference.strategy import Strategy
 from aft_factory.records.record import Row
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Stage:
         drafting: Gives prompts, sampling, seed and policies; not called where nothing is asked.
         write_row: From a query and its outcome to the output row; may raise RecordError.
         keep_drafts: Whether outcomes hold all drafts.
+        use_proposals: Whether a row's proposals are the drafts of the first layer.
         of_drafts: Whether drafts are what it makes, and not a final answer.
         tally: Counts what `write_row` and problems tell.
         open: Opens what it asks.
@@ -68,6 +69,7 @@ class Stage:
     dry_run: OpenEngines
     dry_run_note: str
     keep_drafts: bool = False
+    use_proposals: bool = False
     of_drafts: bool = False
     tally: Tally = field(default_factory=Tally)
     task_row: Callable[[Query, list[str]], Row] | None = None

@@ -11,7 +11,7 @@ from typing import Any
 from aft_factory.engines.sampling import Usage, is_cut_off, is_filtered
 from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.outcome import Outcome
-from aft_factory.inference.strategies import Strategy
+from aft_factory.inference.strategy import Strategy
 from aft_factory.records.record import Row
 
 
@@ -42,6 +42,7 @@ class Totals:
         usage: By (turn, layer), of answered and rejected queries.
         by_model: The same by model, where several were asked; the run's own is "".
         scored: What a reward model read.
+        given: Proposals of the rows that were drafts of the first layer, and of how many rows.
         of_drafts: Whether drafts are what is made, and not final answers.
         finish_reasons: Of what is made.
         events: Uses of policies.
@@ -61,6 +62,7 @@ class Totals:
     usage: dict[tuple[int, int], Usage] = field(default_factory=dict)
     by_model: dict[str, Usage] = field(default_factory=dict)
     scored: Usage | None = None
+    given: tuple[int, int] = (0, 0)
     finish_reasons: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     rejects: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -78,6 +80,8 @@ class Totals:
             self.by_model[model] = self.by_model.get(model, Usage()) + usage
         if outcome.scored is not None:
             self.scored = (self.scored or Usage()) + Usage(**outcome.scored)
+        if outcome.given:
+            self.given = (self.given[0] + len(outcome.given), self.given[1] + 1)
         self.events.update(event["event"] for event in outcome.events)
         if outcome.problem is None and self.of_drafts:
             drafts = [draft for layer in outcome.layers for draft in layer["drafts"]]
@@ -138,7 +142,8 @@ class Totals:
             if usage.requests
         ]
         known = total.samples and total.completion is not None and None not in behind
-        if shape is None or strategy.flops is None or not known:
+        # Of drafts that were given it does not tell, and rows may bring any number.
+        if shape is None or strategy.flops is None or not known or any(self.given):
             return None
         assert total.completion is not None
         written = total.completion / total.samples
@@ -180,6 +185,7 @@ def summary(totals: Totals, flops: dict[str, float | None] | None, more: Row) ->
             "tokens": totals.scored.prompt,
             "attended": totals.scored.attended,
         },
+        "given": dict(zip(("drafts", "rows"), totals.given, strict=True)),
         "prefix_cache": totals.prefix_cache,
         "flops": flops,
         "finish_reasons": dict(totals.finish_reasons),
@@ -224,6 +230,9 @@ def describe(
         text.append(f"{place}{usage.requests:>10,}{usage.samples:>9,}{tokens}")
     if totals.repeated:
         text.append(f"{totals.repeated:,} rows ask what an earlier one asks, and take nothing more")
+    if any(totals.given):
+        drafts, owners = totals.given
+        text.append(f"first layer: {drafts:,} proposals that {owners:,} rows bring, none drawn")
     if measured and totals.prefix_cache is not None:
         text.append(f"prefix cache: {totals.prefix_cache:.0%} of the prompts' tokens")
     if totals.scored is not None:

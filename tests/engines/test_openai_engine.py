@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -951,6 +952,7 @@ def test_asked_until_all_is_answered_a_flaky_server_answers_nothing_twice(tmp_pa
     assert {entry["key"] for entry in logged} <= {digest([p, b]) for p, b in server.requests}
 
 
+@pytest.mark.skipif(not find_spec("llamafactory"), reason="beside the newest vLLM it cannot be")
 @pytest.mark.slow
 def test_the_api_of_llamafactory_gives_n_samples(tmp_path, tiny_llama):
     """It takes n, ignores seeds and refuses what is not a dialogue; the engine's docstring says so."""

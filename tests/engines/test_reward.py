@@ -8,6 +8,7 @@ import contextlib
 import json
 import random
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from aft_factory.engines.reward import PairEncoder
 from aft_factory.engines.reward_server import ServerReward
 from aft_factory.engines.transformers_reward import TransformersReward, batches
 from aft_factory.engines.vllm_reward import VllmReward
-from aft_factory.errors import UsageError
+from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.markers import known_markers
 from aft_factory.prompts.tokenizer import load_tokenizer
 from aft_factory.rank.__main__ import main as rank
@@ -353,6 +354,11 @@ class TestFailures:
                 TransformersReward.load(name, chat_template="llama3")
             with pytest.raises(UsageError, match=r"no weights for score\.weight"):
                 asyncio.run(VllmReward.start(name, chat_template="llama3"))
+
+    def test_what_looks_for_a_score_head_is_needed_for_vllm(self, reward_dir, monkeypatch):
+        monkeypatch.setitem(sys.modules, "accelerate", None)
+        with pytest.raises(MissingPackage, match="pip install accelerate"):
+            asyncio.run(VllmReward.start(str(reward_dir)))
 
     def test_a_folder_without_a_model_is_refused(self, tmp_path):
         with pytest.raises(UsageError, match="cannot load"):

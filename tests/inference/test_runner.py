@@ -370,3 +370,21 @@ def test_the_shape_of_a_model_is_read_without_its_weights(tiny_llama):
     shape = ModelShape.load(str(tiny_llama))
     assert shape == ModelShape(sum(w.numel() for w in weights), 2, 64)
     assert torch.get_default_device().type == "cpu"
+
+
+def test_proposals_that_a_query_brings_are_drafts_of_its_first_turn_only():
+    engine, outcomes = ScriptedEngine(numbered()), []
+    one = replace(query(proposals=["a", "b"]), turns=[[said("One?")], [said("Two?")]])
+
+    async def run():
+        given = replace(runner(engine, options={"width": 2, "layers": 1}), use_proposals=True)
+        outcomes.append(await given.answer(one))
+
+    asyncio.run(run())
+    assert [usage["layer"] for usage in outcomes[0].usage] == [1, 0, 1]
+    assert [len(request.prompt) for request in engine.requests] == [2, 3, 4]
+    assert outcomes[0].given == ["a", "b"]
+
+
+def said(text):
+    return {"role": "user", "content": text}

@@ -94,6 +94,11 @@ def test_rows_that_cannot_be_trained_on_are_left_out_and_told_once(tmp_path, mon
     ]
 
 
+def test_a_data_set_of_a_size_has_it_though_rows_are_left_out(tmp_path):
+    engine = data_engine(tmp_path, [ROW, ROW | {"aggregation": None}], size=4)
+    assert [engine[i] for i in range(len(engine))] == [expected(ROW)] * 4
+
+
 def test_a_wrong_column_is_one_error_with_data_set_row_and_column(tmp_path):
     message = (
         r"^data set 'drafts': none of its 1 rows can be trained on. The first: row 1, "

@@ -185,7 +185,10 @@ class TestRows:
             [details] = row["details"]
             assert (row["response"], details["scores"]) == ("row0 cc", [6.0, None, 7.0])
             assert f"returned {number}" in details["problem"]
-        assert summary(output)["events"] == {"proposal that cannot be scored left out": 2}
+        assert summary(output)["events"] == {
+            "proposal that cannot be scored left out": 2,
+            "the row's own proposals not used": 2,
+        }
 
     def test_blank_proposals_are_never_scored_and_counted(self, tmp_path):
         rows = [

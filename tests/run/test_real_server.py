@@ -71,7 +71,8 @@ def test_vllms_server_tells_cached_tokens_of_single_samples_only(vllm_server):
         return usages
 
     untold, again, fresh, several, after = asyncio.run(main())
-    assert (untold.cached, fresh.cached, several.cached) == (None, 0, None)
+    assert untold.cached in (None, 0)  # newer versions tell a 0
+    assert (fresh.cached, several.cached) == (0, None)
     assert 0 < again.cached < again.prompt
     assert 0 < after.cached < after.prompt == several.prompt
 

@@ -25,7 +25,7 @@ from aft_factory.prompts.rendering import load_template
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
-from aft_factory.stage.declaring import setting
+from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import AskSettings
 from aft_factory.stage.rehearsing import filler, records
@@ -38,14 +38,21 @@ DEFAULT_MODEL = "Qwen/Qwen2.5-72B-Instruct"  # the paper's
 class AggregateSettings(AskSettings):
     """How aggregations are written; see the help texts."""
 
-    template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
-    pseudo: bool = setting(False, "answer without seeing the proposals (the paper's ablation)")
+    template: str = setting(
+        "paper", "aggregator prompt: paper, moa, release or a .jinja file", group=COMMON
+    )
+    pseudo: bool = setting(
+        False, "answer without seeing the proposals (the paper's ablation)", group=COMMON
+    )
     drop: list[str] = setting(
         [],
         f"gates whose rows are rejected, as empty ones always are: {', '.join(gates.GATES)}",
         "GATE",
+        group=COMMON,
     )
-    copy_threshold: float = setting(0.9, "overlap with a proposal from which it is a copy")
+    copy_threshold: float = setting(
+        0.9, "overlap with a proposal from which it is a copy", group=COMMON
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""

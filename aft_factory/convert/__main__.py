@@ -20,18 +20,18 @@ from aft_factory.stage.reading import check_paths
 EXAMPLES = """\
 examples:
   # UltraFeedback's own completions as off-policy proposals, from the hub
-  python -m aft_factory.convert ultrafeedback openbmb/UltraFeedback --output uf.jsonl
+  aft convert ultrafeedback openbmb/UltraFeedback --output uf.jsonl
 
   # a training file for LLaMA-Factory with the plugin, every row fitted to 4096 tokens
-  python -m aft_factory.convert proposals drafts.jsonl --output data/my_aft.jsonl \\
+  aft convert proposals drafts.jsonl --output data/my_aft.jsonl \\
       --tokenizer meta-llama/Llama-3.1-8B --cutoff-len 4096 --register data
 
   # the same for stock LLaMA-Factory, and a look at two conversations
-  python -m aft_factory.convert proposals drafts.jsonl --target sharegpt \\
+  aft convert proposals drafts.jsonl --target sharegpt \\
       --output data/my_aft.jsonl --preview 2
 
   # the SFT baseline: query -> best response
-  python -m aft_factory.convert ultrafeedback uf.parquet --target sft --output data/my_sft.jsonl
+  aft convert ultrafeedback uf.parquet --target sft --output data/my_sft.jsonl
 """
 AT_RISK = {  # by target: what becomes of rows that are longer than cutoff_len
     "aggregation": "The plugin shortens their proposals to fit. Without it (--target sharegpt) "

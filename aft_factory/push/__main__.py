@@ -20,10 +20,10 @@ from aft_factory.stage.declaring import read_yaml
 EXAMPLES = """\
 examples:
   # look at the folder first; nothing is uploaded
-  python -m aft_factory.push data/my_aft.jsonl me/my-aft --license cc-by-4.0 --dry-run my_aft
+  aft push data/my_aft.jsonl me/my-aft --license cc-by-4.0 --dry-run my_aft
 
   # upload, with how it was made; columns that are not a record's stay here, but for `topic`
-  python -m aft_factory.push data/my_aft.jsonl me/my-aft --license cc-by-4.0 --private \\
+  aft push data/my_aft.jsonl me/my-aft --license cc-by-4.0 --private \\
       --settings out.summary.json --source "Prompts of UltraFeedback (MIT)." --publish topic
 """
 

@@ -24,7 +24,7 @@ from aft_factory.prompts.selection import usable
 from aft_factory.records.record import Record, Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
-from aft_factory.stage.declaring import setting
+from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.reading import at_least
@@ -39,8 +39,10 @@ ADMITTED = 1024  # queries whose proposals are sorted and scored together
 class RankSettings(RewardSettings, JobSettings):
     """How proposals are ranked; see the help texts."""
 
-    top_k: int = setting(5, "proposals to keep")
-    scripted: bool = setting(False, "no model: the longest is best, to try a configuration")
+    top_k: int = setting(5, "proposals to keep", group=COMMON)
+    scripted: bool = setting(
+        False, "no model: the longest is best, to try a configuration", group=COMMON
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""

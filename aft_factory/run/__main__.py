@@ -16,29 +16,30 @@ from aft_factory.run.answering import build_stage, rehearse
 from aft_factory.run.inspection import describe_query
 from aft_factory.run.settings import PRESETS, RunSettings, preset_names
 from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import read_yaml, setting
+from aft_factory.stage.declaring import COMMON, read_yaml, setting
 from aft_factory.stage.job_command import JobArguments, JobCommand
+from aft_factory.stage.job_settings import FILES
 
 EXAMPLES = """\
 examples:
   # AlpacaEval 2 as in the paper, by a trained model in this process
-  python -m aft_factory.run alpaca_eval.json --output out.jsonl --preset alpaca_eval \\
+  aft run alpaca_eval.json --output out.jsonl --preset alpaca_eval \\
       --model saves/llama-aft --task-output model_outputs.json
 
   # the same adapter unmerged; all drafts in the output
-  python -m aft_factory.run queries.jsonl --output out.jsonl --width 5 --layers 2 \\
+  aft run queries.jsonl --output out.jsonl --width 5 --layers 2 \\
       --model meta-llama/Llama-3.1-8B --adapter saves/llama-aft/lora --keep-drafts
 
   # two servers share the load; what would it take?
-  python -m aft_factory.run queries.jsonl --output out.jsonl --dry-run \\
+  aft run queries.jsonl --output out.jsonl --dry-run \\
       --base-url http://gpu1:8000/v1 http://gpu2:8000/v1 --tokenizer saves/llama-aft
 
   # the published checkpoints, as their own code prompts them
-  python -m aft_factory.run queries.jsonl --output out.jsonl --preset release \\
+  aft run queries.jsonl --output out.jsonl --preset release \\
       --model linzw/Llama-AFT-On-Policy
 
   # read one query's drafts, layer by layer
-  python -m aft_factory.run --inspect out.jsonl.journal 4f0c9be1d2a37e55
+  aft run --inspect out.jsonl.journal 4f0c9be1d2a37e55
 """
 
 
@@ -46,7 +47,9 @@ examples:
 class RunArguments(JobArguments):
     """What a run takes beside its settings."""
 
-    preset: str | None = setting(None, f"settings of a paper: {', '.join(preset_names())}", "NAME")
+    preset: str | None = setting(
+        None, f"settings of a paper: {', '.join(preset_names())}", "NAME", group=COMMON
+    )
 
 
 def preset_settings(args: RunArguments, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -62,6 +65,8 @@ def preset_settings(args: RunArguments, given: Mapping[str, Any]) -> tuple[str, 
             f"--preset: unknown {args.preset!r}; {suggest(args.preset, preset_names())}"
         )
     preset = read_yaml(PRESETS / f"{args.preset}.yaml")
+    if "max_tokens" in given:  # what is said of every answer holds for the final one too
+        preset.pop("final_max_tokens", None)
     strategy = given.get("strategy")
     if strategy in STRATEGIES and strategy != preset["strategy"]:
         preset = {key: preset[key] for key in preset if key not in ("width", "layers")}
@@ -90,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, or show a query's layers and leave; return the exit code."""
     parser = COMMAND.parser()
     show = "show a query's layers and leave"
-    parser.add_argument("--inspect", nargs=2, metavar=("JOURNAL", "ID"), help=show)
+    parser.group(FILES).add_argument("--inspect", nargs=2, metavar=("JOURNAL", "ID"), help=show)
     given = vars(parser.parse_args(argv))
     shown = given.pop("inspect")
     return guarded(lambda: inspect_query(*shown)) if shown else COMMAND.run(given)

@@ -17,6 +17,7 @@ from aft_factory.stage.declaring import setting
 from aft_factory.stage.progress import progress_bar
 
 FORMATS = ".jsonl, .json, .gz, .zst, .parquet"
+ROWS = "rows"  # heading of `--help`
 INPUTS = f"{FORMATS}, `datasets` folder or hub name"
 
 
@@ -24,10 +25,13 @@ INPUTS = f"{FORMATS}, `datasets` folder or hub name"
 class ReadSettings:
     """Which rows are read, and from which columns; see the help texts."""
 
-    split: str = setting("train", "split of a hub data set or saved DatasetDict")
-    limit: int | None = setting(None, "only the first N rows", "N")
+    split: str = setting("train", "split of a hub data set or saved DatasetDict", group=ROWS)
+    limit: int | None = setting(None, "only the first N rows", "N", group=ROWS)
     column: dict[str, str] = setting(
-        {}, "read a field from another column: messages=ask, ignore=context", "FIELD=NAME"
+        {},
+        "read a field from another column: messages=ask, ignore=context",
+        "FIELD=NAME",
+        group=ROWS,
     )
     by_flag: tuple[str, ...] = ()  # which of these were given as flags, not in a file or a preset
 

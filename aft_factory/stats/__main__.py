@@ -22,13 +22,13 @@ from aft_factory.stats.settings import StatsSettings
 EXAMPLES = """\
 examples:
   # rows, proposals, estimated lengths, duplicates, scores
-  python -m aft_factory.stats data/my_aft.jsonl
+  aft stats data/my_aft.jsonl
 
   # tokens of the rows as they will be trained on, in 1000 of them
-  python -m aft_factory.stats data/my_aft.jsonl --tokenizer meta-llama/Llama-3.1-8B
+  aft stats data/my_aft.jsonl --tokenizer meta-llama/Llama-3.1-8B
 
   # of every row; all numbers as JSON, and lengths.png, lengths.svg and lengths.csv
-  python -m aft_factory.stats data/my_aft.jsonl --tokenizer meta-llama/Llama-3.1-8B \\
+  aft stats data/my_aft.jsonl --tokenizer meta-llama/Llama-3.1-8B \\
       --sample 0 --json stats.json --plot lengths.png
 """
 

@@ -72,6 +72,8 @@ def convert(settings: ConvertSettings) -> int:
         rejects = stack.enter_context(Rejects(rejects_path, overwrite=replace_rejects, until=until))
         reading = settings.shown(settings.input, "convert", quiet=settings.quiet)
         summary = conversion.run(stack.enter_context(reading), table, rejects, keep_preview)
+        if table is not None and summary.is_empty:  # nothing is to be in the way
+            table.withdraw()
         if entry is not None and output is not None and summary.written:
             register(entry, output)
     text = [*previews, describe(summary, conversion, rejects, output)]
@@ -79,14 +81,14 @@ def convert(settings: ConvertSettings) -> int:
         text.append(f"registered as {entry.name!r} in {entry.file}")
     _show("\n".join(text))
     lost = settings.strict and summary.rejected
-    return 1 if lost or (summary.read and not summary.written) else 0
+    return 1 if lost or summary.is_empty else 0
 
 
 def describe(
     summary: Summary, conversion: Conversion, rejects: Rejects, output: Path | None
 ) -> str:
     """Return the summary for a person: counts that reconcile, what was cut, what is at risk."""
-    place = f" to {output}" if output else ""
+    place = f" to {output}" if output and not summary.is_empty else ""
     counts = f"{summary.written} written{place}, {summary.rejected} rejected"
     text = [f"read {summary.read} rows: {counts}"]
     if summary.plain:

@@ -66,6 +66,11 @@ class Summary:
     tokens_removed: int = 0
     notes: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there were rows, and none is written."""
+        return bool(self.read and not self.written)
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:

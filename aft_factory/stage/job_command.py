@@ -119,9 +119,8 @@ class JobCommand(Command[J]):
         totals = job.run(export=export)
         if totals is None:
             return 130
-        nothing = totals.read > 0 and not totals.written
         lacking = task_output is not None and (totals.rejected or totals.unfinished)
-        return 1 if nothing or lacking or (args.strict and totals.rejected) else 0
+        return 1 if totals.is_empty or lacking or (args.strict and totals.rejected) else 0
 
     def _arguments(self, given: Mapping[str, Any]) -> JobArguments:
         own = {name: given[name] for name in declared(self.arguments) if name in given}

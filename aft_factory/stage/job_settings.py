@@ -21,7 +21,7 @@ FILES = "files"
 MODEL = "what answers"
 DECODING = "decoding"
 DRAFTS = "drafts that cannot be used"
-PACE = "pace"
+PACE = "pace and cost"
 SYNONYMS = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
 # What a run sets itself, by what it asks and by how engines ask it; `sampling_args` adds to these.
 OWNED = frozenset(
@@ -146,6 +146,8 @@ class AskSettings(JobSettings):
         group=PACE,
     )
     draft_tokens: int = setting(512, "--dry-run: length of an answer to reckon with", group=PACE)
+    price_in: float | None = setting(None, "--dry-run: of a million tokens read", group=PACE)
+    price_out: float | None = setting(None, "--dry-run: of a million tokens written", group=PACE)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings; a command's own add theirs."""
@@ -153,6 +155,8 @@ class AskSettings(JobSettings):
         problems += at_least(
             *(self, ("resamples", 0), ("min_drafts", 1), ("in_flight", 1), ("draft_tokens", 1)),
             ("context", 1),
+            ("price_in", 0),
+            ("price_out", 0),
         )
         for text in self.omit:
             try:

@@ -124,6 +124,15 @@ def write_summary(path: Path, content: Row) -> None:
     write_whole(path, orjson.dumps(content, option=orjson.OPT_INDENT_2, default=str) + b"\n")
 
 
+def read_summary(output: Path) -> Row:
+    """Return the summary of an output that is there; nothing where there is none."""
+    try:
+        found = orjson.loads(summary_path(output).read_bytes()) if output.exists() else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def summary_path(output: Path) -> Path:
     """Return where the summary of an output goes: `out.summary.json` for `out.jsonl`."""
     rejects = rejects_path(output)

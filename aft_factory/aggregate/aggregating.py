@@ -180,6 +180,10 @@ def build_stage(settings: AggregateSettings) -> Stage:
         dry_run=dry_run_engines(settings),
         dry_run_note=dry_run_note(settings),
         tally=gated,
+        following=lambda output: (
+            *("aft", "convert", "proposals", output, "--output", output.with_name("my_aft.jsonl")),
+            *("--register", output.parent),
+        ),
     )
 
 

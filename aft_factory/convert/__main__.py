@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aft_factory.convert import converting
 from aft_factory.convert.converting import Conversion, Summary, build_conversion, rehearse
+from aft_factory.convert.next_steps import check_found, next_steps
 from aft_factory.convert.register import check_registration, register
 from aft_factory.convert.settings import ConvertSettings
 from aft_factory.records.record import Record
@@ -72,13 +73,13 @@ def convert(settings: ConvertSettings) -> int:
         rejects = stack.enter_context(Rejects(rejects_path, overwrite=replace_rejects, until=until))
         reading = settings.shown(settings.input, "convert", quiet=settings.quiet)
         summary = conversion.run(stack.enter_context(reading), table, rejects, keep_preview)
+        check_found(settings, conversion, summary, rejects)
         if table is not None and summary.is_empty:  # nothing is to be in the way
             table.withdraw()
         if entry is not None and output is not None and summary.written:
             register(entry, output)
     text = [*previews, describe(summary, conversion, rejects, output)]
-    if entry is not None and summary.written:
-        text.append(f"registered as {entry.name!r} in {entry.file}")
+    text += next_steps(settings, summary)
     _show("\n".join(text))
     lost = settings.strict and summary.rejected
     return 1 if lost or summary.is_empty else 0

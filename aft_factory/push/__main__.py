@@ -68,9 +68,9 @@ def push(settings: PushSettings) -> int:
             url = upload(
                 api, folder, settings.repository, private=settings.private, quiet=settings.quiet
             )
-            print(f"{told} {url}")
+            print(f'{told} {url}\nload it by datasets.load_dataset("{settings.repository}")')
     if api is None:
-        print(f"{told} {settings.dry_run}\n{listed}")
+        print(f"{told} {settings.dry_run}\n{listed}\nthe same without --dry-run uploads it")
     return 0
 
 

@@ -134,6 +134,10 @@ def build_stage(settings: RankSettings) -> Stage:
         open=lambda: open_reward(settings),
         dry_run=reward_only(Longest()),
         dry_run_note="nothing but the reward model's work: each proposal is read once",
+        following=lambda output: (
+            *("aft", "aggregate", output, "--output"),
+            output.with_name("aggregated.jsonl"),
+        ),
     )
 
 

@@ -18,7 +18,7 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record
 from aft_factory.inference.scoring import Longest, Scores
 from aft_factory.inference.strategies import STRATEGIES
-from aft_factory.inference.tasks import TASKS
+from aft_factory.inference.tasks import TASKS, read_as
 from aft_factory.records.record import Row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
@@ -52,7 +52,7 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         pretended = replace(pretended, count=longest.count, reward_shape=settings.reward_shape)
     generator = settings.generator or settings.model or "aft"
     write = task.write_row
-    read_row = task.read_row
+    read_row = partial(read_as, name)
     if name == "records":
         read_row = partial(read_record, columns=settings.columns())
     elif settings.column:
@@ -71,6 +71,7 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         unread=task.unread,
         is_right=task.is_right,
         used=used(settings, name),
+        following=lambda output: ("aft", "run", "--inspect", output),
     )
 
 

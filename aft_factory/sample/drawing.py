@@ -134,6 +134,10 @@ def build_stage(settings: SampleSettings) -> Stage:
         keep_drafts=True,
         of_drafts=True,
         tally=drawn,
+        following=lambda output: (
+            *("aft", "rank", output, "--output"),
+            output.with_name("ranked.jsonl"),
+        ),
     )
 
 

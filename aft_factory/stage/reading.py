@@ -59,6 +59,9 @@ class ReadSettings:
         Raises:
             UsageError: If a field is unknown.
         """
+        for field, name in self.column.items():
+            if field not in Columns.__dataclass_fields__ and name in Columns.__dataclass_fields__:
+                raise UsageError(f"column: the field comes first: {name}={field}")
         return Columns.from_mapping(self.column)
 
     def lines(

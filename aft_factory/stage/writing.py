@@ -19,6 +19,7 @@ from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
+from aft_factory.stage.following import following
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.output import Outputs, read_summary, summary_path, write_summary
 from aft_factory.stage.reading import check_paths
@@ -175,6 +176,8 @@ class JobFiles:
             asked = self.session.get("requests_asked", 0)
             kept = max(totals.total.requests - asked, 0)
             told.append(f"requests: {asked:,} asked, {kept:,} from the journal")
+        words = self.stage.following(self.output)
+        told += following(*words) if words and totals.written and not totals.unfinished else []
         print("\n".join(told))
         return totals
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import orjson
 
@@ -12,6 +13,7 @@ from aft_factory.prompts.selection import Aggregation
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records.files import check_writable, write_whole
 from aft_factory.stage.command import PlainCommand
+from aft_factory.stage.following import following
 from aft_factory.stage.progress import progress_bar
 from aft_factory.stage.reading import check_paths
 from aft_factory.stats.counts import Counts, tokens_dict
@@ -66,8 +68,21 @@ def count(settings: StatsSettings) -> int:
         write_whole(settings.json, orjson.dumps(numbers, option=orjson.OPT_INDENT_2) + b"\n")
     if settings.plot is not None:
         write_plot(settings.plot, lengths.parts, numbers["tokens"]["how"])
-    print(describe(numbers), flush=True)
+    print("\n".join([describe(numbers), *next_step(settings, counts, numbers)]), flush=True)
     return 0 if counts.usable else 1
+
+
+def next_step(settings: StatsSettings, counts: Counts, numbers: dict[str, Any]) -> list[str]:
+    """Return what comes next, by what the rows lack; nothing where their columns are unusual."""
+    empty, file = numbers["empty"], settings.input
+    if settings.column or not counts.usable:
+        return []
+    if empty["rows_without_proposals"] == counts.usable:
+        return following("aft", "sample", file, "--output", "sampled.jsonl")
+    if empty["aggregations"] == counts.usable:
+        return following("aft", "aggregate", file, "--output", "aggregated.jsonl")
+    words = ("aft", "convert", "proposals", file, "--output", "train.jsonl", "--register", ".")
+    return [] if file == "train.jsonl" else following(*words)
 
 
 COMMAND = PlainCommand(

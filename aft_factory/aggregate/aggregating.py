@@ -28,6 +28,7 @@ from aft_factory.records.tables import Line
 from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import AskSettings
+from aft_factory.stage.reading import AGGREGATOR
 from aft_factory.stage.rehearsing import filler, records
 from aft_factory.stage.stage import Stage, Tally
 
@@ -39,7 +40,9 @@ class AggregateSettings(AskSettings):
     """How aggregations are written; see the help texts."""
 
     template: str = setting(
-        "paper", "aggregator prompt: paper, moa, release or a .jinja file", group=COMMON
+        "paper",
+        AGGREGATOR,
+        group=COMMON,
     )
     pseudo: bool = setting(
         False, "answer without seeing the proposals (the paper's ablation)", group=COMMON

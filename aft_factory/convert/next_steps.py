@@ -10,7 +10,8 @@ from pathlib import Path
 from aft_factory.convert.converting import Conversion, Summary
 from aft_factory.convert.settings import ConvertSettings
 from aft_factory.errors import UsageError
-from aft_factory.plugin.templates import AGGREGATORS, CHATS, template_name
+from aft_factory.prompts.rendering import TEMPLATES
+from aft_factory.prompts.selection import PAPER
 from aft_factory.records.rejects import Rejects
 from aft_factory.stage.following import PIPELINE, following
 
@@ -82,8 +83,12 @@ def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
 
 def _templates(settings: ConvertSettings) -> str:
     """Name the templates to train with: ours, which carry the aggregator prompt of the rows."""
-    chats = [chat for chat in CHATS if settings.chat_template in ("auto", "own", chat)] or CHATS
-    own = settings.template not in AGGREGATORS
-    names = [template_name(chat, "paper" if own else settings.template) for chat in chats]
-    more = f", and answer by aft run --template {shlex.quote(settings.template)}" if own else ""
-    return f"{' or '.join(names)}{more}"
+    chats = [path.stem for path in sorted((TEMPLATES / "chat").glob("*.jinja"))]
+    if settings.chat_template in chats:
+        chats = [settings.chat_template]
+    asked, suffix, more = settings.template, "", ""
+    if not (TEMPLATES / "aggregate" / f"{asked}.jinja").is_file():
+        more = f", and answer by aft run --template {shlex.quote(asked)}"
+    elif asked != PAPER.template:
+        suffix = f"_{asked}"
+    return " or ".join(f"aft_{chat}{suffix}" for chat in chats) + more

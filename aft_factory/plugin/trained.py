@@ -16,13 +16,10 @@ def hook_tuner(module: Any) -> None:
         return
 
     @functools.wraps(original)
-    def run_sft(
-        model_args: Any, data_args: Any, training_args: Any, *args: Any, **more: Any
-    ) -> Any:
-        result = original(model_args, data_args, training_args, *args, **more)
-        if training_args.do_train and training_args.should_save and _is_ours(data_args):
-            for line in what_next(model_args, data_args, training_args, *args, **more):
-                print(line, flush=True)
+    def run_sft(model: Any, data: Any, training: Any, finetuning: Any, *more: Any) -> Any:
+        result = original(model, data, training, finetuning, *more)
+        if training.do_train and training.should_save and _is_ours(data):
+            print("\n".join(what_next(model, data, training, finetuning)), flush=True)
         return result
 
     module.run_sft = run_sft

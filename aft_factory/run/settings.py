@@ -15,7 +15,7 @@ from aft_factory.prompts.rendering import load_template
 from aft_factory.records.tables import table_format
 from aft_factory.stage.declaring import COMMON, setting, written
 from aft_factory.stage.job_settings import DECODING, FILES, AskSettings, missing_keys
-from aft_factory.stage.reading import ROWS, at_least
+from aft_factory.stage.reading import AGGREGATOR, ROWS, at_least
 from aft_factory.stage.reward import RewardSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -59,7 +59,9 @@ class RunSettings(RewardSettings, AskSettings):
         {}, "moa: what fits drafts to a proposer's context, as MODEL=DIR_OR_NAME", group=STRATEGY
     )
     template: str = setting(
-        "paper", "aggregator prompt: paper, moa, release or a .jinja file", group=STRATEGY
+        "paper",
+        AGGREGATOR,
+        group=STRATEGY,
     )
     proposer_system: str | None = setting(
         None, "system message of plain queries without one", group=STRATEGY

@@ -17,6 +17,10 @@ from aft_factory.stage.declaring import setting
 from aft_factory.stage.progress import progress_bar
 
 FORMATS = ".jsonl, .json, .gz, .zst, .parquet"
+AGGREGATOR = (  # help of `--template`
+    "aggregator prompt: paper, moa, release or the path of a .jinja file, whose one variable is "
+    "`proposals`"
+)
 ROWS = "rows"  # heading of `--help`
 INPUTS = f"{FORMATS}, `datasets` folder or hub name"
 

@@ -61,6 +61,7 @@ class Task:
     Attributes:
         read_row: Row to query; raises RecordError for a row it cannot use.
         columns: What it reads, for messages.
+        taken: Columns of other answers, which its scorer would take for the run's own.
         write_row: (query, the answer of each turn, name of the model) to a row of the benchmark's
             output file; None where it has none of its own.
         suffixes: What its output file may end in.
@@ -77,6 +78,7 @@ class Task:
     decoding: Mapping[str, Any] = field(default_factory=dict)
     unread: Callable[[Any], Query | None] = lambda _: None
     is_right: Callable[[Query, list[str]], bool] | None = None
+    taken: tuple[str, ...] = ()
 
 
 def read_as(name: str, row: Any) -> Query:
@@ -250,6 +252,7 @@ TASKS = {
     "records": Task(read_record, None, FORMATS),
     "alpaca_eval": Task(
         *(read_alpaca_eval, write_alpaca_eval, (".json",), ("instruction",)),
+        taken=("output", "generator"),
         unread=unread("instruction"),
     ),
     # Beside the temperature of the category: FastChat cuts no tail off.

@@ -13,7 +13,8 @@ from aft_factory.errors import UsageError, suggest
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import detect_task
 from aft_factory.run.answering import build_stage, rehearse
-from aft_factory.run.inspection import describe_query
+from aft_factory.run.inspection import describe_query, first_id, journal_of
+from aft_factory.run.replaying import prompts_of
 from aft_factory.run.settings import PRESETS, RunSettings, preset_names
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import COMMON, read_yaml, setting
@@ -38,8 +39,8 @@ examples:
   aft run queries.jsonl --output out.jsonl --preset release \\
       --model linzw/Llama-AFT-On-Policy
 
-  # read one query's drafts, layer by layer
-  aft run --inspect out.jsonl.journal 4f0c9be1d2a37e55
+  # read one query's drafts, layer by layer, and what was asked for them
+  aft run --inspect out.jsonl 4f0c9be1d2a37e55 --prompts
 """
 
 
@@ -94,17 +95,25 @@ COMMAND = JobCommand(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, or show a query's layers and leave; return the exit code."""
     parser = COMMAND.parser()
-    show = "show a query's layers and leave"
-    parser.group(FILES).add_argument("--inspect", nargs=2, metavar=("JOURNAL", "ID"), help=show)
+    files = parser.group(FILES)
+    show = "show a query's layers (the first's, without ID) of an output or journal, and leave"
+    files.add_argument("--inspect", nargs="+", metavar=("OUTPUT", "ID"), help=show)
+    prompts = "with --inspect: also what the model was asked"
+    files.add_argument("--prompts", action="store_true", help=prompts)
     given = vars(parser.parse_args(argv))
-    shown = given.pop("inspect")
-    return guarded(lambda: inspect_query(*shown)) if shown else COMMAND.run(given)
+    shown, prompted = given.pop("inspect"), given.pop("prompts")
+    return guarded(lambda: inspect_query(shown, prompted)) if shown else COMMAND.run(given)
 
 
-def inspect_query(journal_path: str, name: str) -> int:
+def inspect_query(words: Sequence[str], prompted: bool) -> int:
     """Print a query's layers."""
-    with Journal(Path(journal_path), read_only=True) as journal:
-        print(describe_query(journal, name))
+    if len(words) > 2:
+        raise UsageError(f"--inspect: expected OUTPUT and one ID, got {' '.join(words)}")
+    path = Path(words[0])
+    with Journal(journal_of(path), read_only=True) as journal:
+        name = words[1] if len(words) == 2 else first_id(path, journal)
+        prompts = prompts_of(journal, name) if prompted else {}
+        print(describe_query(journal, name, prompts))
     return 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -62,7 +62,7 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         strategy=strategy,
         options=settings.options(),
         drafting=settings.drafting,
-        write_row=lambda query, outcome: output_row(query, outcome, settings),
+        write_row=lambda query, outcome: output_row(query, outcome, settings, task.taken),
         keep_drafts=settings.keep_drafts,
         open=lambda: open_run(settings, proposers_of(settings)),
         dry_run=pretended,
@@ -122,8 +122,17 @@ def rehearse(settings: RunSettings, lines: Iterator[Line], table: TableWriter) -
     return ""
 
 
-def output_row(query: Query, outcome: Outcome, settings: RunSettings) -> Row:
-    """Return a row: the input's columns, the response, and how it came about."""
+def output_row(
+    query: Query, outcome: Outcome, settings: RunSettings, taken: Collection[str] = ()
+) -> Row:
+    """Return a row: the input's columns, the response, and how it came about.
+
+    Args:
+        query: What was asked.
+        outcome: How it ended.
+        settings: Of the run.
+        taken: Names that the input's columns are not to have here.
+    """
     own: Row = {"response": outcome.answers[-1]}
     if len(query.turns) > 1:
         own["responses"] = outcome.answers
@@ -137,7 +146,7 @@ def output_row(query: Query, outcome: Outcome, settings: RunSettings) -> Row:
     for name, value in query.row.items():
         if name == "id" and (value in (None, "") or str(value) == query.id):
             continue
-        while name in own or name == "id" or name in columns:
+        while name in own or name == "id" or name in columns or name in taken:
             name = f"input_{name}"
         columns[name] = value
     return {"id": query.id, **columns, **own}

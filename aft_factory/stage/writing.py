@@ -194,7 +194,7 @@ class JobFiles:
         if own is None:
             return None
         # Of another model at a server its name is all there is to go by.
-        others = {name: _shape(name) for name in totals.by_model if name and _is_named(name)}
+        others = {name: _shape(name, here=True) for name in totals.by_model if name}
         reward = None if totals.scored is None else _shape(self.shapes[1], classifier=True)
         return totals.flops({"": own, **others}, reward, self.stage.strategy, self.stage.options)
 
@@ -217,15 +217,11 @@ def _told_of_task(totals: Totals, path: Path) -> list[str]:
     return told
 
 
-def _is_named(name: str) -> bool:
-    """Tell whether a name is a folder or OWNER/NAME; a server may call a model by any word."""
-    return name.count("/") == 1 or Path(name).is_dir()
-
-
-def _shape(name: str | None, *, classifier: bool = False) -> ModelShape | None:
+def _shape(name: str | None, *, classifier: bool = False, here: bool = False) -> ModelShape | None:
+    """Return a shape, where it is known; a server's name for a model is not looked up (`here`)."""
     if name is None:
         return None
     try:
-        return ModelShape.load(name, classifier=classifier)
+        return ModelShape.load(name, classifier=classifier, here=here)
     except AftError:  # a served name that is no folder and no hub name here
         return None

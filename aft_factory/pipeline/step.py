@@ -128,7 +128,13 @@ class Step:
         try:
             read_rows(self.input)
         except UsageError as error:
-            return f"input {error}"
+            name = Path(self.input).name
+            bare = (
+                f"; a bare name is one in `folder`: ./{name} is there"
+                if Path(name).exists()
+                else ""
+            )
+            return f"input {error}{bare}"
         return None
 
     def is_there(self) -> bool:

@@ -22,7 +22,7 @@ def test_a_ranking_ends_with_the_range_of_its_scores_and_the_ties(tmp_path, caps
         "  all           8         1       1.5     2.375         8",
         "  kept          4         1       2.5       3.5         8",
         "  best          4         1       2.5       3.5         8",
-        "  worst         4         1         1     2.75         8",
+        "  worst         4         1         1      2.75         8",
         "ties: the best score is that of several proposals in 2 of 3 rows (66.7%), and of all in 1",
     ]
     summary = json.loads((tmp_path / "out.summary.json").read_text())

@@ -10,7 +10,7 @@ from typing import Any
 
 from aft_factory.errors import suggest
 from aft_factory.records.tables import is_table
-from aft_factory.stage.declaring import COMMON, PAIR, REQUIRED, Declared, declared
+from aft_factory.stage.declaring import PAIR, REQUIRED, Declared, declared
 
 METAVARS = {int: "N", float: "X", Path: "FILE"}  # where a setting names none
 
@@ -70,9 +70,7 @@ def add_flags(parser: Parser, *kinds: type[Any], **texts: str) -> None:
         kinds: Classes of settings.
         texts: By name, help texts to put in the place of the declared ones.
     """
-    known = declared(*kinds)
-    first = sorted(known.items(), key=lambda item: item[1].group != COMMON)
-    for name, one in first:
+    for name, one in declared(*kinds).items():
         group, default = parser.group(one.group), one.field.default
         text = texts.get(name, one.field.metadata["help"])
         if one.form != "argument" and default not in (None, False, REQUIRED):

@@ -134,6 +134,10 @@ class JobCommand(Command[J]):
         for key, what in LOOKS_LIKE.items():
             if key in content:
                 raise UsageError(f"{config}: looks like {what.format(name=self.name)}")
+        if own := [one for name, one in declared(self.arguments).items() if name in content]:
+            words = ("INPUT" if one.form == "argument" else one.flag for one in own)
+            told = f"not for a file of settings; give it on the command line: {', '.join(words)}"
+            raise UsageError(f"{config}: {', '.join(one.field.name for one in own)}: {told}")
         return str(config), content, flags
 
     def read(self, given: Mapping[str, Any]) -> J:

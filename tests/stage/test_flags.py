@@ -141,6 +141,11 @@ def test_without_an_input_the_command_line_is_shown(rows, capsys):
         ),
         ("x.jsonl", "{}\n{}\n", "looks like a file of rows; expected lines of `key: value`"),
         ("x.yaml", "a: [\n\n", "cannot be read as YAML: while parsing"),
+        (
+            "x.yaml",
+            "input: rows.jsonl\noutput: o.jsonl\nwidth: 3\n",
+            "input, output: not for a file of settings; give it on the command line: INPUT, --output",
+        ),
         ("x.yaml", "qwert: 1\n", "unknown key 'qwert'; --help lists those known"),
     ],
 )

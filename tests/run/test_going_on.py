@@ -110,14 +110,19 @@ def test_nor_is_a_training_file_without_a_row(tmp_path, monkeypatch, capsys):
     assert convert([*argv, "--column", "messages=ask"]) == 0
 
 
+def last_line(out):
+    """The last line of what a run tells of itself, before what comes next."""
+    return [line for line in out.splitlines() if not line.startswith("next: ")][-1]
+
+
 def test_the_last_line_tells_what_was_asked_and_what_the_journal_had(run):
-    assert run(ROWS[:2])[1].endswith("requests: 4 asked, 0 from the journal\n")
+    assert last_line(run(ROWS[:2])[1]) == "requests: 4 asked, 0 from the journal"
     out = run(ROWS, "--overwrite")[1]
-    assert out.endswith("requests: 8 asked, 4 from the journal\n")
+    assert last_line(out) == "requests: 8 asked, 4 from the journal"
     out = run(ROWS, "--overwrite")[1]
-    assert out.endswith("requests: 0 asked, 12 from the journal\n")
+    assert last_line(out) == "requests: 0 asked, 12 from the journal"
     out = run(ROWS, "--overwrite", "--export")[1]
-    assert out.endswith("requests: 0 asked, 12 from the journal\n")
+    assert last_line(out) == "requests: 0 asked, 12 from the journal"
 
 
 def test_what_was_answered_of_a_query_before_it_ended_is_from_the_journal(run):
@@ -127,7 +132,7 @@ def test_what_was_answered_of_a_query_before_it_ended_is_from_the_journal(run):
         return babble(request)
 
     assert run(ROWS[:1], script=aggregations_fail)[0] == 2
-    assert run(ROWS[:1])[1].endswith("requests: 1 asked, 1 from the journal\n")
+    assert last_line(run(ROWS[:1])[1]) == "requests: 1 asked, 1 from the journal"
 
 
 def test_a_benchmarks_file_of_before_does_not_stay_beside_an_output_that_is_not_done(run):

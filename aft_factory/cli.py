@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from aft_factory import __version__
 from aft_factory.errors import suggest
 
 STAGES = {
@@ -23,6 +24,11 @@ STAGES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a stage; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        print(f"aft-factory {__version__}")
+        return 0
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: aft STAGE ...    (aft STAGE --help tells more)\n\nstages:")
         print("\n".join(f"  {name:<10} {text}" for name, text in STAGES.items()))

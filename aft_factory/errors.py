@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_LISTED = 20  # names that a message may list
+
 
 class AftError(Exception):
     """Base of every error that a command shows as a message instead of a traceback."""
@@ -54,7 +56,7 @@ def printable(text: str) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that helps with an unknown name: the closest known one, or all of them.
+    """Return a sentence that helps with an unknown name: the closest known one, or all of a few.
 
     Example:
         >>> suggest("tempalte", ["template", "seed"])
@@ -62,4 +64,6 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known)}" if len(known) <= MOST_LISTED else "--help lists those known"

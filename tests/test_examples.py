@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -97,6 +98,12 @@ def test_comment_has_the_commands_that_train_and_make_the_data(path, tmp_path):
     target = {"aggregation": "aggregation", "sft": "sharegpt"}[made.target]
     assert dataset.formatting == target
     assert made.cutoff_len in (None, data.cutoff_len)
+    # It registers where the training looks, as what is there already.
+    assert (str(made.entry.file.parent), made.entry.name) == (data.dataset_dir, data.dataset[0])
+    assert (
+        dict(made.entry.content)
+        == json.loads(Path("dataset_info.json").read_text())[made.entry.name]
+    )
     assert f"llamafactory-cli train examples/{path.name}\n" in path.read_text(encoding="utf-8")
 
 

@@ -16,18 +16,18 @@ from aft_factory.stage.job_command import JobCommand
 EXAMPLES = f"""\
 examples:
   # the paper's: {DEFAULT_MODEL}, on four GPUs of this machine
-  python -m aft_factory.aggregate ranked.jsonl --output aft.jsonl \\
+  aft aggregate ranked.jsonl --output aft.jsonl \\
       --engine-args tensor_parallel_size=4
 
   # by a server; what would it take?
-  python -m aft_factory.aggregate ranked.jsonl --output aft.jsonl --dry-run \\
+  aft aggregate ranked.jsonl --output aft.jsonl --dry-run \\
       --base-url http://localhost:8000/v1
 
   # leave out copies of a proposal and texts about "the responses provided"
-  python -m aft_factory.aggregate ranked.jsonl --output aft.jsonl --drop copy mentions_responses
+  aft aggregate ranked.jsonl --output aft.jsonl --drop copy mentions_responses
 
   # the ablation: direct answers as pseudo aggregations
-  python -m aft_factory.aggregate ranked.jsonl --output pseudo.jsonl --pseudo
+  aft aggregate ranked.jsonl --output pseudo.jsonl --pseudo
 """
 
 

@@ -26,9 +26,10 @@ from aft_factory.records.files import readable
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
-from aft_factory.stage.declaring import setting
+from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import AskSettings
+from aft_factory.stage.reading import AGGREGATOR
 from aft_factory.stage.rehearsing import filler, records
 from aft_factory.stage.stage import Stage, Tally
 
@@ -39,14 +40,23 @@ DEFAULT_MODEL = "Qwen/Qwen2.5-72B-Instruct"  # the paper's
 class AggregateSettings(AskSettings):
     """How aggregations are written; see the help texts."""
 
-    template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
-    pseudo: bool = setting(False, "answer without seeing the proposals (the paper's ablation)")
+    template: str = setting(
+        "paper",
+        AGGREGATOR,
+        group=COMMON,
+    )
+    pseudo: bool = setting(
+        False, "answer without seeing the proposals (the paper's ablation)", group=COMMON
+    )
     drop: list[str] = setting(
         [],
         f"gates whose rows are rejected, as empty ones always are: {', '.join(gates.GATES)}",
         "GATE",
+        group=COMMON,
     )
-    copy_threshold: float = setting(0.9, "overlap with a proposal from which it is a copy")
+    copy_threshold: float = setting(
+        0.9, "overlap with a proposal from which it is a copy", group=COMMON
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
@@ -174,6 +184,10 @@ def build_stage(settings: AggregateSettings) -> Stage:
         dry_run=dry_run_engines(settings),
         dry_run_note=dry_run_note(settings),
         tally=gated,
+        following=lambda output: (
+            *("aft", "convert", "proposals", output, "--output", output.with_name("my_aft.jsonl")),
+            *("--register", output.parent),
+        ),
     )
 
 

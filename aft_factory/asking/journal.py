@@ -125,6 +125,11 @@ class Journal(JournalFile):
         found = self._db.execute(query).fetchone()
         return None if found is None else str(found[0])
 
+    def run_of(self, fingerprint: str) -> int:
+        """Return the run of a fingerprint, which is there."""
+        query = "SELECT min(number) FROM runs WHERE fingerprint = ?"
+        return int(self._db.execute(query, (fingerprint,)).fetchone()[0])
+
     def settings(self) -> str | None:
         """Return the settings that the last session was begun with; None if it kept none."""
         query = "SELECT content FROM settings WHERE number = (SELECT max(number) FROM runs)"

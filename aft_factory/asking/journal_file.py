@@ -58,6 +58,8 @@ class JournalFile:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._lock: int | None = None
+        sides = (Path(f"{path}-wal"), Path(f"{path}-shm"))  # SQLite makes them to read, too
+        self._sides = [side for side in sides if read_only and not side.exists()]
         if read_only and not path.is_file():
             raise UsageError(f"{path}: no such journal")
         try:
@@ -154,8 +156,13 @@ class JournalFile:
             ) from error
 
     def close(self) -> None:
-        """Close it; everything kept is on disk already."""
+        """Close it; everything kept is on disk already. Who only read it leaves nothing behind."""
         self._db.close()
+        if self._sides:
+            with contextlib.suppress(OSError):  # one that another writes has them for good
+                self._lock = locked(self.path)
+                for side in self._sides:
+                    side.unlink(missing_ok=True)
         self._unlock()
 
     def _unlock(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aft_factory.convert import converting
 from aft_factory.convert.converting import Conversion, Summary, build_conversion, rehearse
+from aft_factory.convert.next_steps import check_found, next_steps
 from aft_factory.convert.register import check_registration, register
 from aft_factory.convert.settings import ConvertSettings
 from aft_factory.records.record import Record, told_beside
@@ -21,18 +22,18 @@ from aft_factory.stage.reading import check_paths
 EXAMPLES = """\
 examples:
   # UltraFeedback's own completions as off-policy proposals, from the hub
-  python -m aft_factory.convert ultrafeedback openbmb/UltraFeedback --output uf.jsonl
+  aft convert ultrafeedback openbmb/UltraFeedback --output uf.jsonl
 
   # a training file for LLaMA-Factory with the plugin, every row fitted to 4096 tokens
-  python -m aft_factory.convert proposals drafts.jsonl --output data/my_aft.jsonl \\
+  aft convert proposals drafts.jsonl --output data/my_aft.jsonl \\
       --tokenizer meta-llama/Llama-3.1-8B --cutoff-len 4096 --register data
 
   # the same for stock LLaMA-Factory, and a look at two conversations
-  python -m aft_factory.convert proposals drafts.jsonl --target sharegpt \\
+  aft convert proposals drafts.jsonl --target sharegpt \\
       --output data/my_aft.jsonl --preview 2
 
   # the SFT baseline: query -> best response
-  python -m aft_factory.convert ultrafeedback uf.parquet --target sft --output data/my_sft.jsonl
+  aft convert ultrafeedback uf.parquet --target sft --output data/my_sft.jsonl
 """
 AT_RISK = {  # by target: what becomes of rows that are longer than cutoff_len
     "aggregation": "The plugin shortens their proposals to fit. Without it (--target sharegpt) "
@@ -73,21 +74,23 @@ def convert(settings: ConvertSettings) -> int:
         rejects = stack.enter_context(Rejects(rejects_path, overwrite=replace_rejects, until=until))
         reading = settings.shown(settings.input, "convert", quiet=settings.quiet)
         summary = conversion.run(stack.enter_context(reading), table, rejects, keep_preview)
+        check_found(settings, conversion, summary, rejects)
+        if table is not None and summary.is_empty:  # nothing is to be in the way
+            table.withdraw()
         if entry is not None and output is not None and summary.written:
             register(entry, output)
     text = [*previews, describe(summary, conversion, rejects, output)]
-    if entry is not None and summary.written:
-        text.append(f"registered as {entry.name!r} in {entry.file}")
+    text += next_steps(settings, summary)
     _show("\n".join(text))
     lost = settings.strict and summary.rejected
-    return 1 if lost or (summary.read and not summary.written) else 0
+    return 1 if lost or summary.is_empty else 0
 
 
 def describe(
     summary: Summary, conversion: Conversion, rejects: Rejects, output: Path | None
 ) -> str:
     """Return the summary for a person: counts that reconcile, what was cut, what is at risk."""
-    place = f" to {output}" if output else ""
+    place = f" to {output}" if output and not summary.is_empty else ""
     counts = f"{summary.written} written{place}, {summary.rejected} rejected"
     text = [f"read {summary.read} rows: {counts}"]
     if summary.plain:

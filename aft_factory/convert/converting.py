@@ -32,6 +32,7 @@ from aft_factory.prompts.selection import (
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.prompts.tokenizer import resolve_chat_template
 from aft_factory.records import exact_json
+from aft_factory.records.fields import OBJECT, names_of
 from aft_factory.records.record import Columns, Record, Row, required_aggregation
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
@@ -48,6 +49,10 @@ class Summary:
     Attributes:
         read: Rows read; `written + rejected`.
         plain: Rows written once more without proposals (`mix_plain`).
+        bare: Those of `written` that have no proposals.
+        untrainable: Those of `written` that have no aggregation yet.
+        columns: Of the first row that is read.
+        unread: Whether a row has a column that no field of a record was read from.
         with_history: Those of `written` that hold earlier answers.
         over: Those of `written` that are longer than the cutoff (estimated without a tokenizer).
         cut_rows: Rows with proposals shortened; `tokens_removed` of `tokens_before` in these rows.
@@ -58,6 +63,10 @@ class Summary:
     read: int = 0
     written: int = 0
     plain: int = 0
+    bare: int = 0
+    untrainable: int = 0
+    columns: str = ""
+    unread: bool = False
     rejected: int = 0
     with_history: int = 0
     over: int = 0
@@ -67,6 +76,11 @@ class Summary:
     tokens_removed: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     beside: set[str] = field(default_factory=set)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there were rows, and none is written."""
+        return bool(self.read and not self.written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +143,9 @@ class Conversion:
                 rejects.add(line, f"cannot be written: {error}", "row")
                 continue
             summary.written += 1
+            summary.bare += not record.proposals
+            summary.unread = summary.unread or bool(record.meta)
+            summary.untrainable += not (record.aggregation or "").strip()
             summary.with_history += len(record.messages) > 2
             summary.over += (self._estimate(record) if tokens is None else tokens) > self.cutoff
             # Only part of the row just written, so that it can be written too, and fits too.
@@ -146,6 +163,8 @@ class Conversion:
             if line.problem is not None:
                 rejects.add(line, line.problem)
                 continue
+            if not summary.columns and isinstance(line.value, OBJECT):
+                summary.columns = names_of(line.value)
             try:
                 record = self.read_row(line.value, self.columns, summary.notes)
                 summary.beside.update(record.meta.keys() & line.value.keys())

@@ -14,7 +14,7 @@ from aft_factory.prompts.selection import Aggregation
 from aft_factory.records import rejects
 from aft_factory.stage.command import Entry, Leaves
 from aft_factory.stage.declaring import argument, setting, switch, written
-from aft_factory.stage.reading import FORMATS, INPUTS, ReadSettings, at_least
+from aft_factory.stage.reading import AGGREGATOR, FORMATS, INPUTS, ReadSettings, at_least
 from aft_factory.stage.tokenizing import TokenizerSettings
 
 # What rows without proposals cannot mean.
@@ -38,7 +38,8 @@ class ConvertSettings(TokenizerSettings, ReadSettings):
     output: Path | None = written(f"file to write ({FORMATS}); optional with --preview")
     target: str = setting("aggregation", "what to write", choices=TARGETS)
     template: str = setting(
-        "paper", "aggregator prompt: paper, moa, release or the path of a .jinja file"
+        "paper",
+        AGGREGATOR,
     )
     max_proposals: int | None = setting(None, "keep the first K proposals of a row", "K")
     shuffle_proposals: bool = switch("shuffle the proposals of each row, by --seed and its id")

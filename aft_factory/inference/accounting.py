@@ -25,12 +25,13 @@ class ModelShape:
     hidden: int
 
     @classmethod
-    def load(cls, name: str, *, classifier: bool = False) -> ModelShape:
+    def load(cls, name: str, *, classifier: bool = False, here: bool = False) -> ModelShape:
         """Read the shape of a model in a folder or on the hub; loads no weights.
 
         Args:
             name: Folder or name.
             classifier: Whether it is a reward model, which has a score for a vocabulary.
+            here: Look for it on this machine only, as for a name that may be none of the hub's.
 
         Raises:
             MissingPackage: If transformers is not installed.
@@ -46,7 +47,9 @@ class ModelShape:
         except ImportError:
             raise MissingPackage("counting FLOPs", "transformers torch") from None
         try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(
+                name, trust_remote_code=False, local_files_only=here
+            )
             kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
             with torch.device("meta"):
                 model = kind.from_config(config)

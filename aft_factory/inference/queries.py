@@ -8,6 +8,7 @@ from typing import Any
 
 from aft_factory.errors import RecordError
 from aft_factory.prompts.selection import usable
+from aft_factory.records.fields import names_of
 from aft_factory.records.messages import Message
 from aft_factory.records.record import USUAL_COLUMNS, Columns, Row, content_id, record_from_row
 
@@ -56,7 +57,10 @@ def read_with_proposals(row: Any, columns: Columns = USUAL_COLUMNS) -> Query:
     record = record_from_row(row, columns)
     kept = usable(record)
     if not kept:
-        raise RecordError("proposals", "missing or blank; sample some first")
+        problem = "missing or blank; sample some first"
+        if not record.proposals:
+            problem += f", or name their column (--column proposals=NAME) of: {names_of(row)}"
+        raise RecordError("proposals", problem)
     texts = [record.proposals[i] for i in kept]
     blank = [
         _event("blank proposal left out", i) for i in range(len(record.proposals)) if i not in kept

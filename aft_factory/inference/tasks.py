@@ -28,7 +28,7 @@ import orjson
 from aft_factory.errors import RecordError
 from aft_factory.inference.answers import extract_number, is_correct
 from aft_factory.inference.queries import Query, read_record
-from aft_factory.records.fields import LIST, OBJECT, kind, optional_text, parse_id
+from aft_factory.records.fields import LIST, OBJECT, kind, names_of, optional_text, parse_id
 from aft_factory.records.leftovers import refuse_leftovers
 from aft_factory.records.messages import Message, parse_messages, read_query
 from aft_factory.records.record import (
@@ -60,6 +60,8 @@ class Task:
 
     Attributes:
         read_row: Row to query; raises RecordError for a row it cannot use.
+        columns: What it reads, for messages.
+        taken: Columns of other answers, which its scorer would take for the run's own.
         write_row: (query, the answer of each turn, name of the model) to a row of the benchmark's
             output file; None where it has none of its own.
         suffixes: What its output file may end in.
@@ -72,9 +74,23 @@ class Task:
     read_row: Callable[[Any], Query]
     write_row: Callable[[Query, list[str], str], Row] | None
     suffixes: tuple[str, ...]
+    columns: tuple[str, ...] = ()
     decoding: Mapping[str, Any] = field(default_factory=dict)
     unread: Callable[[Any], Query | None] = lambda _: None
     is_right: Callable[[Query, list[str]], bool] | None = None
+    taken: tuple[str, ...] = ()
+
+
+def read_as(name: str, row: Any) -> Query:
+    """Read a row of a task; where it lacks a column, the error tells those of both."""
+    task = TASKS[name]
+    try:
+        return task.read_row(row)
+    except RecordError as error:
+        if not isinstance(row, OBJECT) or all(column in row for column in task.columns):
+            raise
+        told = f"{name} reads {', '.join(task.columns)}; the row has: {names_of(row)}"
+        raise RecordError(error.field, f"{error.problem}; {told}") from None
 
 
 def detect_task(row: Any) -> str:
@@ -235,16 +251,22 @@ def _user_message(value: Any, field: str) -> list[Message]:
 TASKS = {
     "records": Task(read_record, None, FORMATS),
     "alpaca_eval": Task(
-        read_alpaca_eval, write_alpaca_eval, (".json",), unread=unread("instruction")
+        *(read_alpaca_eval, write_alpaca_eval, (".json",), ("instruction",)),
+        taken=("output", "generator"),
+        unread=unread("instruction"),
     ),
     # Beside the temperature of the category: FastChat cuts no tail off.
     "mt_bench": Task(
-        read_mt_bench, write_mt_bench, (".jsonl",), {"top_p": 1.0}, unread=unread_mt_bench
+        *(read_mt_bench, write_mt_bench, (".jsonl",), ("question_id", "turns"), {"top_p": 1.0}),
+        unread=unread_mt_bench,
     ),
     "gsm8k": Task(
-        *(read_gsm8k, write_gsm8k, FORMATS, GREEDY),
+        *(read_gsm8k, write_gsm8k, FORMATS, ("question", "answer"), GREEDY),
         unread=unread("question"),
         is_right=is_right_gsm8k,
     ),
-    "ifeval": Task(read_ifeval, write_ifeval, (".jsonl",), GREEDY, unread=unread("prompt")),
+    "ifeval": Task(
+        *(read_ifeval, write_ifeval, (".jsonl",), ("key", "prompt"), GREEDY),
+        unread=unread("prompt"),
+    ),
 }

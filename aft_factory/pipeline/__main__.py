@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,26 +12,23 @@ from aft_factory.pipeline.step import Step
 from aft_factory.pipeline.steps import check_ready, read_pipeline
 from aft_factory.pipeline.supervisor import Supervisor
 from aft_factory.stage.console import guarded
+from aft_factory.stage.flags import Parser
 
 EXAMPLES = """\
 examples:
   # everything, or what is left of it
-  python -m aft_factory.pipeline examples/pipeline_on_policy_llama.yaml
+  aft pipeline examples/pipeline_on_policy_llama.yaml
 
   # which stages, how many requests, how many tokens?
-  python -m aft_factory.pipeline examples/pipeline_on_policy_llama.yaml --dry-run
+  aft pipeline examples/pipeline_on_policy_llama.yaml --dry-run
 """
 AGAIN = "the same command goes on from here"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aft_factory.pipeline",
-        description="Run stages in order, from one file; each goes on where it was.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    told = "Run stages in order, from one file; each goes on where it was."
+    parser = Parser("pipeline", told, EXAMPLES, "FILE [FLAGS]")
     parser.add_argument("file", type=Path, help="YAML: folder, and stages with their settings")
     parser.add_argument(
         "--dry-run", action="store_true", help="only tell stages, requests and tokens to expect"

@@ -130,7 +130,13 @@ class Step:
         try:
             self.read.lines(self.input)
         except UsageError as error:
-            return f"input {error}"
+            name = Path(self.input).name
+            bare = (
+                f"; a bare name is one in `folder`: ./{name} is there"
+                if Path(name).exists()
+                else ""
+            )
+            return f"input {error}{bare}"
         return None
 
     def written(self) -> list[Path]:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from aft_factory.stage.following import PIPELINE
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # The guard's input ends when the pipeline does, even by kill -9; it then ends all processes of the
@@ -81,7 +83,12 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
         try:
-            self._process = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare)
+            self._process = subprocess.Popen(
+                command,
+                start_new_session=True,
+                preexec_fn=prepare,
+                env=os.environ | ({} if training else {PIPELINE: "1"}),
+            )
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = self._process.wait()
             if code < 0:  # it could not end the processes that it had started

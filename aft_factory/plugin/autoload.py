@@ -26,6 +26,7 @@ HOOKS = {
     "llamafactory.data.template": ("templates", "hook_template"),
     "llamafactory.data.processor.supervised": ("v0_fitting", "hook_processor"),
     "llamafactory.data.processor.unsupervised": ("v0_fitting", "hook_processor"),
+    "llamafactory.train.tuner": ("trained", "hook_tuner"),
     "llamafactory.v1.plugins.data_plugins.converter": ("v1", "hook_converter"),
     "llamafactory.v1.core.data_engine": ("v1", "hook_data_engine"),
 }

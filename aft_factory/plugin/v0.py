@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -171,17 +172,41 @@ class AggregationConverter:
         return {key: [row[key] for row in rows] for key in rows[0]}
 
     def _warn_about_template(self, name: str | None) -> None:
-        from aft_factory.plugin.templates import aggregator_of
+        asked = self.options.aggregation
+        if name is not None and asked.ablation == "none":
+            problem = template_problem(name, asked.template)
+            if problem is not None:
+                from llamafactory.extras import logging
 
-        inside, asked = aggregator_of(name), self.options.aggregation.template
-        if inside is not None and inside != asked:
-            from llamafactory.extras import logging
+                logging.get_logger("llamafactory.data.converter").warning_rank0(
+                    f"aft-factory: data set {self.options.dataset!r} trains {problem}"
+                )
 
-            logging.get_logger("llamafactory.data.converter").warning_rank0(
-                f"aft-factory: data set {self.options.dataset!r} trains on the aggregator prompt "
-                f"{asked!r}, but the chat template of {name!r} will use {inside!r} at inference; "
-                "make the two the same."
-            )
+
+def template_problem(name: str, asked: str) -> str | None:
+    """Return what is wrong with a template for rows of an aggregator prompt, and how to mend it."""
+    from aft_factory.plugin.templates import aggregator_of
+
+    inside = aggregator_of(name)
+    if inside == asked:
+        return None
+    chat = name.removeprefix("aft_").removesuffix(f"_{inside}")
+    twins = (f"aft_{chat}", f"aft_{chat}_{asked}")
+    twin = next((name for name in twins if aggregator_of(name) == asked), None)
+    run = f"`aft run --template {shlex.quote(asked)}`"
+    if inside is None:
+        mend = f"template: {twin} encodes the same and exports one that does" if twin else ""
+        return (
+            f"under the template {name!r}, whose chat template takes no proposals; "
+            + (mend or f"answer by {run}, which puts them into the prompt itself")
+            + "."
+        )
+    mend = f"template: {twin}, or " if twin else ""
+    return (
+        f"on the aggregator prompt {asked!r}, but the chat template of {name!r} will use "
+        f"{inside!r} at inference; make the two the same ({mend}the data set's "
+        f'"aggregation": {{"template": "{inside}"}}), or answer by {run}.'
+    )
 
 
 def _aligned(

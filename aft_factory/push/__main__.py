@@ -21,10 +21,10 @@ from aft_factory.stage.declaring import read_yaml
 EXAMPLES = """\
 examples:
   # look at the folder first; nothing is uploaded
-  python -m aft_factory.push data/my_aft.jsonl me/my-aft --license cc-by-4.0 --dry-run my_aft
+  aft push data/my_aft.jsonl me/my-aft --license cc-by-4.0 --dry-run my_aft
 
   # upload, with how it was made; columns that are not a record's stay here, but for `topic`
-  python -m aft_factory.push data/my_aft.jsonl me/my-aft --license cc-by-4.0 --private \\
+  aft push data/my_aft.jsonl me/my-aft --license cc-by-4.0 --private \\
       --settings out.summary.json --source "Prompts of UltraFeedback (MIT)." --publish topic
 """
 
@@ -69,9 +69,9 @@ def push(settings: PushSettings) -> int:
             url = upload(
                 api, folder, settings.repository, private=settings.private, quiet=settings.quiet
             )
-            print(f"{told} {url}")
+            print(f'{told} {url}\nload it by datasets.load_dataset("{settings.repository}")')
     if api is None:
-        show(f"{told} {settings.dry_run}\n{listed}")
+        show(f"{told} {settings.dry_run}\n{listed}\nthe same without --dry-run uploads it")
     return 0
 
 

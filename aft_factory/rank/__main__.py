@@ -10,13 +10,13 @@ from aft_factory.stage.job_command import JobCommand
 EXAMPLES = """\
 examples:
   # the paper's: FsfairX-LLaMA3-RM-v0.1 scores ten proposals, the five best are kept
-  python -m aft_factory.rank sampled.jsonl --output ranked.jsonl
+  aft rank sampled.jsonl --output ranked.jsonl
 
   # another reward model, by vLLM on two GPUs, or a vLLM server of it (with --runner pooling)
-  python -m aft_factory.rank sampled.jsonl --output ranked.jsonl --reward-model my/rm --top-k 3
-  python -m aft_factory.rank sampled.jsonl --output ranked.jsonl --reward-model my/rm \\
+  aft rank sampled.jsonl --output ranked.jsonl --reward-model my/rm --top-k 3
+  aft rank sampled.jsonl --output ranked.jsonl --reward-model my/rm \\
       --reward-engine vllm --reward-engine-args tensor_parallel_size=2
-  python -m aft_factory.rank sampled.jsonl --output ranked.jsonl \\
+  aft rank sampled.jsonl --output ranked.jsonl \\
       --reward-url http://localhost:8000 --reward-tokenizer my/rm
 """
 

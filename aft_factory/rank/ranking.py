@@ -22,10 +22,11 @@ from aft_factory.inference.strategies import scored
 from aft_factory.inference.strategy import Answer, Conversation, Sample, Strategy
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import usable
+from aft_factory.rank.spread import Spread
 from aft_factory.records.record import Record, Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
-from aft_factory.stage.declaring import setting
+from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.reading import at_least
@@ -40,8 +41,10 @@ ADMITTED = 1024  # queries whose proposals are sorted and scored together
 class RankSettings(RewardSettings, JobSettings):
     """How proposals are ranked; see the help texts."""
 
-    top_k: int = setting(5, "proposals to keep")
-    scripted: bool = setting(False, "no model: the longest is best, to try a configuration")
+    top_k: int = setting(5, "proposals to keep", group=COMMON)
+    scripted: bool = setting(
+        False, "no model: the longest is best, to try a configuration", group=COMMON
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
@@ -60,13 +63,14 @@ async def rank_proposals(
 RANK = Strategy("rank_proposals", rank_proposals, needs=frozenset({"proposals", "score"}))
 
 
-def ranked_row(query: Query, outcome: Outcome, settings: RankSettings) -> Row:
-    """Return the record with its best proposals, in order of their scores."""
+def ranked_row(query: Query, outcome: Outcome, settings: RankSettings, spread: Spread) -> Row:
+    """Return the record with its best proposals, in order of their scores; count these."""
     record = record_from_row(query.row, settings.columns())
     [details] = outcome.details
     scores: dict[int, float | None] = dict(zip(usable(record), details["scores"], strict=True))
     known = [(score, i) for i, score in scores.items() if score is not None]
     kept = [i for _, i in sorted(known, key=lambda pair: (-pair[0], pair[1]))[: settings.top_k]]
+    spread.add([score for score, _ in known], [score for score, i in known if i in kept])
     about: dict[str, Any] = {
         "model": details["model"],
         "scores": [scores.get(i) for i in range(len(record.proposals))],
@@ -124,15 +128,21 @@ def reward_only(scores: Scores) -> OpenEngines:
 
 def build_stage(settings: RankSettings) -> Stage:
     """Return what happens to a row."""
+    spread = Spread()
     return Stage(
         read_row=partial(read_with_proposals, columns=settings.columns()),
         strategy=RANK,
         options={},
         drafting=lambda: DraftingOptions(load_template("paper"), Sampling(), Sampling()),
-        write_row=lambda query, outcome: ranked_row(query, outcome, settings),
+        write_row=lambda query, outcome: ranked_row(query, outcome, settings, spread),
+        tally=spread,
         open=lambda: open_reward(settings),
         dry_run=reward_only(Longest()),
         dry_run_note="nothing but the reward model's work: each proposal is read once",
+        following=lambda output: (
+            *("aft", "aggregate", output, "--output"),
+            output.with_name("aggregated.jsonl"),
+        ),
     )
 
 

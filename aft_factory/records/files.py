@@ -112,8 +112,13 @@ class _Counted(io.FileIO):
         return count
 
 
-def check_writable(path: Path, *, overwrite: bool) -> None:
+def check_writable(path: Path, *, overwrite: bool, note: str = "") -> None:
     """Check what can be checked of an output before work starts.
+
+    Args:
+        path: The file.
+        overwrite: Whether an existing one may be replaced.
+        note: What there is to know before it is.
 
     Raises:
         UsageError: If there is such a file and it is not to be replaced, or it is no plain file.
@@ -121,7 +126,7 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: not a plain file; name one to write to")
     if path.exists() and not overwrite and not _is_left(Path(os.path.realpath(path))):
-        raise UsageError(f"{path} exists; pass --overwrite to replace it")
+        raise UsageError(f"{path} exists; pass --overwrite to replace it{note}")
 
 
 def check_place(path: Path) -> None:

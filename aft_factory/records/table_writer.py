@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -26,6 +27,10 @@ from aft_factory.records.files import (
 from aft_factory.records.parquet import ParquetSink
 from aft_factory.records.record import Row
 from aft_factory.records.tables import table_format
+
+
+class _Withdrawn(Exception):
+    """What is written is not to be left."""
 
 
 class TableWriter:
@@ -54,6 +59,7 @@ class TableWriter:
         self.path = path
         self._until = until
         self.rows = 0
+        self._withdrawn = False
         self._format = table_format(path)
         check_writable(path, overwrite=overwrite)
         self._stack = contextlib.ExitStack()
@@ -98,13 +104,16 @@ class TableWriter:
         self.rows += 1
         return len(data)
 
-    def discard(self) -> None:
-        """Let no file appear after all; one that was to be replaced stays."""
-        error = RuntimeError("discarded")
-        self._stack.__exit__(type(error), error, None)
+    def withdraw(self) -> None:
+        """Leave no file when the block ends, nor the one that was to be replaced."""
+        self._withdrawn = True
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        if self._withdrawn and error[0] is None:
+            self._stack.__exit__(_Withdrawn, _Withdrawn(), None)
+            Path(os.path.realpath(self.path)).unlink(missing_ok=True)
+        else:
+            self._stack.__exit__(*error)
 
     def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
         """End what is being written; after an error, a second one would hide the first."""

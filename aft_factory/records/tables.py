@@ -108,6 +108,15 @@ def table_format(path: Path) -> str:
     return suffix
 
 
+def is_table(name: str) -> bool:
+    """Tell whether a name is that of a file of rows, which need not be there."""
+    try:
+        table_format(Path(name))
+    except UsageError:
+        return False
+    return "://" not in name
+
+
 def _read_json(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:
     """Read JSON Lines, one array, or objects that stand otherwise; their names do not tell."""
     source = readable(str(path))

@@ -13,32 +13,34 @@ from aft_factory.errors import UsageError, suggest
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import detect_task
 from aft_factory.run.answering import build_stage, rehearse
-from aft_factory.run.inspection import describe_query
+from aft_factory.run.inspection import describe_query, first_id, journal_of
+from aft_factory.run.replaying import prompts_of
 from aft_factory.run.settings import PRESETS, RunSettings, preset_names
 from aft_factory.stage.console import guarded, show
-from aft_factory.stage.declaring import read_yaml, setting
+from aft_factory.stage.declaring import COMMON, read_yaml, setting
 from aft_factory.stage.job_command import JobArguments, JobCommand
+from aft_factory.stage.job_settings import FILES
 
 EXAMPLES = """\
 examples:
   # AlpacaEval 2 as in the paper, by a trained model in this process
-  python -m aft_factory.run alpaca_eval.json --output out.jsonl --preset alpaca_eval \\
+  aft run alpaca_eval.json --output out.jsonl --preset alpaca_eval \\
       --model saves/llama-aft --task-output model_outputs.json
 
   # the same adapter unmerged; all drafts in the output
-  python -m aft_factory.run queries.jsonl --output out.jsonl --width 5 --layers 2 \\
+  aft run queries.jsonl --output out.jsonl --width 5 --layers 2 \\
       --model meta-llama/Llama-3.1-8B --adapter saves/llama-aft/lora --keep-drafts
 
   # two servers share the load; what would it take?
-  python -m aft_factory.run queries.jsonl --output out.jsonl --dry-run \\
+  aft run queries.jsonl --output out.jsonl --dry-run \\
       --base-url http://gpu1:8000/v1 http://gpu2:8000/v1 --tokenizer saves/llama-aft
 
   # the published checkpoints, as their own code prompts them
-  python -m aft_factory.run queries.jsonl --output out.jsonl --preset release \\
+  aft run queries.jsonl --output out.jsonl --preset release \\
       --model linzw/Llama-AFT-On-Policy
 
-  # read one query's drafts, layer by layer
-  python -m aft_factory.run --inspect out.jsonl.journal 4f0c9be1d2a37e55
+  # read one query's drafts, layer by layer, and what was asked for them
+  aft run --inspect out.jsonl 4f0c9be1d2a37e55 --prompts
 """
 
 
@@ -46,9 +48,13 @@ examples:
 class RunArguments(JobArguments):
     """What a run takes beside its settings."""
 
-    preset: str | None = setting(None, f"settings of a paper: {', '.join(preset_names())}", "NAME")
+    preset: str | None = setting(
+        None, f"settings of a paper: {', '.join(preset_names())}", "NAME", group=COMMON
+    )
     allow_failed: float = setting(
-        0.0, "exit with 0 though at most this share of the rows has no answer in --task-output"
+        0.0,
+        "exit with 0 though at most this share of the rows has no answer in --task-output",
+        group=FILES,
     )
 
     def __post_init__(self) -> None:
@@ -69,6 +75,8 @@ def preset_settings(args: RunArguments, given: Mapping[str, Any]) -> tuple[str, 
             f"--preset: unknown {args.preset!r}; {suggest(args.preset, preset_names())}"
         )
     preset = read_yaml(PRESETS / f"{args.preset}.yaml")
+    if "max_tokens" in given:  # what is said of every answer holds for the final one too
+        preset.pop("final_max_tokens", None)
     strategy = given.get("strategy")
     if strategy in STRATEGIES and strategy != preset["strategy"]:
         preset = {key: preset[key] for key in preset if key not in ("width", "layers")}
@@ -97,17 +105,25 @@ COMMAND = JobCommand(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, or show a query's layers and leave; return the exit code."""
     parser = COMMAND.parser()
-    show = "show a query's layers and leave"
-    parser.add_argument("--inspect", nargs=2, metavar=("JOURNAL", "ID"), help=show)
+    files = parser.group(FILES)
+    show = "show a query's layers (the first's, without ID) of an output or journal, and leave"
+    files.add_argument("--inspect", nargs="+", metavar=("OUTPUT", "ID"), help=show)
+    prompts = "with --inspect: also what the model was asked"
+    files.add_argument("--prompts", action="store_true", help=prompts)
     given = vars(parser.parse_args(argv))
-    shown = given.pop("inspect")
-    return guarded(lambda: inspect_query(*shown)) if shown else COMMAND.run(given)
+    shown, prompted = given.pop("inspect"), given.pop("prompts")
+    return guarded(lambda: inspect_query(shown, prompted)) if shown else COMMAND.run(given)
 
 
-def inspect_query(journal_path: str, name: str) -> int:
+def inspect_query(words: Sequence[str], prompted: bool) -> int:
     """Print a query's layers."""
-    with Journal(Path(journal_path), read_only=True) as journal:
-        show(describe_query(journal, name))
+    if len(words) > 2:
+        raise UsageError(f"--inspect: expected OUTPUT and one ID, got {' '.join(words)}")
+    path = Path(words[0])
+    with Journal(journal_of(path), read_only=True) as journal:
+        name = words[1] if len(words) == 2 else first_id(path, journal)
+        prompts = prompts_of(journal, name) if prompted else {}
+        show(describe_query(journal, name, prompts))
     return 0
 
 

@@ -27,7 +27,7 @@ from aft_factory.inference.queries import (
 from aft_factory.inference.scoring import Longest, Scores
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.strategy import Strategy
-from aft_factory.inference.tasks import TASKS
+from aft_factory.inference.tasks import TASKS, read_as
 from aft_factory.records.record import Row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
@@ -68,7 +68,7 @@ def build_stage(settings: RunSettings, name: str, first: Any = None) -> Stage:
         strategy=strategy,
         options=settings.options(),
         drafting=settings.drafting,
-        write_row=lambda query, outcome: output_row(query, outcome, settings),
+        write_row=lambda query, outcome: output_row(query, outcome, settings, task.taken),
         keep_drafts=settings.keep_drafts,
         use_proposals=settings.use_proposals,
         open=lambda: open_run(settings, proposers_of(settings)),
@@ -78,6 +78,7 @@ def build_stage(settings: RunSettings, name: str, first: Any = None) -> Stage:
         unread=task.unread,
         is_right=task.is_right,
         used=used(settings, name),
+        following=lambda output: ("aft", "run", "--inspect", output),
     )
 
 
@@ -105,7 +106,7 @@ def _reading(settings: RunSettings, name: str, strategy: Strategy) -> Callable[[
                 "--task records takes all"
             )
         ignored = settings.column.get("ignore", "").split(",")
-        read = partial(_without, ignored, TASKS[name].read_row)
+        read = partial(_without, ignored, partial(read_as, name))
         return lambda row: drawing(read(row))
     columns = settings.columns()
     if settings.use_proposals and strategy.first is not None:
@@ -169,8 +170,17 @@ def rehearse(settings: RunSettings, lines: Iterator[Line], table: TableWriter) -
     return ""
 
 
-def output_row(query: Query, outcome: Outcome, settings: RunSettings) -> Row:
-    """Return a row: the input's columns, the response, and how it came about."""
+def output_row(
+    query: Query, outcome: Outcome, settings: RunSettings, taken: Collection[str] = ()
+) -> Row:
+    """Return a row: the input's columns, the response, and how it came about.
+
+    Args:
+        query: What was asked.
+        outcome: How it ended.
+        settings: Of the run.
+        taken: Names that the input's columns are not to have here.
+    """
     own: Row = {"response": outcome.answers[-1]}
     if len(query.turns) > 1:
         own["responses"] = outcome.answers
@@ -184,7 +194,7 @@ def output_row(query: Query, outcome: Outcome, settings: RunSettings) -> Row:
     for name, value in query.row.items():
         if name == "id" and (value in (None, "") or str(value) == query.id):
             continue
-        while name in own or name == "id" or name in columns:
+        while name in own or name == "id" or name in columns or name in taken:
             name = f"input_{name}"
         columns[name] = value
     return {"id": query.id, **columns, **own}

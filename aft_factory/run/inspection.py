@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from aft_factory.asking.journal import Journal, Place
-from aft_factory.engines.sampling import Reply
+from aft_factory.engines.sampling import Prompt, Reply
 from aft_factory.errors import UsageError, printable
+from aft_factory.records.tables import is_table, read_rows
+from aft_factory.run.replaying import Prompts
+from aft_factory.stage.output import read_summary
 
+SQLITE = b"SQLite format 3\0"
 Asked = tuple[Place, dict[str, Any], Reply]
 
 
-def describe_query(journal: Journal, name: str) -> str:
+def journal_of(path: Path) -> Path:
+    """Return the journal of an output; of a journal, itself."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        if stream.read(len(SQLITE)) == SQLITE:
+            return path
+    kept = read_summary(path).get("settings", {}).get("journal")
+    beside = Path(f"{path}.journal")
+    return Path(kept) if kept else beside if path.exists() or beside.exists() else path
+
+
+def first_id(path: Path, journal: Journal) -> str:
+    """Return the id of an output's first row; of a journal's, the first of all.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    first = next(read_rows(str(path)), None) if is_table(str(path)) and path.exists() else None
+    name = first.value["id"] if first is not None else next(journal.ids(), None)
+    if name is None:
+        raise UsageError(f"{path}: there is no query in it")
+    return str(name)
+
+
+def describe_query(journal: Journal, name: str, prompts: Prompts | None = None) -> str:
     """Return what a query says, every draft of every layer in order, and how it ended.
 
     Where several runs had it, it is told of the one that was last at work.
+
+    Args:
+        journal: Has it.
+        name: Its id.
+        prompts: What was asked, to be shown too.
 
     Raises:
         UsageError: If the journal has no such query.
@@ -55,12 +89,25 @@ def describe_query(journal: Journal, name: str) -> str:
     for turn, said in enumerate(turns):
         parts += [f"\n{_rule(f'turn {turn}')}"]
         parts += [f"[{message['role']}] {printable(message['content'])}" for message in said]
-        for place in sorted({*drafts, *events}):
+        for place in sorted({*drafts, *events, *(prompts or {})}):
             if place[0] == turn:
                 parts.append(f"\n{_rule(f'turn {turn}, layer {place[1]}', '-')}")
+                shortened = any(event.endswith("shortened") for event in events.get(place, ()))
+                parts += _asked((prompts or {}).get(place, {}), shortened=shortened)
                 parts += drafts.get(place, []) + events.get(place, [])
     parts += [f"\n{_rule('outcome')}", *_outcomes(outcomes)]
     return "\n".join(parts)
+
+
+def _asked(prompts: Mapping[int, Prompt], *, shortened: bool) -> Iterator[str]:
+    """Tell the prompts of a layer, each once."""
+    whole = " (drafts that were shortened stand here as they were)" if shortened else ""
+    for prompt, slots in groupby(sorted(prompts), key=prompts.__getitem__):
+        yield f"prompt of draft {', '.join(map(str, slots))}{whole}:"
+        if isinstance(prompt, str):
+            yield f"    {_indented(prompt)}"
+        else:
+            yield from (f"    [{said['role']}] {_indented(said['content'])}" for said in prompt)
 
 
 def _drafts(asked: Iterable[Asked]) -> Iterator[str]:

@@ -13,12 +13,14 @@ from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.tables import table_format
-from aft_factory.stage.declaring import setting, written
-from aft_factory.stage.job_settings import AskSettings, missing_keys
-from aft_factory.stage.reading import at_least
+from aft_factory.stage.declaring import COMMON, setting, written
+from aft_factory.stage.job_settings import DECODING, FILES, AskSettings, missing_keys
+from aft_factory.stage.reading import AGGREGATOR, ROWS, at_least
 from aft_factory.stage.reward import RewardSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
+AFT = STRATEGIES["propose_and_aggregate"].options
+STRATEGY = "strategy"  # heading of `--help`
 OPTIONS = ("width", "layers", "subset", "window")
 FINAL = ("final_temperature", "final_top_p", "final_top_k", "final_max_tokens")
 
@@ -27,32 +29,60 @@ FINAL = ("final_temperature", "final_top_p", "final_top_k", "final_max_tokens")
 class RunSettings(RewardSettings, AskSettings):
     """What a run is to do; see the help texts."""
 
-    strategy: str = setting("propose_and_aggregate", f"one of {', '.join(STRATEGIES)}")
-    width: int | None = setting(None, "K: drafts per layer (rsa: population)", "K")
-    layers: int | None = setting(None, "L: rounds of aggregation", "L")
-    subset: int | None = setting(None, "rsa: drafts that a member reads")
-    window: int | None = setting(None, "self_moa_seq: drafts per step")
-    proposers: list[str] = setting([], "moa: the models that draft", "MODEL")
-    proposer_urls: dict[str, Any] = setting({}, "moa: servers of proposers, as MODEL=URL")
+    strategy: str = setting(
+        "propose_and_aggregate", f"one of {', '.join(STRATEGIES)}", group=COMMON
+    )
+    width: int | None = setting(
+        None,
+        f"K: drafts per layer, rsa's population (default: {AFT['width']}; of others: their own)",
+        "K",
+        short="-K",
+        group=COMMON,
+    )
+    layers: int | None = setting(
+        None,
+        f"L: rounds of aggregation (default: {AFT['layers']}; of others: their own)",
+        "L",
+        short="-L",
+        group=COMMON,
+    )
+    subset: int | None = setting(None, "rsa: drafts that a member reads", group=STRATEGY)
+    window: int | None = setting(None, "self_moa_seq: drafts per step", group=STRATEGY)
+    proposers: list[str] = setting([], "moa: the models that draft", "MODEL", group=STRATEGY)
+    proposer_urls: dict[str, Any] = setting(
+        {}, "moa: servers of proposers, as MODEL=URL", group=STRATEGY
+    )
     proposer_key_env: dict[str, Any] = setting(
-        {}, "moa: environment variables with the keys for these, as MODEL=NAME"
+        {}, "moa: environment variables with the keys for these, as MODEL=NAME", group=STRATEGY
     )
     proposer_tokenizers: dict[str, Any] = setting(
-        {}, "moa: what fits drafts to a proposer's context, as MODEL=DIR_OR_NAME"
+        {}, "moa: what fits drafts to a proposer's context, as MODEL=DIR_OR_NAME", group=STRATEGY
     )
     use_proposals: bool = setting(
-        False, "start from the proposals of each row, at most K of them, instead of drawing drafts"
+        False,
+        "start from the proposals of each row, at most K of them, instead of drawing drafts",
+        group=STRATEGY,
     )
-    template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
-    proposer_system: str | None = setting(None, "system message of plain queries without one")
-    final_temperature: float | None = setting(None, "of the final layer, if it differs")
-    final_top_p: float | None = setting(None, "of the final layer, if it differs")
-    final_top_k: int | None = setting(None, "of the final layer, if it differs")
-    final_max_tokens: int | None = setting(None, "of the final layer, if it differs")
-    task: str | None = setting(None, f"layout of the input: {', '.join(TASKS)} (default: by keys)")
-    task_output: Path | None = written("also write the benchmark's own format here")
-    generator: str | None = setting(None, "name of the model in --task-output")
-    keep_drafts: bool = setting(False, "write all drafts of all layers into the output rows")
+    template: str = setting("paper", AGGREGATOR, group=STRATEGY)
+    proposer_system: str | None = setting(
+        None, "system message of plain queries without one", group=STRATEGY
+    )
+    final_temperature: float | None = setting(
+        None, "of the final layer, if it differs", group=DECODING
+    )
+    final_top_p: float | None = setting(None, "of the final layer, if it differs", group=DECODING)
+    final_top_k: int | None = setting(None, "of the final layer, if it differs", group=DECODING)
+    final_max_tokens: int | None = setting(
+        None, "of the final layer, if it differs", group=DECODING
+    )
+    task: str | None = setting(
+        None, f"layout of the input: {', '.join(TASKS)} (default: by keys)", group=ROWS
+    )
+    task_output: Path | None = written("also write the benchmark's own format here", group=FILES)
+    generator: str | None = setting(None, "name of the model in --task-output", group=FILES)
+    keep_drafts: bool = setting(
+        False, "write all drafts of all layers into the output rows", group=FILES
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""

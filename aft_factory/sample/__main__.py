@@ -10,14 +10,14 @@ from aft_factory.stage.job_command import JobCommand
 EXAMPLES = """\
 examples:
   # the paper's: 10 URIAL samples per prompt from the base model, on this machine's GPU
-  python -m aft_factory.sample prompts.jsonl --output sampled.jsonl --model meta-llama/Llama-3.1-8B
+  aft sample prompts.jsonl --output sampled.jsonl --model meta-llama/Llama-3.1-8B
 
   # from a server; what would it take?
-  python -m aft_factory.sample prompts.jsonl --output sampled.jsonl --dry-run \\
+  aft sample prompts.jsonl --output sampled.jsonl --dry-run \\
       --base-url http://localhost:8000/v1
 
   # from an instruct model by its chat template
-  python -m aft_factory.sample prompts.jsonl --output sampled.jsonl --chat --samples 5 \\
+  aft sample prompts.jsonl --output sampled.jsonl --chat --samples 5 \\
       --model Qwen/Qwen2.5-7B-Instruct
 """
 

@@ -28,9 +28,9 @@ from aft_factory.records.record import Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.sample import urial
-from aft_factory.stage.declaring import setting
+from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
-from aft_factory.stage.job_settings import AskSettings
+from aft_factory.stage.job_settings import DECODING, AskSettings
 from aft_factory.stage.reading import at_least
 from aft_factory.stage.rehearsing import filler, records
 from aft_factory.stage.stage import Stage, Tally
@@ -43,12 +43,14 @@ PROMPTS = sorted(path.stem for path in (TEMPLATES / "propose").glob("*.jinja"))
 class SampleSettings(AskSettings):
     """What is sampled; see the help texts."""
 
-    samples: int = setting(10, "proposals per query")
-    prompt: str = setting(urial.DEFAULT, f"URIAL prompt: {', '.join(PROMPTS)} or a .jinja file")
-    chat: bool = setting(False, "ask by the chat template: for instruct models")
-    temperature: float = setting(1.0, "of sampling; 0 is greedy")
-    top_k: int | None = setting(50, "of sampling")
-    max_tokens: int = setting(2048, "most tokens of a proposal")
+    samples: int = setting(10, "proposals per query", group=COMMON)
+    prompt: str = setting(
+        urial.DEFAULT, f"URIAL prompt: {', '.join(PROMPTS)} or a .jinja file", group=COMMON
+    )
+    chat: bool = setting(False, "ask by the chat template: for instruct models", group=COMMON)
+    temperature: float = setting(1.0, "of sampling; 0 is greedy", group=COMMON)
+    top_k: int | None = setting(50, "of sampling", group=DECODING)
+    max_tokens: int = setting(2048, "most tokens of a proposal", group=COMMON)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
@@ -133,6 +135,10 @@ def build_stage(settings: SampleSettings) -> Stage:
         keep_drafts=True,
         of_drafts=True,
         tally=drawn,
+        following=lambda output: (
+            *("aft", "rank", output, "--output"),
+            output.with_name("ranked.jsonl"),
+        ),
     )
 
 

@@ -7,7 +7,6 @@ a pipeline checks its steps by it and asks it what a step would leave.
 from __future__ import annotations
 
 import abc
-import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import build
-from aft_factory.stage.flags import add_flags
+from aft_factory.stage.flags import Parser, add_flags, usage_of
 from aft_factory.stage.reading import ReadSettings
 
 S = TypeVar("S", bound=ReadSettings)
@@ -86,7 +85,7 @@ class Command(abc.ABC, Generic[S]):
     """A command.
 
     Attributes:
-        name: `python -m aft_factory.NAME`.
+        name: `aft NAME`.
         description: Of `--help`.
         examples: The same.
         settings: Class of its settings.
@@ -106,24 +105,20 @@ class Command(abc.ABC, Generic[S]):
         """The classes that declare what it takes."""
         return (self.settings,)
 
-    def parser(self) -> argparse.ArgumentParser:
+    @property
+    def texts(self) -> dict[str, str]:
+        """By name, help texts to put in the place of the declared ones."""
+        return {}
+
+    def parser(self) -> Parser:
         """Return the parser of its command line."""
-        parser = argparse.ArgumentParser(
-            prog=f"python -m aft_factory.{self.name}",
-            description=self.description,
-            epilog=self.examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        self.add_to(parser)
+        parser = Parser(self.name, self.description, self.examples, usage_of(*self.kinds))
+        add_flags(parser, *self.kinds, **self.texts)
         return parser
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run it by a command line; return the exit code."""
         return self.run(vars(self.parser().parse_args(argv)))
-
-    @abc.abstractmethod
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add its arguments to a parser."""
 
     @abc.abstractmethod
     def run(self, given: Mapping[str, Any]) -> int:
@@ -155,10 +150,6 @@ class PlainCommand(Command[S]):
     do: Callable[[S], int]
     interrupted: str = "interrupted; nothing was written"
     left: Callable[[S], Leaves] = lambda _: Leaves()
-
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add a flag for each setting."""
-        add_flags(parser, self.settings)
 
     def run(self, given: Mapping[str, Any]) -> int:
         """Run it, and show errors as messages."""

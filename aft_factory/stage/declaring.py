@@ -17,10 +17,12 @@ from typing import Any, Literal, TypeVar
 
 from aft_factory.errors import UsageError, suggest
 from aft_factory.records.files import read_text
+from aft_factory.records.tables import is_table
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
 PAIR = "KEY=VALUE"
+COMMON = "those that most need"  # the first heading of `--help`
 
 
 def setting(
@@ -31,6 +33,8 @@ def setting(
     form: str = "flag",
     choices: Iterable[str] = (),
     writes: bool = False,
+    group: str = "",
+    short: str = "",
 ) -> Any:
     """Declare a field of a settings class: its default and its line in `--help`.
 
@@ -43,9 +47,11 @@ def setting(
             to be given unless the default is None.
         choices: What it may be, if that is not everything; a `Literal` has them in its type.
         writes: Whether it names a file that is written.
+        group: Under which heading `--help` has it.
+        short: Its other flag, such as -K.
     """
     metadata: dict[str, Any] = {"help": text, "metavar": metavar, "form": form, "writes": writes}
-    metadata["choices"] = tuple(choices)
+    metadata |= {"choices": tuple(choices), "group": group, "short": short}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -58,14 +64,14 @@ def argument(
     return setting(default, text, metavar, form="argument", choices=choices)
 
 
-def switch(text: str) -> Any:
+def switch(text: str, *, group: str = "") -> Any:
     """Declare a field that is off unless its flag is given."""
-    return setting(False, text, form="switch")
+    return setting(False, text, form="switch", group=group)
 
 
-def written(text: str, metavar: str | None = None) -> Any:
+def written(text: str, metavar: str | None = None, *, group: str = "") -> Any:
     """Declare a field that names a file to write."""
-    return setting(None, text, metavar, writes=True)
+    return setting(None, text, metavar, writes=True, group=group)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,6 +120,22 @@ class Declared:
         return f"--{self.field.name.replace('_', '-')}"
 
     @property
+    def flags(self) -> list[str]:
+        """All of its flags, the short one first."""
+        return [*filter(None, [self.field.metadata["short"]]), self.flag]
+
+    @property
+    def group(self) -> str:
+        """Under which heading `--help` has it; "" where it has none."""
+        return str(self.field.metadata["group"])
+
+    @property
+    def required(self) -> bool:
+        """Whether it has to be given."""
+        field = self.field
+        return field.default is REQUIRED and field.default_factory is REQUIRED
+
+    @property
     def typed(self) -> bool:
         """Whether the values of a dict are of any type, and so read as YAML."""
         return typing.get_args(self.base)[1] is not str
@@ -138,6 +160,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    if path.suffix != ".json" and is_table(str(path)):
+        raise UsageError(f"{path}: looks like a file of rows; expected lines of `key: value`")
+
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Refuses what others take silently: of a name given twice, the last."""
 
@@ -154,7 +179,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_text(path), Loader)
     except (OSError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read as YAML: {error}") from None
+        problem = " ".join(str(error).split())
+        raise UsageError(f"{path}: cannot be read as YAML: {problem}") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

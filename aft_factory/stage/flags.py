@@ -5,21 +5,73 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from aft_factory.errors import suggest
+from aft_factory.records.tables import is_table
 from aft_factory.stage.declaring import PAIR, REQUIRED, Declared, declared
 
+METAVARS = {int: "N", float: "X", Path: "FILE"}  # where a setting names none
 
-def add_flags(parser: argparse._ActionsContainer, kind: type[Any], **texts: str) -> None:
+
+class Parser(argparse.ArgumentParser):
+    """The parser of a command: what it does not take is told in one line, with what was meant."""
+
+    def __init__(self, name: str, description: str, examples: str, usage: str) -> None:
+        super().__init__(
+            prog=f"aft {name}",
+            usage=f"aft {name} {usage}",
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
+
+    def group(self, title: str) -> argparse._ActionsContainer:
+        """Return what has the flags under a heading; without one, the parser itself."""
+        if title and title not in self._groups:
+            self._groups[title] = self.add_argument_group(title)
+        return self._groups.get(title, self)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return what the words say."""
+        found, rest = self.parse_known_args(args, namespace)
+        if wrong := [word.partition("=")[0] for word in rest if word.startswith("-")]:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f"unknown flag {wrong[0]}; {suggest(wrong[0], flags)}")
+        if rest:
+            self.error(f"one word too many: {rest[0]!r}; usage: {self.usage}")
+        return found
+
+    def error(self, message: str) -> Any:
+        """Say what is wrong, in one line."""
+        self.exit(2, f"error: {message} ({self.prog} --help tells more)\n")
+
+
+def usage_of(*kinds: type[Any]) -> str:
+    """Return what a command line is made of: `INPUT [FLAGS]`."""
+    known = declared(*kinds).values()
+    words = [
+        one.field.metadata["metavar"] or one.field.name.upper()
+        for one in known
+        if one.form == "argument"
+    ]
+    needed = [one for one in known if one.form != "argument" and one.required]
+    words += [f"{one.flag} {one.field.metadata['metavar']}" for one in needed]
+    return " ".join([*words, "[FLAGS]"])
+
+
+def add_flags(parser: Parser, *kinds: type[Any], **texts: str) -> None:
     """Add a flag for every field; one that is not given leaves no trace in the namespace.
 
     Args:
         parser: To add to.
-        kind: Class of settings.
+        kinds: Classes of settings.
         texts: By name, help texts to put in the place of the declared ones.
     """
-    for name, one in declared(kind).items():
-        default = one.field.default
+    for name, one in declared(*kinds).items():
+        group, default = parser.group(one.group), one.field.default
         text = texts.get(name, one.field.metadata["help"])
         if one.form != "argument" and default not in (None, False, REQUIRED):
             text += f" (default: {default})"
@@ -28,12 +80,12 @@ def add_flags(parser: argparse._ActionsContainer, kind: type[Any], **texts: str)
             plain = one.form == "switch"
             options["action"] = "store_true" if plain else argparse.BooleanOptionalAction
         else:
-            options |= {"metavar": one.field.metadata["metavar"]} | _taken(one)
+            metavar = one.field.metadata["metavar"] or METAVARS.get(one.kind)
+            options |= {"metavar": metavar} | _taken(one)
         if one.form == "argument":
             parser.add_argument(name, **options)
         else:
-            lacks = default is REQUIRED and one.field.default_factory is REQUIRED
-            parser.add_argument(one.flag, required=lacks, **options)
+            group.add_argument(*one.flags, required=one.required, **options)
 
 
 def _taken(one: Declared) -> dict[str, Any]:
@@ -50,6 +102,16 @@ def _taken(one: Declared) -> dict[str, Any]:
             {"action": "append"} if one.form == "repeated" else {"action": "extend", "nargs": "+"}
         )
     return {"type": one.kind}
+
+
+def with_input(given: Mapping[str, Any], *kinds: type[Any]) -> Mapping[str, Any]:
+    """Give back an INPUT that a flag of several values has taken: `--base-url URL rows.jsonl`."""
+    if given.get("input") is None:
+        for name, one in declared(*kinds).items():
+            values = given.get(name) if one.kind is list and one.form == "flag" else None
+            if values and len(values) > 1 and is_table(values[-1]):
+                return {**given, name: values[:-1], "input": values[-1]}
+    return given
 
 
 def to_arguments(values: Mapping[str, Any], *kinds: type[Any]) -> list[str]:

@@ -19,6 +19,7 @@ from aft_factory.asking.asker import Asker
 from aft_factory.asking.availability import Retries
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.engine import EngineError
+from aft_factory.engines.sampling import Usage
 from aft_factory.errors import RecordError
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
@@ -27,6 +28,7 @@ from aft_factory.records.fields import OBJECT
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import keepable
+from aft_factory.stage.left import open_left
 from aft_factory.stage.progress import Progress
 from aft_factory.stage.signals import graceful
 from aft_factory.stage.stage import Files, Stage
@@ -151,19 +153,40 @@ class Job(JobFiles):
                 except RecordError:
                     unusable += 1
 
-        async with asker:
+        output, journal = self.files.output, self.settings.journal
+        kept = journal if output is None else self.journal_path
+        async with contextlib.AsyncExitStack() as stack:
+            left = stack.enter_context(open_left(kept, self.settings))
+            await stack.enter_async_context(asker)
             progress = Progress(self.total, asker, quiet=self.files.quiet)
 
             def count(query: Query, outcome: Outcome) -> None:
-                totals.count(outcome, Runner.outcome_key(query, ""))
+                if totals.count(outcome, Runner.outcome_key(query, "")) and left is not None:
+                    left.count(query, outcome)
                 progress.advance()
 
             with progress:
                 await self._runner(asker, dry).answer_all(queries(), dry.in_flight, count)
         totals.finish_reasons.clear()
         expected = f"To expect, {self.stage.dry_run_note}:"
-        print(f"{totals.read} rows, {unusable} of them unusable. {expected}")
-        print("\n".join(describe(totals, self.flops_of(totals), measured=False)))
+        told = [f"{totals.read} rows, {unusable} of them unusable. {expected}"]
+        told += describe(totals, self.flops_of(totals), measured=False)
+        told += self._priced("price", totals.total)
+        if left is not None:
+            told += left.describe(totals.read - unusable - totals.repeated)
+            told += [] if left.other else self._priced("price of that", left.usage)
+        print("\n".join(told))
+
+    def _priced(self, what: str, usage: Usage) -> list[str]:
+        """Return what tokens cost, where the settings know prices."""
+        prices = getattr(self.settings, "price_in", None), getattr(self.settings, "price_out", None)
+        if prices == (None, None):
+            return []
+        cost = sum(
+            (price or 0) * (count or 0) / 1e6
+            for price, count in zip(prices, (usage.prompt, usage.completion), strict=True)
+        )
+        return [f"{what}: {cost:,.2f}, by --price-in and --price-out"]
 
 
 def survey(source: str, settings: JobSettings) -> tuple[int, Any]:

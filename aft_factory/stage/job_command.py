@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import sys
@@ -16,6 +15,7 @@ from aft_factory.records.record import record_from_row, told_beside
 from aft_factory.stage.command import Command, Leaves
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import (
+    COMMON,
     argument,
     build,
     declared,
@@ -24,13 +24,19 @@ from aft_factory.stage.declaring import (
     switch,
     written,
 )
-from aft_factory.stage.flags import add_flags
+from aft_factory.stage.flags import with_input
 from aft_factory.stage.job import Job, survey
-from aft_factory.stage.job_settings import JobSettings
+from aft_factory.stage.job_settings import FILES, JobSettings
 from aft_factory.stage.kept import kept_settings
 from aft_factory.stage.output import summary_path
 from aft_factory.stage.reading import FORMATS, INPUTS
 from aft_factory.stage.stage import Files, Stage
+
+# Files that are no settings of ours, by a key that none of them has.
+LOOKS_LIKE = {
+    "stages": "a pipeline; expected settings of `aft {name}`: give it to `aft pipeline`",
+    "model_name_or_path": "a file for llamafactory-cli; expected settings of `aft {name}`",
+}
 
 J = TypeVar("J", bound=JobSettings)
 
@@ -42,18 +48,25 @@ class JobArguments:
     """What every job takes beside its settings: what a file of settings cannot say."""
 
     input: str | None = argument(None, "rows")
-    output: Path | None = written(f"file to write ({FORMATS})")
-    config: Path | None = setting(None, "file of settings; flags override it", "YAML")
-    dry_run: bool = switch("only tell requests, tokens and FLOPs to expect")
+    output: Path | None = written(f"file to write ({FORMATS})", group=COMMON)
+    dry_run: bool = switch("only tell requests, tokens and FLOPs to expect", group=COMMON)
+    config: Path | None = setting(
+        None,
+        "file of settings, `base_url: ...` for --base-url; flags override it",
+        "YAML",
+        group=FILES,
+    )
     export: bool = switch(
         "ask nothing; write what the journal's last run has done, by that run's own settings: "
-        "needs only INPUT and --output"
+        "needs only INPUT and --output",
+        group=FILES,
     )
-    overwrite: bool = switch("replace an existing output")
+    overwrite: bool = switch("replace an existing output", group=FILES)
     strict: bool = switch(
-        "exit with 1 if any row was rejected; a benchmark's file that lacks answers does so anyway"
+        "exit with 1 if any row was rejected; a benchmark's file that lacks answers does so anyway",
+        group=FILES,
     )
-    quiet: bool = switch("no progress bar")
+    quiet: bool = switch("no progress bar", group=FILES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +96,10 @@ class JobCommand(Command[J]):
         """Arguments and settings."""
         return (self.arguments, self.settings)
 
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add the arguments, and a flag for each setting."""
-        add_flags(parser, self.arguments, input=f"{self.reads} ({INPUTS})")
-        group = parser.add_argument_group("settings (also keys of --config)")
-        add_flags(group, self.settings)
+    @property
+    def texts(self) -> dict[str, str]:
+        """What its rows are."""
+        return {"input": f"{self.reads} ({INPUTS})"}
 
     def run(self, given: Mapping[str, Any]) -> int:
         """Run a job, and show errors as messages.
@@ -99,11 +111,12 @@ class JobCommand(Command[J]):
         return guarded(lambda: self._run(given), lines=True)
 
     def _run(self, given: Mapping[str, Any]) -> int:
+        given = with_input(given, *self.kinds)
         args = self._arguments(given)
         export = args.export and not args.dry_run
         settings = self._exported(given) if export else self.read(given)
         if args.input is None:
-            raise UsageError("name the INPUT (see --help)")
+            raise UsageError(f"name the INPUT: aft {self.name} INPUT --output OUTPUT ...")
         total, first = survey(args.input, settings)
         task_output = self.task_output(settings)
         files = Files(args.input, args.output, task_output, args.overwrite, args.quiet)
@@ -119,7 +132,6 @@ class JobCommand(Command[J]):
         totals = job.run(export=export)
         if totals is None:
             return 130
-        nothing = totals.read > 0 and not totals.written
         lacking = task_output is not None and (
             totals.unfinished > 0 or totals.rejected > self.allowed(args) * totals.read
         )
@@ -129,7 +141,7 @@ class JobCommand(Command[J]):
                 "that will do, allow the share with allow_failed",
                 file=sys.stderr,
             )
-        return 1 if nothing or lacking or (args.strict and totals.rejected) else 0
+        return 1 if totals.is_empty or lacking or (args.strict and totals.rejected) else 0
 
     def _arguments(self, given: Mapping[str, Any]) -> JobArguments:
         own = {name: given[name] for name in declared(self.arguments) if name in given}
@@ -139,7 +151,15 @@ class JobCommand(Command[J]):
         """Return the file of settings, what is in it, and the settings given as flags."""
         config = self._arguments(given).config
         flags = {name: given[name] for name in declared(self.settings) if name in given}
-        return str(config), {} if config is None else read_yaml(config), flags
+        content = {} if config is None else read_yaml(config)
+        for key, what in LOOKS_LIKE.items():
+            if key in content:
+                raise UsageError(f"{config}: looks like {what.format(name=self.name)}")
+        if own := [one for name, one in declared(self.arguments).items() if name in content]:
+            words = ("INPUT" if one.form == "argument" else one.flag for one in own)
+            told = f"not for a file of settings; give it on the command line: {', '.join(words)}"
+            raise UsageError(f"{config}: {', '.join(one.field.name for one in own)}: {told}")
+        return str(config), content, flags
 
     def read(self, given: Mapping[str, Any]) -> J:
         """Put what is below, the file and the flags together."""

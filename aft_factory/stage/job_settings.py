@@ -13,10 +13,16 @@ from aft_factory.errors import UsageError
 from aft_factory.inference.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
 from aft_factory.records.network import read_key
 from aft_factory.records.rejects import rejects_path
-from aft_factory.stage.declaring import setting, written
+from aft_factory.stage.declaring import COMMON, setting, written
 from aft_factory.stage.reading import ReadSettings, at_least
 from aft_factory.stage.tokenizing import TokenizerSettings
 
+# Headings of `--help`, beside those of what is read.
+FILES = "files"
+MODEL = "what answers"
+DECODING = "decoding"
+DRAFTS = "drafts that cannot be used"
+PACE = "pace and cost"
 SYNONYMS = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
 # What a run sets itself, by what it asks and by how engines ask it; `sampling_args` adds to these.
 OWNED = frozenset(
@@ -30,14 +36,19 @@ DEFAULT_IN_FLIGHT = 256  # samples a server; vLLM's works on 256 to 1024 at once
 class JobSettings(ReadSettings):
     """What every job reads and keeps; see the help texts."""
 
-    journal: Path | None = written("what was asked and answered (default: OUTPUT.journal)")
-    rejects: Path | None = written("rows without answer (default: OUTPUT.rejects.jsonl)")
+    journal: Path | None = written(
+        "what was asked and answered (default: OUTPUT.journal)", group=FILES
+    )
+    rejects: Path | None = written(
+        "rows without answer (default: OUTPUT.rejects.jsonl)", group=FILES
+    )
     admit: int | None = setting(
         None,
         "most queries under way: fewer end sooner (default: a quarter more than --in-flight)",
+        group=PACE,
     )
-    timeout: float = setting(600.0, "seconds until a server's answer is given up")
-    retries: int = setting(10, "attempts after a failed one")
+    timeout: float = setting(600.0, "seconds until a server's answer is given up", group=PACE)
+    retries: int = setting(10, "attempts after a failed one", group=PACE)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings; a command's own add theirs."""
@@ -59,54 +70,87 @@ class JobSettings(ReadSettings):
 class AskSettings(TokenizerSettings, JobSettings):
     """What to ask, and how; see the help texts."""
 
-    model: str | None = setting(None, "model folder or hub name; with --base-url, the served name")
-    adapter: Path | None = setting(None, "LoRA adapter folder, as LLaMA-Factory saves it")
+    model: str | None = setting(
+        None, "model folder or hub name; with --base-url, the served name", group=COMMON
+    )
+    adapter: Path | None = setting(
+        None, "LoRA adapter folder, as LLaMA-Factory saves it", group=MODEL
+    )
     base_url: list[str] = setting(
-        [], "OpenAI-compatible servers to share the load, such as http://host:8000/v1", "URL"
+        [],
+        "OpenAI-compatible servers to share the load, such as http://host:8000/v1",
+        "URL",
+        group=COMMON,
     )
     tokenizer: str | None = setting(
-        None, "the served model's folder or name: fits drafts to its context, counts FLOPs"
+        None,
+        "the served model's folder or name: fits drafts to its context, counts FLOPs",
+        group=MODEL,
     )
-    chat_template: str = setting("auto", "auto, own, llama3, mistral, one of its names or a path")
-    engine_args: dict[str, Any] = setting({}, "passed to vLLM, such as tensor_parallel_size=2")
-    split_samples: bool = setting(False, "ask for K samples one by one (servers without n)")
+    chat_template: str = setting(
+        "auto", "auto, own, llama3, mistral, one of its names or a path", group=MODEL
+    )
+    engine_args: dict[str, Any] = setting(
+        {}, "passed to vLLM, such as tensor_parallel_size=2", group=MODEL
+    )
+    split_samples: bool = setting(
+        False, "ask for K samples one by one (servers without n)", group=MODEL
+    )
     omit: list[str] = setting(
         [],
         "fields that the server does not take: not sent, or sent as FIELD=OTHER",
         "FIELD",
+        group=MODEL,
     )
     context: int | None = setting(
-        None, "the model's context in tokens, where the server does not tell it", "N"
+        None, "the model's context in tokens, where the server does not tell it", "N", group=MODEL
     )
     api_key_env: list[str] = setting(
         [],
         "environment variables with the keys: one, or one for each --base-url "
         "(default: OPENAI_API_KEY)",
         "NAME",
+        group=MODEL,
     )
-    scripted: bool = setting(False, "no model: made-up answers, to try a configuration")
-    temperature: float = setting(0.7, "of sampling; 0 is greedy")
-    top_p: float = setting(0.95, "of sampling")
-    top_k: int | None = setting(None, "of sampling")
-    max_tokens: int = setting(4096, "most tokens of an answer")
+    scripted: bool = setting(
+        False, "no model: made-up answers, to try a configuration", group=MODEL
+    )
+    temperature: float = setting(0.7, "of sampling; 0 is greedy", group=COMMON)
+    top_p: float = setting(0.95, "of sampling", group=DECODING)
+    top_k: int | None = setting(None, "of sampling", group=DECODING)
+    max_tokens: int = setting(
+        4096,
+        "most tokens of an answer, of the final layer too where nothing else is said",
+        group=COMMON,
+    )
     sampling_args: dict[str, Any] = setting(
-        {}, "further sampling settings or, for a server, fields of the body, such as min_p=0.05"
+        {},
+        "further sampling settings or, for a server, fields of the body, such as min_p=0.05",
+        group=DECODING,
     )
-    seed: int = setting(42, "of the run; the seed of each request follows from it and its place")
-    on_empty: EmptyPolicy = setting("resample", "what becomes of an empty draft")
-    on_truncated: TruncatedPolicy = setting("keep", "what becomes of a draft cut by max_tokens")
+    seed: int = setting(
+        42, "of the run; the seed of each request follows from it and its place", group=DECODING
+    )
+    on_empty: EmptyPolicy = setting("resample", "what becomes of an empty draft", group=DRAFTS)
+    on_truncated: TruncatedPolicy = setting(
+        "keep", "what becomes of a draft cut by max_tokens", group=DRAFTS
+    )
     on_filtered: FilteredPolicy = setting(
         "resample",
         "what becomes of a draft that a filter of contents ended; resampled in vain, it is dropped",
+        group=DRAFTS,
     )
-    resamples: int = setting(2, "most resamplings of one draft")
-    min_drafts: int = setting(1, "reject a query with fewer usable drafts in a layer")
+    resamples: int = setting(2, "most resamplings of one draft", group=DRAFTS)
+    min_drafts: int = setting(1, "reject a query with fewer usable drafts in a layer", group=DRAFTS)
     in_flight: int | None = setting(
         None,
         f"most samples in flight (default: {DEFAULT_IN_FLIGHT} a server; in process, twice what "
         "vLLM works on at once)",
+        group=PACE,
     )
-    draft_tokens: int = setting(512, "--dry-run: length of an answer to reckon with")
+    draft_tokens: int = setting(512, "--dry-run: length of an answer to reckon with", group=PACE)
+    price_in: float | None = setting(None, "--dry-run: of a million tokens read", group=PACE)
+    price_out: float | None = setting(None, "--dry-run: of a million tokens written", group=PACE)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings; a command's own add theirs."""
@@ -114,6 +158,8 @@ class AskSettings(TokenizerSettings, JobSettings):
         problems += at_least(
             *(self, ("resamples", 0), ("min_drafts", 1), ("in_flight", 1), ("draft_tokens", 1)),
             ("context", 1),
+            ("price_in", 0),
+            ("price_out", 0),
         )
         problems += self.tokenizer_problems(self.tokenizer)
         for text in self.omit:
@@ -133,6 +179,12 @@ class AskSettings(TokenizerSettings, JobSettings):
             problems.append(str(error))
         if self.scripted:
             return problems
+        problems += [
+            f"base_url: expected a URL such as http://host:8000/v1, got {url!r}"
+            + ("" if Path(url).suffix else "; is it the INPUT? name that first")
+            for url in self.base_url
+            if "://" not in url
+        ]
         if self.model is None and not self.base_url:
             problems.append("name what answers: --model DIR_OR_NAME or --base-url URL")
         for name in ("adapter", "engine_args"):

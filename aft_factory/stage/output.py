@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from aft_factory.errors import RecordError
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
@@ -114,6 +116,15 @@ def _write(table: TableWriter, row: Row) -> None:
         table.write(row)
     except TypeError:  # an input column of a type that JSON has not; the answer was paid for
         table.write(json.loads(json.dumps(row, default=str)))
+
+
+def read_summary(output: Path) -> Row:
+    """Return the summary of an output that is there; nothing where there is none."""
+    try:
+        found = orjson.loads(summary_path(output).read_bytes()) if output.exists() else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def summary_path(output: Path) -> Path:

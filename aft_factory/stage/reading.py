@@ -19,6 +19,11 @@ from aft_factory.stage.declaring import setting
 from aft_factory.stage.progress import progress_bar
 
 FORMATS = ".jsonl, .json, .gz, .zst, .parquet"
+AGGREGATOR = (  # help of `--template`
+    "aggregator prompt: paper, moa, release or the path of a .jinja file, whose one variable is "
+    "`proposals`"
+)
+ROWS = "rows"  # heading of `--help`
 INPUTS = f"{FORMATS}, `datasets` folder or hub name"
 
 
@@ -26,14 +31,22 @@ INPUTS = f"{FORMATS}, `datasets` folder or hub name"
 class ReadSettings:
     """Which rows are read, and from which columns; see the help texts."""
 
-    split: str = setting("train", "split of a hub data set or saved DatasetDict")
+    split: str = setting("train", "split of a hub data set or saved DatasetDict", group=ROWS)
     data_subset: str | None = setting(
-        None, "subset (configuration) of a hub data set, such as main of openai/gsm8k", "NAME"
+        None,
+        "subset (configuration) of a hub data set, such as main of openai/gsm8k",
+        "NAME",
+        group=ROWS,
     )
-    data_revision: str | None = setting(None, "branch, tag or commit of a hub data set", "REVISION")
-    limit: int | None = setting(None, "only the first N rows", "N")
+    data_revision: str | None = setting(
+        None, "branch, tag or commit of a hub data set", "REVISION", group=ROWS
+    )
+    limit: int | None = setting(None, "only the first N rows", "N", group=ROWS)
     column: dict[str, str] = setting(
-        {}, "read a field from another column: messages=ask, ignore=context", "FIELD=NAME"
+        {},
+        "read a field from another column: messages=ask, ignore=context",
+        "FIELD=NAME",
+        group=ROWS,
     )
     by_flag: tuple[str, ...] = ()  # which of these were given as flags, not in a file or a preset
 
@@ -61,6 +74,9 @@ class ReadSettings:
         Raises:
             UsageError: If a field is unknown.
         """
+        for field, name in self.column.items():
+            if field not in Columns.__dataclass_fields__ and name in Columns.__dataclass_fields__:
+                raise UsageError(f"column: the field comes first: {name}={field}")
         return Columns.from_mapping(self.column)
 
     def lines(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from aft_factory.engines.reward import RewardModel
 
 
+REWARD = "reward model"  # heading of `--help`
+
+
 @dataclass(frozen=True)
 class RewardSettings:
     """Which reward model scores, and how; see the help texts.
@@ -29,31 +32,40 @@ class RewardSettings:
         None,
         "sequence classifier that scores, folder or hub name, or its name at --reward-url "
         f"(default of rank: {DEFAULT_REWARD_MODEL})",
+        group=REWARD,
     )
-    reward_url: str | None = setting(None, "vLLM server of the reward model", "URL")
+    reward_url: str | None = setting(None, "vLLM server of the reward model", "URL", group=REWARD)
     reward_tokenizer: str | None = setting(
-        None, "folder or name of the model at --reward-url (default: --reward-model)"
+        None,
+        "folder or name of the model at --reward-url (default: --reward-model)",
+        group=REWARD,
     )
     reward_engine: Literal["transformers", "vllm"] = setting(
-        "transformers", "what runs the reward model in this process"
+        "transformers", "what runs the reward model in this process", group=REWARD
     )
     reward_engine_args: dict[str, Any] = setting(
-        {}, "passed to vLLM for the reward model, such as tensor_parallel_size=2"
+        {}, "passed to vLLM for the reward model, such as tensor_parallel_size=2", group=REWARD
     )
     reward_chat_template: str = setting(
-        "own", "of the reward model: own, llama3, mistral, one of its names or a path"
+        "own",
+        "of the reward model: own, llama3, mistral, one of its names or a path",
+        group=REWARD,
     )
     reward_label: int | None = setting(
-        None, "whose logit is the score, from 0, of a classifier with several labels"
+        None, "whose logit is the score, from 0, of a classifier with several labels", group=REWARD
     )
     reward_dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", "of the reward model; auto is float32 on a CPU and bfloat16 on a GPU"
+        "auto", "of the reward model; auto is float32 on a CPU and bfloat16 on a GPU", group=REWARD
     )
     reward_max_length: int | None = setting(
-        None, "most tokens of conversation and response (default: what the reward model reads)"
+        None,
+        "most tokens of conversation and response (default: what the reward model reads)",
+        group=REWARD,
     )
     reward_batch_tokens: int | None = setting(
-        None, "most tokens that transformers reads at once (default: 16384, on a CPU 2048)"
+        None,
+        "most tokens that transformers reads at once (default: 16384, on a CPU 2048)",
+        group=REWARD,
     )
 
     @property

@@ -6,7 +6,7 @@ class of settings; `Job` does the rest, so that resume, seeds, rejects and accou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,7 @@ class Stage:
         unread: From a row that `read_row` refuses to a query that `task_row` can name.
         is_right: Whether the answers to a query are right, where that can be told.
         used: DraftingOptions that were used where none were given, for the summary.
+        following: From its output to the command that comes next, in words.
     """
 
     read_row: Callable[[Any], Query]
@@ -76,6 +77,7 @@ class Stage:
     unread: Callable[[Any], Query | None] = lambda _: None
     is_right: Callable[[Query, list[str]], bool] | None = None
     used: Mapping[str, Any] = field(default_factory=dict)
+    following: Callable[[Path], Sequence[str | Path]] = lambda _: ()
 
 
 @dataclass(frozen=True, slots=True)

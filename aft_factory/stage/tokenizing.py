@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+TOKENIZER = "the tokenizer"  # heading of `--help`
+
+
 @dataclass(frozen=True)
 class TokenizerSettings:
     """How a tokenizer is loaded; see the help texts.
@@ -20,9 +23,11 @@ class TokenizerSettings:
     """
 
     tokenizer_revision: str | None = setting(
-        None, "of --tokenizer on the hub: branch, tag or commit", "REVISION"
+        None, "of --tokenizer on the hub: branch, tag or commit", "REVISION", group=TOKENIZER
     )
-    trust_remote_code: bool = setting(False, "run the Python code that --tokenizer brings")
+    trust_remote_code: bool = setting(
+        False, "run the Python code that --tokenizer brings", group=TOKENIZER
+    )
 
     def tokenizer_problems(self, tokenizer: str | None) -> list[str]:
         """Return what is wrong with the settings, if that is what they are for."""

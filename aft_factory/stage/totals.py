@@ -68,11 +68,11 @@ class Totals:
     rejects: dict[str, tuple[int, str]] = field(default_factory=dict)
     first_time: FirstTimes = field(default_factory=FirstTimes, repr=False)
 
-    def count(self, outcome: Outcome, key: bytes) -> None:
-        """Add the outcome of one query, unless one of this key was added before."""
+    def count(self, outcome: Outcome, key: bytes) -> bool:
+        """Add the outcome of one query, unless one of this key was; return whether it was added."""
         if not self.first_time(key):
             self.repeated += 1
-            return
+            return False
         self.answers += len(outcome.answers)
         for place, usage in outcome.layer_usage.items():
             self.usage[place] = self.usage.get(place, Usage()) + usage
@@ -88,6 +88,12 @@ class Totals:
             self.finish_reasons.update(draft["finish_reason"] for draft in drafts)
         elif outcome.problem is None:
             self.finish_reasons.update(outcome.finish_reasons)
+        return True
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there were rows, and none is written."""
+        return bool(self.read and not self.written)
 
     @property
     def prefix_cache(self) -> float | None:

@@ -20,8 +20,9 @@ from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stage.console import show
+from aft_factory.stage.following import following
 from aft_factory.stage.job_settings import JobSettings
-from aft_factory.stage.output import Outputs, summary_path
+from aft_factory.stage.output import Outputs, read_summary, summary_path
 from aft_factory.stage.reading import check_paths
 from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe, summary
@@ -35,6 +36,7 @@ class JobFiles:
         settings: Its settings.
         stage: From rows to queries, and from outcomes to rows.
         session: What the run that has just ended took.
+        before: The summary of the output that is there.
         shapes: The names of the model and of the reward model, to know their sizes by.
     """
 
@@ -44,6 +46,7 @@ class JobFiles:
         self.stage = stage
         self.session: Row = {}
         self.shapes = (stage.dry_run.shape_name, stage.dry_run.reward_shape)
+        self.before = {} if files.output is None else read_summary(files.output)
 
     @property
     def output(self) -> Path:
@@ -66,6 +69,11 @@ class JobFiles:
         """Where rows without answer go."""
         return self.settings.rejects_of(self.output)
 
+    @property
+    def overwrite(self) -> bool:
+        """Whether the output may be replaced: one that `--export` wrote in between always may."""
+        return self.files.overwrite or bool(self.before.get("unfinished"))
+
     def check_outputs(self, *, export: bool = False) -> None:
         """Refuse outputs that cannot be meant or written, before anything is paid for."""
         writes = {
@@ -80,12 +88,15 @@ class JobFiles:
         else:
             writes["--journal"] = self.journal_path
         check_paths(reads, list(writes.items()))
-        overwrite = self.files.overwrite
-        for path in (self.output, self.files.task_output):
+        journal = self.journal_path
+        note = f"; the answers in {journal} are used again" if journal.exists() else ""
+        checked = [(self.output, self.overwrite), (self.files.task_output, self.files.overwrite)]
+        for path, overwrite in checked:
             if path is not None:
-                TableWriter(path, overwrite=overwrite)  # checks
+                check_writable(path, overwrite=overwrite, note=note)
+                TableWriter(path, overwrite=overwrite)  # checks the rest
         if self.settings.rejects is not None:
-            check_writable(self.settings.rejects, overwrite=overwrite)
+            check_writable(self.settings.rejects, overwrite=self.overwrite, note=note)
 
     def lines(self) -> Iterator[Line]:
         """Go through the rows of the input."""
@@ -116,10 +127,10 @@ class JobFiles:
             return None if content is None else Outcome(**content)
 
         key_of = partial(Runner.outcome_key, fingerprint=fingerprint)
-        task_output, overwrite = self.files.task_output, self.files.overwrite
+        task_output = self.files.task_output
         with (
             contextlib.ExitStack() as until,
-            TableWriter(self.output, overwrite=overwrite) as table,
+            TableWriter(self.output, overwrite=self.overwrite) as table,
             Rejects(self.rejects_path, overwrite=True, until=until) as rejects,
         ):
             outputs = Outputs(
@@ -134,11 +145,15 @@ class JobFiles:
             )
             with contextlib.ExitStack() as stack:
                 if task_output is not None:
-                    task_table = TableWriter(task_output, overwrite=overwrite, until=until)
+                    task_table = TableWriter(
+                        task_output, overwrite=self.files.overwrite, until=until
+                    )
                     outputs = replace(outputs, task_table=stack.enter_context(task_table))
                 totals = outputs.write(self.lines(), self.query, key_of, outcome_of)
-                if totals.unfinished and outputs.task_table is not None:
-                    outputs.task_table.discard()  # it would look complete
+                if totals.is_empty:  # nothing is to be in the way of the same command
+                    table.withdraw()
+                if outputs.task_table is not None and (totals.is_empty or totals.unfinished):
+                    outputs.task_table.withdraw()  # it would look complete
             flops = self.flops_of(totals)
             sessions = journal.sessions()
             more = {
@@ -150,7 +165,8 @@ class JobFiles:
                 **self.stage.tally.summary(),
             }
             write_report(summary_path(self.output), summary(totals, flops, more))
-        counts = f"{totals.written} written to {self.output}, {totals.rejected} rejected"
+        place = "" if totals.is_empty else f" to {self.output}"
+        counts = f"{totals.written} written{place}, {totals.rejected} rejected"
         if totals.rejected:
             counts += f" ({self.rejects_path})"
         if totals.unfinished:
@@ -159,8 +175,23 @@ class JobFiles:
         told += [f"  {count} x {name}: {first}" for name, (count, first) in totals.rejects.items()]
         if task_output is not None:
             told += _told_of_task(totals, task_output)
-        show("\n".join([*told, *describe(totals, flops), *self.stage.tally.describe()]))
+        told += self._stale()
+        told += [*describe(totals, flops), *self.stage.tally.describe()]
+        if totals.total.requests:
+            asked = self.session.get("requests_asked", 0)
+            kept = max(totals.total.requests - asked, 0)
+            told.append(f"requests: {asked:,} asked, {kept:,} from the journal")
+        words = self.stage.following(self.output)
+        told += following(*words) if words and totals.written and not totals.unfinished else []
+        show("\n".join(told))
         return totals
+
+    def _stale(self) -> list[str]:
+        """Tell of a benchmark's file that is of the run before, whose output was replaced."""
+        name = self.before.get("settings", {}).get("task_output")
+        if name is None or not Path(name).exists() or Path(name) == self.files.task_output:
+            return []
+        return [f"warning: {name} is of the run before; --task-output writes it anew"]
 
     def flops_of(self, totals: Totals) -> dict[str, float | None] | None:
         """Return the FLOPs of what a job asked; None where the model's size is unknown."""
@@ -168,7 +199,7 @@ class JobFiles:
         if own is None:
             return None
         # Of another model at a server its name is all there is to go by.
-        others = {name: _shape(name) for name in totals.by_model if name and _is_named(name)}
+        others = {name: _shape(name, here=True) for name in totals.by_model if name}
         reward = None if totals.scored is None else _shape(self.shapes[1], classifier=True)
         return totals.flops({"": own, **others}, reward, self.stage.strategy, self.stage.options)
 
@@ -177,6 +208,8 @@ def _told_of_task(totals: Totals, path: Path) -> list[str]:
     """Return what there is to know of a benchmark's file."""
     if totals.unfinished:
         return [f"{path} is not written: {totals.unfinished} rows are not done yet"]
+    if totals.is_empty:
+        return [f"{path} is not written: no row has an answer"]
     rows = totals.written + totals.marked
     told = [f"{path}: {rows} rows"]
     if totals.marked:
@@ -189,15 +222,11 @@ def _told_of_task(totals: Totals, path: Path) -> list[str]:
     return told
 
 
-def _is_named(name: str) -> bool:
-    """Tell whether a name is a folder or OWNER/NAME; a server may call a model by any word."""
-    return name.count("/") == 1 or Path(name).is_dir()
-
-
-def _shape(name: str | None, *, classifier: bool = False) -> ModelShape | None:
+def _shape(name: str | None, *, classifier: bool = False, here: bool = False) -> ModelShape | None:
+    """Return a shape, where it is known; a server's name for a model is not looked up (`here`)."""
     if name is None:
         return None
     try:
-        return ModelShape.load(name, classifier=classifier)
+        return ModelShape.load(name, classifier=classifier, here=here)
     except AftError:  # a served name that is no folder and no hub name here
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.rendering import load_template
@@ -11,6 +12,7 @@ from aft_factory.prompts.tokenizer import resolve_chat_template
 from aft_factory.records.files import check_writable, write_report
 from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.console import show
+from aft_factory.stage.following import following
 from aft_factory.stage.progress import progress_bar
 from aft_factory.stage.reading import check_paths
 from aft_factory.stats.counts import Counts, tokens_dict
@@ -21,13 +23,13 @@ from aft_factory.stats.settings import StatsSettings
 EXAMPLES = """\
 examples:
   # rows, proposals, estimated lengths, duplicates, scores
-  python -m aft_factory.stats data/my_aft.jsonl
+  aft stats data/my_aft.jsonl
 
   # tokens of the rows as they will be trained on, in 1000 of them
-  python -m aft_factory.stats data/my_aft.jsonl --tokenizer meta-llama/Llama-3.1-8B
+  aft stats data/my_aft.jsonl --tokenizer meta-llama/Llama-3.1-8B
 
   # of every row; all numbers as JSON, and lengths.png, lengths.svg and lengths.csv
-  python -m aft_factory.stats data/my_aft.jsonl --tokenizer meta-llama/Llama-3.1-8B \\
+  aft stats data/my_aft.jsonl --tokenizer meta-llama/Llama-3.1-8B \\
       --sample 0 --json stats.json --plot lengths.png
 """
 
@@ -65,8 +67,21 @@ def count(settings: StatsSettings) -> int:
         write_report(settings.json, numbers)
     if settings.plot is not None:
         write_plot(settings.plot, lengths.parts, numbers["tokens"]["how"])
-    show(describe(numbers))
+    show("\n".join([describe(numbers), *next_step(settings, counts, numbers)]))
     return 0 if counts.usable else 1
+
+
+def next_step(settings: StatsSettings, counts: Counts, numbers: dict[str, Any]) -> list[str]:
+    """Return what comes next, by what the rows lack; nothing where their columns are unusual."""
+    empty, file = numbers["empty"], settings.input
+    if settings.column or not counts.usable:
+        return []
+    if empty["rows_without_proposals"] == counts.usable:
+        return following("aft", "sample", file, "--output", "sampled.jsonl")
+    if empty["aggregations"] == counts.usable:
+        return following("aft", "aggregate", file, "--output", "aggregated.jsonl")
+    words = ("aft", "convert", "proposals", file, "--output", "train.jsonl", "--register", ".")
+    return [] if file == "train.jsonl" else following(*words)
 
 
 COMMAND = PlainCommand(

@@ -265,11 +265,58 @@ def test_templates_tell_their_aggregator_prompt():
     ]
 
 
-def test_a_template_that_differs_from_the_data_sets_is_pointed_out(tmp_path, tiny_llama, logged):
-    write_dataset(tmp_path, "drafts", [ROW], aggregation={"template": "release"})
-    tokenize(tmp_path, "drafts", tiny_llama)
-    expected = "trains on the aggregator prompt 'release', but the chat template of 'aft_llama3'"
-    assert any(expected in line for line in logged)
+@pytest.mark.parametrize(
+    ("template", "aggregation", "words"),
+    [
+        ("aft_llama3", {}, None),
+        (
+            "aft_llama3",
+            {"template": "release"},
+            "trains on the aggregator prompt 'release', but the chat template of 'aft_llama3' will use "
+            "'paper' at inference; make the two the same (template: aft_llama3_release, or the data "
+            """set's "aggregation": {"template": "paper"}), or answer by """
+            "`aft run --template release`.",
+        ),
+        (
+            "aft_llama3_moa",
+            {},
+            '(template: aft_llama3, or the data set\'s "aggregation": {"template": "moa"}), or '
+            "answer by `aft run --template paper`.",
+        ),
+        (
+            "llama3",
+            {},
+            "trains under the template 'llama3', whose chat template takes no proposals; template: "
+            "aft_llama3 encodes the same and exports one that does.",
+        ),
+        ("llama3", {"template": "moa"}, "template: aft_llama3_moa encodes the same"),
+        (
+            "llama3",
+            {"template": "{own}"},
+            "takes no proposals; answer by `aft run --template {own}`, which puts them into the prompt "
+            "itself.",
+        ),
+        (
+            "aft_llama3",
+            {"template": "{own}"},
+            'make the two the same (the data set\'s "aggregation": {{"template": "paper"}}), or '
+            "answer by `aft run --template {own}`.",
+        ),
+        ("llama3", {"ablation": "without_proposals"}, None),  # there are none in a prompt
+    ],
+)
+def test_a_template_that_does_not_fit_the_data_set_is_told_with_what_mends_it(
+    tmp_path, tiny_llama, logged, template, aggregation, words
+):
+    own = tmp_path / "mine.jinja"
+    own.write_text("{% for p in proposals %}{{ p }}\n{% endfor %}")
+    if aggregation.get("template") == "{own}":
+        aggregation, words = {"template": str(own)}, words.format(own=own)
+    write_dataset(tmp_path, "drafts", [ROW], aggregation=aggregation)
+    tokenize(tmp_path, "drafts", tiny_llama, template=template)
+    told = [line for line in logged if "aft-factory: data set 'drafts.jsonl' trains " in line]
+    assert len(told) == (words is not None)
+    assert words is None or words in told[0]
 
 
 AUGMENTED = [

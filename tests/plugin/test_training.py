@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -83,14 +84,19 @@ def test_an_adapter_trains_on_two_ranks_under_torchrun_with_preprocessing_worker
 def test_the_merged_model_carries_our_chat_template(training, tiny_llama):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, _ = training
-    merged = folder / "merged"
-    export = {
-        "model_name_or_path": str(tiny_llama),
-        "adapter_name_or_path": str(folder / "adapter"),
-    }
-    export |= {"template": "aft_llama3", "finetuning_type": "lora", "export_dir": str(merged)}
-    cli(folder, "export", export)
+    folder, output = training
+    merged = folder / "adapter_merged"
+    # By the command that the training told, once, at its end.
+    told = output.partition(f"aft-factory: trained {folder / 'adapter'}; next:\n")[2].splitlines()
+    assert output.count("; next:\n") == 1
+    assert told[1:3] == [
+        f"  vllm serve {merged}",
+        f"  aft run queries.jsonl --output answers.jsonl --model {merged} "
+        "--base-url http://localhost:8000/v1",
+    ]
+    _, *words = shlex.split(told[0])
+    assert words[words.index("--template") + 1] == "aft_llama3"
+    subprocess.run([CLI, *words], check=True, capture_output=True, timeout=600)
     tokenizer = AutoTokenizer.from_pretrained(merged)
     # It breaks the markers of this very tokenizer, as the training did.
     assert tokenizer.chat_template == resolve_chat_template("llama3", tokenizer)
@@ -112,5 +118,6 @@ def test_the_sft_baseline_trains(tmp_path, tiny_llama):
         for row in demo_rows()[:24]
     ]
     write_dataset(tmp_path, "baseline", rows, formatting="sharegpt")
-    cli(tmp_path, "train", settings(tmp_path, tiny_llama, "baseline", template="llama3"))
+    output = cli(tmp_path, "train", settings(tmp_path, tiny_llama, "baseline", template="llama3"))
+    assert "aft-factory: trained" not in output  # it is no aggregation data
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]

@@ -124,6 +124,7 @@ def test_the_card_says_where_how_many_and_how_to_load(push):
     assert out.endswith(
         "  settings: model, max_tokens\n"
         "  settings not shown (no setting of a command here, or a place): api_key, engine\n"
+        "the same without --dry-run uploads it\n"
     )
     assert "\n\n\n" not in card
 
@@ -499,6 +500,7 @@ def test_a_dry_run_tells_what_an_upload_makes_public(push):
         "  sources: s\n"
         "  models of proposals: m\n"
         "  settings: model, seed\n"
+        "the same without --dry-run uploads it\n"
     )
 
 
@@ -691,6 +693,7 @@ def test_an_upload_is_one_commit_of_the_card_and_all_rows(folder, hub, tmp_path)
     done = push_to(hub, write("rows.jsonl", ROWS), "me/aft")
     assert (done.returncode, done.stderr) == (0, "")
     last = f"{len(ROWS)} of {len(ROWS)} rows in {hub.url}/datasets/me/aft\n"
+    last += 'load it by datasets.load_dataset("me/aft")\n'
     assert done.stdout == (
         "what an upload makes public of them, all texts aside:\n"
         "  keys of meta: none\n"

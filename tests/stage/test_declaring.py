@@ -1,6 +1,5 @@
 """Settings: from a preset, a file and flags to one checked value, and `--help` from the same."""
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from aft_factory.stage.declaring import (
     setting,
     switch,
 )
-from aft_factory.stage.flags import add_flags, to_arguments
+from aft_factory.stage.flags import Parser, add_flags, to_arguments, usage_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Other:
 
 
 def flags(*argv, kind=Some):
-    parser = argparse.ArgumentParser()
+    parser = Parser("some", "", "", usage_of(kind))
     add_flags(parser, kind)
     return vars(parser.parse_args(argv))
 
@@ -127,16 +126,19 @@ def test_arguments_switches_and_what_is_repeated():
 @pytest.mark.parametrize(
     ("argv", "problem"),
     [
-        (["a", "x"], "required: --key"),
+        (["a", "x"], "required: --key (aft some --help tells more)"),
         (["--key", "k", "a"], "required: FILE"),
         (["--key", "k", "c", "x"], "invalid choice: 'c'"),
-        (["--key", "k", "a", "x", "--no-dry"], "unrecognized arguments: --no-dry"),
+        (["--key", "k", "a", "x", "--no-dry"], "unknown flag --no-dry; did you mean '--dry'?"),
     ],
 )
 def test_what_the_command_line_lacks_or_does_not_know(argv, problem, capsys):
     with pytest.raises(SystemExit, match="2"):
         flags(*argv, kind=Other)
-    assert problem in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert problem in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def test_names_in_a_dict_of_texts_are_no_yaml():

@@ -1,0 +1,94 @@
+"""What a conversion came to: a failure where every row lacks the same, else what comes next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from aft_factory.convert.converting import Conversion, Summary
+from aft_factory.convert.settings import ConvertSettings
+from aft_factory.errors import UsageError
+from aft_factory.prompts.rendering import TEMPLATES
+from aft_factory.prompts.selection import PAPER
+from aft_factory.records.rejects import Rejects
+from aft_factory.stage.following import PIPELINE, following
+
+MADE_BY = {"sample": "sampled", "aggregate": "aggregated"}
+
+
+def check_found(
+    settings: ConvertSettings, conversion: Conversion, summary: Summary, rejects: Rejects
+) -> None:
+    """Refuse a file of which no row has proposals, or what it is to be trained on.
+
+    Raises:
+        UsageError: Tells the columns of its rows, and how to name the one that is meant.
+    """
+    if settings.output is None or settings.target == "sft":
+        return
+    name, source = settings.input[0], settings.source
+    bare = 0 < summary.written == summary.bare
+    if bare and summary.unread and conversion.options.ablation == "none":
+        told = _sentence(summary, "proposals", "proposals")
+        raise UsageError(f"{told}, or sample some: {_command('sample', name, settings.column)}")
+    if summary.read == rejects.by_field.get("aggregation", (0, ""))[0] > 0:
+        told = _sentence(summary, "an aggregation to train on", "aggregation", source=source)
+        first = str(settings.output) if source != "proposals" else name
+        raise UsageError(f"{told} make them: {_command('aggregate', first, settings.column)}")
+
+
+def _sentence(summary: Summary, what: str, field: str, *, source: str = "proposals") -> str:
+    told = f"none of the {summary.read} rows has {what}"
+    if source != "proposals":
+        return f"{told}, as {source} has none: convert without --register to records first, then"
+    columns = f"the first has the columns: {summary.columns}"
+    either = "" if field == "proposals" else ", or"
+    return f"{told}; {columns}. Name theirs (--column {field}=NAME){either}"
+
+
+def _command(name: str, source: str, columns: Mapping[str, str]) -> str:
+    made = f"{MADE_BY[name]}.jsonl"
+    output = Path(source).with_name(made) if Path(source).suffix else made
+    named = [f"--column={field}={column}" for field, column in columns.items()]
+    return shlex.join(["aft", name, source, "--output", str(output), *named])
+
+
+def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
+    """Return what was made and what comes next, in lines."""
+    output, entry = settings.output, settings.entry
+    if output is None or not summary.written:
+        return []
+    if entry is not None:
+        names = f"dataset_dir: {entry.file.parent}, dataset: {entry.name}"
+        return [
+            f"registered as {entry.name!r} in {entry.file}; train with {names}, "
+            f"template: {_templates(settings)}"
+        ]
+    if summary.bare == summary.written and settings.target != "sft":
+        made = output.with_name("sampled.jsonl")
+        return following("aft", "sample", output, "--output", made)
+    if settings.target == "aggregation" and summary.untrainable:
+        made = output.with_name("aggregated.jsonl")
+        return [
+            f"{summary.untrainable} rows without aggregation, not trainable yet",
+            *following("aft", "aggregate", output, "--output", made),
+        ]
+    if os.environ.get(PIPELINE):
+        return []
+    registering = f"--register {shlex.quote(str(output.parent))} --overwrite"
+    return [f"next: the same command with {registering} makes it a data set of LLaMA-Factory's"]
+
+
+def _templates(settings: ConvertSettings) -> str:
+    """Name the templates to train with: ours, which carry the aggregator prompt of the rows."""
+    chats = [path.stem for path in sorted((TEMPLATES / "chat").glob("*.jinja"))]
+    if settings.chat_template in chats:
+        chats = [settings.chat_template]
+    asked, suffix, more = settings.template, "", ""
+    if not (TEMPLATES / "aggregate" / f"{asked}.jinja").is_file():
+        more = f", and answer by aft run --template {shlex.quote(asked)}"
+    elif asked != PAPER.template:
+        suffix = f"_{asked}"
+    return " or ".join(f"aft_{chat}{suffix}" for chat in chats) + more

@@ -1,0 +1,57 @@
+"""What comes after a training on aggregation data, told at its end: how to merge, serve and ask."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from typing import Any
+
+from aft_factory.plugin.options import NAME
+
+
+def hook_tuner(module: Any) -> None:
+    """Tell what comes next once a training has ended."""
+    original = getattr(module, "run_sft", None)
+    if original is None:  # which no training needs
+        return
+
+    @functools.wraps(original)
+    def run_sft(model: Any, data: Any, training: Any, finetuning: Any, *more: Any) -> Any:
+        result = original(model, data, training, finetuning, *more)
+        if training.do_train and training.should_save and _is_ours(data):
+            print("\n".join(what_next(model, data, training, finetuning)), flush=True)
+        return result
+
+    module.run_sft = run_sft
+
+
+def _is_ours(data_args: Any) -> bool:
+    from llamafactory.data.parser import get_dataset_list
+
+    found = get_dataset_list(data_args.dataset, data_args.dataset_dir)
+    return any(attr.formatting == NAME for attr in found)
+
+
+def what_next(model: Any, data: Any, training: Any, finetuning: Any) -> list[str]:
+    """Return the commands that make an answer out of what was trained, in lines."""
+    trained = str(training.output_dir).rstrip("/")
+    base, template = model.model_name_or_path, data.template
+    lines = [f"aft-factory: trained {trained}; next:"]
+    served = trained
+    if finetuning.finetuning_type == "lora":
+        served = f"{trained}_merged"
+        lines.append(
+            _line(
+                *("llamafactory-cli", "export", "--model_name_or_path", base),
+                *("--adapter_name_or_path", trained, "--template", template),
+                *("--finetuning_type", "lora", "--export_dir", served),
+            )
+        )
+    lines.append(_line("vllm", "serve", served))
+    asking = ("aft", "run", "queries.jsonl", "--output", "answers.jsonl", "--model", served)
+    lines.append(_line(*asking, "--base-url", "http://localhost:8000/v1"))
+    return lines
+
+
+def _line(*words: str) -> str:
+    return f"  {shlex.join(words)}"

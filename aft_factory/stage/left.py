@@ -1,0 +1,114 @@
+"""What is left to pay of a job: what its journal has is paid for. For a dry run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aft_factory.asking.journal import Journal
+from aft_factory.engines.sampling import Usage
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query
+from aft_factory.inference.runner import Runner
+from aft_factory.stage.job_settings import JobSettings
+from aft_factory.stage.kept import PLACES, keepable
+
+# What decides no answer: which rows are read, and how fast.
+INDIFFERENT = {
+    *PLACES,
+    *("split", "limit", "by_flag", "admit", "timeout", "retries", "in_flight", "generator"),
+    *("draft_tokens", "price_in", "price_out"),
+}
+
+
+@dataclass(slots=True)
+class Left:
+    """What is left to pay.
+
+    Attributes:
+        journal: What was answered.
+        fingerprint: Of the run that answered it; "" where that was none of these settings.
+        run: Its number.
+        other: What the last run's settings differ in.
+        done: Queries that have ended.
+        usage: Of the others.
+    """
+
+    journal: Journal
+    fingerprint: str = ""
+    run: int = 0
+    other: str = ""
+    done: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+    def count(self, query: Query, outcome: Outcome) -> None:
+        """Add a query, by what is expected of it."""
+        kept: Counter[tuple[int, int]] = Counter()
+        if self.fingerprint:
+            found = self.journal.outcome(Runner.outcome_key(query, self.fingerprint))
+            if found is not None and found["problem"] is None:
+                self.done += 1
+                return
+            for at, _, reply in self.journal.replies(query.id, self.run):
+                kept[at.turn, at.layer] += reply.usage.requests
+        for place, usage in outcome.layer_usage.items():
+            self.usage += _rest(usage, min(kept[place], usage.requests))
+
+    def describe(self, rows: int) -> list[str]:
+        """Return what is left for a person, in lines; `rows` are all that can be asked."""
+        path = self.journal.path
+        if self.other:
+            return [
+                f"{path} is of a run with other settings ({self.other}): what of it is used again "
+                "is not reckoned with"
+            ]
+        if self.done == rows:
+            return [f"left to pay: nothing; all {rows:,} rows are done in {path}"]
+        usage = self.usage
+        return [
+            f"left to pay: {usage.requests:,} requests, {usage.prompt:,} tokens read, "
+            f"{usage.completion:,} written; {self.done:,} of {rows:,} rows are done in {path}"
+        ]
+
+
+def _rest(usage: Usage, kept: int) -> Usage:
+    share = 1 - kept / usage.requests if usage.requests else 1.0
+    prompt, written = usage.prompt or 0, usage.completion or 0
+    tokens = {"prompt": round(prompt * share), "completion": round(written * share)}
+    return Usage(requests=usage.requests - kept, **tokens)
+
+
+@contextlib.contextmanager
+def open_left(path: Path | None, settings: JobSettings) -> Iterator[Left | None]:
+    """Open what a journal leaves to pay; None where there is no journal yet."""
+    if path is None or not path.is_file():
+        yield None
+        return
+    with Journal(path, read_only=True) as journal:
+        fingerprint, kept = journal.last_run(), journal.settings()
+        if fingerprint is None or kept is None:
+            yield None
+            return
+        then, now = json.loads(kept), json.loads(keepable(settings))
+        if other := _difference(then, now):
+            yield Left(journal, other=other)
+        else:
+            yield Left(journal, fingerprint, journal.run_of(fingerprint))
+
+
+def _difference(then: dict[str, object], now: dict[str, object]) -> str:
+    if then["command"] != now["command"]:
+        return f"{then['command']}"
+    old, new = then["settings"], now["settings"]
+    assert isinstance(old, dict)
+    assert isinstance(new, dict)
+    # A model at a server is known by its name, wherever that server is.
+    indifferent = INDIFFERENT | (
+        {"base_url"} if new.get("model") and new.get("base_url") else set()
+    )
+    differ = [key for key in new if key not in indifferent and old.get(key) != new[key]]
+    return f"{differ[0]} {old.get(differ[0])!r}, now {new[differ[0]]!r}" if differ else ""

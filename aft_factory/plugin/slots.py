@@ -17,7 +17,8 @@ from aft_factory.errors import UsageError
 from aft_factory.prompts.prelude import fill, quoted
 
 _SYSTEM, _QUERY, _ANSWER = "\ue000system\ue001", "\ue000query\ue001", "\ue000answer\ue001"
-_BOS, _EOS = "\ue000bos_token\ue001", "\ue000eos_token\ue001"  # as Jinja names them
+# Where the tokenizer is not known: as Jinja names them.
+_BOS, _EOS = "\ue000bos_token\ue001", "\ue000eos_token\ue001"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def chat_template_of(template: Any, tokenizer: TextTokenizer) -> str:
     places |= zip(before, _around(with_system, _SYSTEM, _QUERY), strict=True)
     values = {name: _jinja(text) for name, text in places.items()}
     values |= {"default_system": quoted(template.default_system or ""), "macros": ""}
-    values |= {"answer": f"{values['answer_before']} + message.content", "opening": "''"}
+    values |= {"answer": f"{values['answer_before']} + message.content", "opening": ""}
     if thinks(template):
         begins, ends = template.thought_words
         nothing = quoted(template.add_thought())
@@ -135,7 +136,8 @@ def chat_template_of(template: Any, tokenizer: TextTokenizer) -> str:
             preserve=str(_keeps_thoughts(template)).lower(),
         )
         values["answer"] = "answer(message.content, loop.last)"
-        values["opening"] = f"('' if enable_thinking else {nothing})"
+        asked = "turns[-1].role == 'user' and not enable_thinking"
+        values["opening"] = f"{{%- if {asked} -%}}{{{{- {nothing} -}}}}{{%- endif -%}}"
     return fill("slots", **values)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from aft_factory.errors import UsageError
 from aft_factory.plugin.slots import (
@@ -19,7 +19,7 @@ from aft_factory.plugin.slots import (
     written_prompt,
 )
 from aft_factory.prompts.markers import known_markers
-from aft_factory.prompts.prelude import FORMS, Prelude
+from aft_factory.prompts.prelude import FORMS, THINKING, Prelude
 from aft_factory.prompts.probing import (
     ChatTemplate,
     Probe,
@@ -29,13 +29,6 @@ from aft_factory.prompts.probing import (
 )
 from aft_factory.prompts.rendering import load_template, with_aggregator
 from aft_factory.prompts.tokenizer import tokenizer_markers
-
-THINKING: Mapping[bool | None, Literal["true", "false", "none"]] = {
-    True: "true",
-    False: "false",
-    None: "none",
-}
-
 
 def prelude_for(template: Any, tokenizer: Any, aggregator: str, name: str) -> Prelude:
     """Return the prelude for what a template trains: its markers, and whether it thinks.
@@ -85,25 +78,26 @@ class Training:
 
 
 def chat_template_for(
-    template: Any, prelude: Prelude, tokenizer: Any, own: str | None, of: str
+    template: Any, prelude: Prelude, tokenizer: Any | None, own: str | None, of: str
 ) -> tuple[str, str]:
     """Return the chat template of a model, and why it is this one.
 
     Args:
         template: LLaMA-Factory's, as a run has set it up.
         prelude: All but the form.
-        tokenizer: The model's.
-        own: The chat template that the model came with.
+        tokenizer: The model's; None leaves its tokens to their names in Jinja.
+        own: The chat template that the model came with, if any.
         of: What LLaMA-Factory calls its template.
 
     Raises:
         UsageError: If none writes what training writes.
     """
-    training, tokens = (
-        Training(template, TextTokenizer.of(tokenizer), prelude),
-        tokenizer.special_tokens_map,
-    )
-    why = "the model has none"
+    text_tokenizer = TextTokenizer() if tokenizer is None else TextTokenizer.of(tokenizer)
+    tokens = {"bos_token": text_tokenizer.bos_token_id, "eos_token": text_tokenizer.eos_token_id}
+    if tokenizer is not None:
+        tokens = tokenizer.special_tokens_map
+    training = Training(template, text_tokenizer, prelude)
+    why = "no model is named" if tokenizer is None else "the model has none"
     if own is not None:
         problems = []
         for form in FORMS:
@@ -113,9 +107,11 @@ def chat_template_for(
                 return text, f"the model's own, which writes what {of!r} trains"
             problems.append(problem)
         why = f"the model's own writes something else: {problems[0]}"
-    text = replace(prelude, origin=f"what LLaMA-Factory's {of} writes").before(
-        chat_template_of(template, training.tokenizer)
-    )
-    if problem := training.difference(text, tokens):
+    try:
+        text = prelude.before(chat_template_of(template, text_tokenizer))
+        problem = training.difference(text, tokens) or first_loss(text, tokens)
+    except UsageError as error:
+        problem = str(error)
+    if problem is not None:
         raise UsageError(f"no chat template writes what {of!r} trains: {problem}")
     return text, f"made from LLaMA-Factory's {of!r}: {why}"

@@ -9,6 +9,7 @@ form a chat template needs.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Template
 from typing import Literal
@@ -22,9 +23,12 @@ from aft_factory.records.files import read_text
 # or parts); as the system message, always as text; or at the head of the user's first turn.
 Form = Literal["system", "system text", "user"]
 FORMS: tuple[Form, ...] = ("system", "system text", "user")
+# LLaMA-Factory's `enable_thinking`, as Jinja writes it.
+Thinking = Literal["true", "false", "none"]
+THINKING: Mapping[bool | None, Thinking] = {True: "true", False: "false", None: "none"}
 
 _HEAD = "{#- aft-factory: "
-_TAIL = re.compile(r"^\{#- The chat template itself: .*\. #\}\n", re.MULTILINE)
+_TAIL = "\n{#- The chat template itself follows. #}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +39,16 @@ class Prelude:
         form: Where the aggregator prompt stands.
         aggregator: Name or path of the aggregator prompt.
         markers: What to break in texts; None breaks those of all known families.
-        thinking: Whether the model thinks where a request does not say, as `enable_thinking`: a
-            value of Jinja's; None leaves that to the chat template.
+        thinking: Whether the model thinks where a request does not say, by `enable_thinking`; None
+            leaves that to the chat template.
         name: Who made it, which a later look finds in the text; such as `aft_llama3`.
-        origin: Whose the chat template is, for who reads it.
     """
 
     form: Form = "system"
     aggregator: str = PAPER.template
     markers: Markers | None = None
-    thinking: Literal["true", "false", "none"] | None = None
+    thinking: Thinking | None = None
     name: str = "aft template"
-    origin: str = "the model's own"
 
     def before(self, chat: str) -> str:
         """Return a chat template with this prelude, in place of one that it may have already."""
@@ -57,9 +59,8 @@ class Prelude:
         words = (self.markers or known_markers()).words
         return fill(
             "prelude",
-            header=f"{_HEAD.removeprefix('{#- ')}{_plain(self.name)}.",
+            name=re.sub(r"[#{}\s]+", " ", self.name),  # one line of a comment
             form=self.form,
-            origin=_plain(self.origin),
             defaults=defaults,
             aggregator=load_template(self.aggregator).source.removesuffix("\n"),
             markers=_items(words),
@@ -68,7 +69,7 @@ class Prelude:
 
 def has_prelude(chat: str) -> bool:
     """Tell whether a chat template begins with a prelude."""
-    return chat.startswith(_HEAD) and _TAIL.search(chat) is not None
+    return chat.startswith(_HEAD) and _TAIL in chat
 
 
 def made_by(chat: str) -> str | None:
@@ -78,12 +79,12 @@ def made_by(chat: str) -> str | None:
 
 def without_prelude(chat: str) -> str:
     """Return what follows the prelude; the text itself if it has none."""
-    return _TAIL.split(chat, 1)[1] if has_prelude(chat) else chat
+    return chat.partition(_TAIL)[2] if has_prelude(chat) else chat
 
 
-def fill(name: str, **values: str) -> str:
+def fill(file: str, **values: str) -> str:
     """Return a file of `templates/twin/` with its `${places}` filled."""
-    return Template(read_text(TEMPLATES / "twin" / f"{name}.jinja")).substitute(values)
+    return Template(read_text(TEMPLATES / "twin" / f"{file}.jinja")).substitute(values)
 
 
 def quoted(text: str) -> str:
@@ -105,8 +106,3 @@ def _items(words: tuple[str, ...]) -> str:
             lines.append("")
         lines[-1] += f" {item}," if lines[-1] else f"    {item},"
     return "\n".join(lines).removesuffix(",")
-
-
-def _plain(text: str) -> str:
-    """Return a text that can stand in one line of a comment."""
-    return re.sub(r"[#{}\s]+", " ", text).strip()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -82,16 +83,7 @@ class ChatTemplate:
         Raises:
             UsageError: If it is no Jinja.
         """
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: form}
-        try:
-            self.variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
-            self._compiled = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise UsageError(f"the chat template is no Jinja: line {error.lineno}: {error}") from None
+        self.variables, self._compiled = _compiled(source)
         self._tokens = dict(tokens or {"bos_token": "<s>", "eos_token": "</s>"})
 
     def render(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
@@ -99,9 +91,10 @@ class ChatTemplate:
         more = {"add_generation_prompt": True} | self._tokens | more
         return self._compiled.render(messages=messages, **more)
 
-    def __call__(self, probe: Probe) -> str:
+    def __call__(self, probe: Probe, **more: Any) -> str:
         """Return the text of a probe."""
-        more = {"proposals": list(probe.proposals)} if probe.proposals else {}
+        if probe.proposals:
+            more["proposals"] = list(probe.proposals)
         return self.render(probe.messages, **more)
 
 
@@ -165,6 +158,24 @@ def _shapes(template: ChatTemplate) -> list[Shape]:
     return shapes
 
 
+def first_change(chat: str, tokens: Mapping[str, Any] | None = None) -> str | None:
+    """Tell what a prelude changes of conversations without proposals; None if nothing.
+
+    Whether to think is said, since it may set what holds where nothing is said.
+    """
+    whole, plain = ChatTemplate(chat, tokens), ChatTemplate(without_prelude(chat), tokens)
+    probes = [probe for probe in conversations() if not probe.proposals]
+    for thinking in (True, False):
+        problem = first_difference(
+            lambda probe, said=thinking: _outcome(whole, probe, enable_thinking=said),
+            lambda probe, said=thinking: _outcome(plain, probe, enable_thinking=said),
+            probes,
+        )
+        if problem is not None:
+            return problem
+    return None
+
+
 def first_difference(
     chat: Callable[[Probe], str], expected: Callable[[Probe], str], probes: Sequence[Probe]
 ) -> str | None:
@@ -190,12 +201,27 @@ def _has_once(text: str, said: Sequence[str]) -> bool:
     return all(text.count(each) == 1 for each in said)
 
 
-def _outcome(template: ChatTemplate, probe: Probe) -> str:
+def _outcome(template: ChatTemplate, probe: Probe, **more: Any) -> str:
     """Return what a chat template makes of a probe, be it an error."""
     try:
-        return template(probe)
+        return template(probe, **more)
     except Exception as error:  # a template is a program, and can fail in any way
         return f"{type(error).__name__}: {error}"
+
+
+@lru_cache(maxsize=32)
+def _compiled(source: str) -> tuple[set[str], jinja2.Template]:
+    """Return the variables of a chat template, and what renders it."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: form}
+    try:
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        return variables, environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageError(f"the chat template is no Jinja: line {error.lineno}: {error}") from None
 
 
 class _Generation(jinja2.ext.Extension):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.markers import MARKERS, Markers, markers_of
-from aft_factory.prompts.rendering import TEMPLATES, chat_template
+from aft_factory.prompts.prelude import has_prelude
+from aft_factory.prompts.rendering import TEMPLATES, chat_template, chat_templates
 from aft_factory.records.files import read_text, unmarked
 
 if TYPE_CHECKING:
@@ -34,10 +36,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 def resolve_chat_template(
     name: str, tokenizer: PreTrainedTokenizerFast, flag: str = "--chat-template"
 ) -> str:
-    """Return the chat template to measure with: `llama3`, `mistral`, `own`, a path, or `auto`.
+    """Return the chat template to measure with: one that comes with us, `own`, a path, or `auto`.
 
-    `auto` is `llama3` where the vocabulary has Llama 3's role headers, else the tokenizer's own,
-    else `mistral` where the vocabulary is of Llama's older kind.
+    `auto` is the tokenizer's own if a training with our plugin has saved it; else what
+    `templates/chat/auto.json` says of the vocabulary, else its own.
 
     Args:
         name: Which.
@@ -47,22 +49,31 @@ def resolve_chat_template(
     Raises:
         UsageError: If it cannot be told, or there is none of that name.
     """
-    vocabulary = tokenizer.get_vocab()
-    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    if name == "auto" and "<|start_header_id|>" in vocabulary:
-        name = "llama3"
-    elif name == "auto" and own is None and "</s>" in vocabulary:
-        name = "mistral"
+    own = tokenizer.chat_template
+    if isinstance(own, dict):
+        own = own.get("default")
+    if name == "auto" and (own is None or not has_prelude(own)):
+        name = _known_vocabulary(tokenizer, has_own=own is not None) or name
     if name in ("auto", "own"):
         if own is None:
+            known = ", ".join(chat_templates())
             raise UsageError(
-                f"this tokenizer has no chat template; pass {flag} llama3, mistral or a path"
+                f"this tokenizer has no chat template; pass {flag} {known} or a path"
             )
         return unmarked(own)
-    if not (TEMPLATES / "chat" / f"{name}.jinja").is_file() and Path(name).is_file():
+    if name not in chat_templates() and Path(name).is_file():
         return read_text(Path(name))
     plain = chat_template(name, markers=Markers(()))
     return chat_template(name, markers=tokenizer_markers(tokenizer, plain))
+
+
+def _known_vocabulary(tokenizer: PreTrainedTokenizerFast, *, has_own: bool) -> str | None:
+    """Return the chat template of ours that is for a tokenizer's vocabulary; None if none is."""
+    vocabulary = tokenizer.get_vocab()
+    for name, about in json.loads(read_text(TEMPLATES / "chat" / "auto.json")).items():
+        if about["token"] in vocabulary and (about["before_own"] or not has_own):
+            return str(name)
+    return None
 
 
 def tokenizer_markers(tokenizer: PreTrainedTokenizerFast, template: str | None) -> Markers:

@@ -21,17 +21,12 @@ INPUTS = f"{FORMATS}, `datasets` folder or hub name"
 
 
 @dataclass(frozen=True, slots=True)
-class ReadSettings:
-    """Which rows are read, and from which columns; see the help texts."""
+class Settings:
+    """What the settings of all commands have."""
 
-    split: str = setting("train", "split of a hub data set or saved DatasetDict")
-    limit: int | None = setting(None, "only the first N rows", "N")
-    column: dict[str, str] = setting(
-        {}, "read a field from another column: messages=ask, ignore=context", "FIELD=NAME"
-    )
-    by_flag: tuple[str, ...] = ()  # which of these were given as flags, not in a file or a preset
+    by_flag: tuple[str, ...] = ()  # which of them were given as flags, not in a file or a preset
 
-    def check(self) -> None:
+    def refuse_wrong(self) -> None:
         """Refuse what cannot be meant, all at once.
 
         Raises:
@@ -39,6 +34,21 @@ class ReadSettings:
         """
         if problems := self.problems():
             raise UsageError(*dict.fromkeys(problems))
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings; a command's own add theirs."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings(Settings):
+    """Which rows are read, and from which columns; see the help texts."""
+
+    split: str = setting("train", "split of a hub data set or saved DatasetDict")
+    limit: int | None = setting(None, "only the first N rows", "N")
+    column: dict[str, str] = setting(
+        {}, "read a field from another column: messages=ask, ignore=context", "FIELD=NAME"
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings; a command's own add theirs."""

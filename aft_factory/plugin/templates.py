@@ -158,8 +158,7 @@ def _add_own_twin(templates: dict[str, Any], name: str) -> None:
             f"no template {name!r}: LLaMA-Factory's {asked!r} has no twin, since {_without_twin[asked]}"
         )
     if not path or of not in bases:
-        known = [PREFIX + base for base in bases if base not in _without_twin]
-        raise UsageError(f"no template {name!r}; {suggest(PREFIX + of, known)}")
+        raise UsageError(f"no template {name!r}; {suggest(PREFIX + of, _aggregators)}")
     load_template(path)
     _add_twin(templates, name, of, path)
 

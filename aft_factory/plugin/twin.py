@@ -74,7 +74,10 @@ class Training:
 
     def difference(self, chat: str, tokens: Mapping[str, Any] | None) -> str | None:
         """Tell where a chat template writes something else; None if it does not."""
-        return first_difference(ChatTemplate(chat, tokens), self, self.probes())
+        try:
+            return first_difference(ChatTemplate(chat, tokens), self, self.probes())
+        except UsageError as error:
+            return str(error)
 
 
 def chat_template_for(

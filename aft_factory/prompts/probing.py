@@ -221,7 +221,7 @@ def _compiled(source: str) -> tuple[set[str], jinja2.Template]:
         variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
         return variables, environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise UsageError(f"the chat template is no Jinja: line {error.lineno}: {error}") from None
+        raise UsageError(f"the chat template is no Jinja: {error.message}") from None
 
 
 class _Generation(jinja2.ext.Extension):

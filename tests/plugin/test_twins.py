@@ -15,6 +15,7 @@ from aft_factory.plugin.templates import aggregator_of
 from aft_factory.plugin.twin import Training, chat_template_for, prelude_for
 from aft_factory.prompts.prelude import FORMS, Prelude, has_prelude, made_by, without_prelude
 from aft_factory.prompts.probing import ChatTemplate, conversations, first_change, first_loss
+from aft_factory.prompts.rendering import load_template
 
 STOCK = [name for name in TEMPLATES if aggregator_of(name) is None]
 # Templates without a twin, and why; a test below holds that there are no others.
@@ -125,7 +126,7 @@ def test_a_wrong_name_is_refused_with_a_suggestion(tmp_path):
     from llamafactory.data.template import get_template_and_fix_tokenizer
 
     for asked, told in {
-        "aft_qwen3_mao": "did you mean 'aft_qwen3'",
+        "aft_qwen3_mao": "did you mean 'aft_qwen3_moa'",
         "aft_qwenn:paper": "did you mean 'aft_qwen'",
         f"aft_qwen:{tmp_path}/none.jinja": "no aggregator template",
     }.items():
@@ -147,8 +148,10 @@ def test_a_users_own_aggregator_prompt(tmp_path):
     prompt = ChatTemplate(tokenizer.chat_template, TOKENS).render(
         [{"role": "user", "content": "q"}], proposals=["a", "b"]
     )
+    text = load_template(str(path)).render(["a", "b"])
+    assert text == "\n  Drafts:ab\nAnswer: \n  "  # to the last blank
     assert prompt == (
-        "<|im_start|>system\n\n  Drafts:\na\nb\n\nAnswer: \n  <|im_end|>\n"
+        f"<|im_start|>system\n{text}<|im_end|>\n"
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     )
     assert twin is TEMPLATES.pop(name)
@@ -193,14 +196,6 @@ def test_templates_that_are_registered_later_have_twins_too():
             del TEMPLATES[name]
 
 
-OWN = {
-    "says the same": (
-        "chatml",
-        "\n{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-        None,
-    ),
-}
 BODY = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -216,10 +211,10 @@ BODY = (
         ("Today is {{ strftime_now('%d') }}." + BODY, "the model's own writes something else: for"),
         (
             "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + BODY,
-            "for a system message, 1 turns it fails: no system",
+            "1 turns, proposals it fails: no system",
         ),
         (BODY.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"), "for"),
-        ("{% for %}", "the model's own writes something else: the chat template is no Jinja: line 1"),
+        ("{% for %}", "the model's own writes something else: the chat template is no Jinja: Expected"),
     ],
 )
 def test_the_models_own_chat_template_stays_where_it_writes_what_is_trained(own, why):
@@ -233,22 +228,6 @@ def test_the_models_own_chat_template_stays_where_it_writes_what_is_trained(own,
     assert training.difference(text, TOKENS) is None
     again, _ = chat_template_for(template, prelude, Tokenizer(), text, "chatml")
     assert again == text  # one prelude, however often a model is trained
-
-
-def test_a_model_without_a_system_role_keeps_its_own_chat_template():
-    template = TEMPLATES["gemma2"]
-    own = (
-        "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
-        "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role)"
-        " + '\n' + m.content + '<end_of_turn>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-    )
-    prelude = prelude_for(template, Tokenizer(), "paper", "aft_gemma2")
-    training = Training(template, TextTokenizer.of(Tokenizer()), prelude)
-    text, why = chat_template_for(template, prelude, Tokenizer(), own, "gemma2")
-    # It refuses a system message, which LLaMA-Factory's template would put before the query.
-    assert "own writes something else: for a system message, 1 turns it fails: no" in why
-    assert training.difference(text, TOKENS) is None
 
 
 class TestTheTokenizer:

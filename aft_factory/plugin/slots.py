@@ -1,4 +1,4 @@
-"""What one of LLaMA-Factory's templates writes, as texts, and the chat template that writes the same.
+"""What a template of LLaMA-Factory writes, as texts, and the chat template that writes the same.
 
 A template is asked by its own methods, with a tokenizer that hands texts back as they are: so its
 kind does not matter, nor does a class that a later version brings.

@@ -13,7 +13,6 @@ import functools
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from aft_factory.errors import UsageError, suggest
@@ -93,7 +92,7 @@ def aggregator_of(name: str | None) -> str | None:
     return _aggregators.get(name or "")
 
 
-def hook_template(module: ModuleType) -> None:
+def hook_template(module: Any) -> None:
     """Give a twin to every template that is or will be registered."""
     register, get_template = module.register_template, module.get_template_and_fix_tokenizer
 
@@ -115,7 +114,7 @@ def hook_template(module: ModuleType) -> None:
     module.get_template_and_fix_tokenizer = get_template_and_fix_tokenizer
 
 
-def hook_loader(module: ModuleType) -> None:
+def hook_loader(module: Any) -> None:
     """Keep what is loaded with a tokenizer: its processor, and what training saved of an export."""
     original = module.load_tokenizer
 
@@ -151,13 +150,11 @@ def _add_own_twin(templates: dict[str, Any], name: str) -> None:
         UsageError: If there can be none of that name.
     """
     of, _, path = name.removeprefix(PREFIX).partition(":")
-    bases = [base for base in templates if base not in _aggregators]
-    asked = next((base for base in (of, of.rpartition("_")[0]) if base in _without_twin), None)
-    if asked is not None:
-        raise UsageError(
-            f"no template {name!r}: LLaMA-Factory's {asked!r} has no twin, since {_without_twin[asked]}"
-        )
-    if not path or of not in bases:
+    for base in (of, of.rpartition("_")[0]):
+        if base in _without_twin:
+            why = f"LLaMA-Factory's {base!r} has no twin, since {_without_twin[base]}"
+            raise UsageError(f"no template {name!r}: {why}")
+    if not path or of not in templates or of in _aggregators:
         raise UsageError(f"no template {name!r}; {suggest(PREFIX + of, _aggregators)}")
     load_template(path)
     _add_twin(templates, name, of, path)

@@ -1,4 +1,4 @@
-"""The chat template that a trained or exported model carries, so that it writes what training wrote.
+"""The chat template that a trained or exported model carries: it writes what training wrote.
 
 It is the model's own with our prelude where that is shown to write the same, for it may know of
 tools, images and thoughts what LLaMA-Factory's template does not say; else it is made from that.
@@ -29,6 +29,7 @@ from aft_factory.prompts.probing import (
 )
 from aft_factory.prompts.rendering import load_template, with_aggregator
 from aft_factory.prompts.tokenizer import tokenizer_markers
+
 
 def prelude_for(template: Any, tokenizer: Any, aggregator: str, name: str) -> Prelude:
     """Return the prelude for what a template trains: its markers, and whether it thinks.

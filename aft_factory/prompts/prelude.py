@@ -19,8 +19,8 @@ from aft_factory.prompts.rendering import TEMPLATES, load_template
 from aft_factory.prompts.selection import PAPER
 from aft_factory.records.files import read_text
 
-# Where the aggregator prompt stands: as the system message, in the shape of the other messages (text
-# or parts); as the system message, always as text; or at the head of the user's first turn.
+# Where the aggregator prompt stands: as the system message, in the shape of the others (text or
+# parts); as the system message, always as text; or at the head of the user's first turn.
 Form = Literal["system", "system text", "user"]
 FORMS: tuple[Form, ...] = ("system", "system text", "user")
 # LLaMA-Factory's `enable_thinking`, as Jinja writes it.
@@ -88,12 +88,7 @@ def fill(file: str, **values: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text as Jinja writes it between quotes.
-
-    Example:
-        >>> quoted("it's 5\\n")
-        "'it\\\\'s 5\\\\n'"
-    """
+    """Return a text as an expression of Jinja."""
     escaped = re.sub(r"(['\\])", r"\\\1", text).replace("\n", r"\n").replace("\r", r"\r")
     return f"'{escaped}'"
 

@@ -7,9 +7,10 @@ system message, the next drops it without a word. Pure.
 from __future__ import annotations
 
 import json
+import os.path
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jinja2
@@ -40,7 +41,7 @@ class Probe:
     """
 
     about: str
-    messages: list[dict[str, Any]]
+    messages: list[Any]
     proposals: tuple[str, ...] = ()
 
     def texts(self) -> list[str]:
@@ -167,8 +168,8 @@ def first_change(chat: str, tokens: Mapping[str, Any] | None = None) -> str | No
     probes = [probe for probe in conversations() if not probe.proposals]
     for thinking in (True, False):
         problem = first_difference(
-            lambda probe, said=thinking: _outcome(whole, probe, enable_thinking=said),
-            lambda probe, said=thinking: _outcome(plain, probe, enable_thinking=said),
+            partial(_outcome, whole, enable_thinking=thinking),
+            partial(_outcome, plain, enable_thinking=thinking),
             probes,
         )
         if problem is not None:
@@ -187,13 +188,9 @@ def first_difference(
         except Exception as error:  # a template is a program, and can fail in any way
             return f"for {probe.about} it fails: {error}"
         if got != wanted:
-            at = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), None)
-            at = min(len(got), len(wanted)) if at is None else at
-            start = max(0, at - 12)
-            return (
-                f"for {probe.about} it writes {got[start : at + 24]!r}, "
-                f"not {wanted[start : at + 24]!r}"
-            )
+            at = len(os.path.commonprefix([got, wanted]))
+            shown = slice(max(0, at - 12), at + 24)
+            return f"for {probe.about} it writes {got[shown]!r}, not {wanted[shown]!r}"
     return None
 
 

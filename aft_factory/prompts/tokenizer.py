@@ -57,9 +57,7 @@ def resolve_chat_template(
     if name in ("auto", "own"):
         if own is None:
             known = ", ".join(chat_templates())
-            raise UsageError(
-                f"this tokenizer has no chat template; pass {flag} {known} or a path"
-            )
+            raise UsageError(f"this tokenizer has no chat template; pass {flag} {known} or a path")
         return unmarked(own)
     if name not in chat_templates() and Path(name).is_file():
         return read_text(Path(name))

@@ -90,7 +90,7 @@ def make(settings: TemplateSettings, source: Source) -> tuple[str, str, Prelude]
     prelude = Prelude(
         aggregator=settings.template,
         markers=source.tokenizer and tokenizer_markers(source.tokenizer, source.own),
-        thinking=settings.thinking and THINKING[settings.thinking == "on"],
+        thinking=None if settings.thinking is None else THINKING[settings.thinking == "on"],
         name=f"{NAME} {Path(settings.source).name}",
     )
     prelude = fitting_prelude(source.own, prelude, source.tokens)

@@ -17,7 +17,7 @@ class TemplateSettings(Settings):
 
     source: str = argument(
         REQUIRED,
-        "a model's folder or hub name, a .jinja file, or the name of one of LLaMA-Factory's templates",
+        "a model's folder or hub name, a .jinja file, or a template of LLaMA-Factory by its name",
         "SOURCE",
     )
     template: str = setting(PAPER.template, "aggregator prompt: paper, moa, release or a path")
@@ -29,7 +29,9 @@ class TemplateSettings(Settings):
         "whether the model thinks where a request does not say (`enable_thinking`)",
         choices=("on", "off"),
     )
-    write: Path | None = written("write it into a model's folder, beside a copy of each file", "DIR")
+    write: Path | None = written(
+        "write it into a model's folder, which keeps a copy of its files", "DIR"
+    )
     undo: bool = switch("put back the files of the folder SOURCE as they were")
     check: bool = switch("judge the chat template of SOURCE as it is; exit code 1 if it fails")
     yaml: bool = switch("print `custom_chat_template: ...`, for LLaMA-Factory's v1 engine")

@@ -106,7 +106,9 @@ def test_whole_conversations_agree_whatever_the_answers_hold(name):
             ]
             for system in ([], [{"role": "system", "content": " s'\\\n"}]):
                 whole = "".join(
-                    written(template, TextTokenizer(*TOKENS.values()), turns, " s'\\\n" * len(system))
+                    written(
+                        template, TextTokenizer(*TOKENS.values()), turns, " s'\\\n" * len(system)
+                    )
                 )
                 assert rendered.render([*system, *turns], add_generation_prompt=False) == whole
 
@@ -207,14 +209,26 @@ BODY = (
     [
         (BODY, "the model's own, which writes what 'chatml' trains"),
         (f"{{# tools #}}\n{BODY}", "the model's own, which writes what 'chatml' trains"),
-        (BODY.replace("m.content", "m.content | trim"), "the model's own writes something else: for"),
+        (
+            BODY.replace("m.content", "m.content | trim"),
+            "the model's own writes something else: for",
+        ),
         ("Today is {{ strftime_now('%d') }}." + BODY, "the model's own writes something else: for"),
         (
-            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + BODY,
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+            + BODY,
             "1 turns, proposals it fails: no system",
         ),
-        (BODY.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"), "for"),
-        ("{% for %}", "the model's own writes something else: the chat template is no Jinja: Expected"),
+        (
+            BODY.replace(
+                "{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"
+            ),
+            "for",
+        ),
+        (
+            "{% for %}",
+            "the model's own writes something else: the chat template is no Jinja: Expected",
+        ),
     ],
 )
 def test_the_models_own_chat_template_stays_where_it_writes_what_is_trained(own, why):
@@ -233,7 +247,9 @@ def test_the_models_own_chat_template_stays_where_it_writes_what_is_trained(own,
 class TestTheTokenizer:
     """What a tokenizer, and the processor that is saved after it, carry."""
 
-    def fixed(self, monkeypatch, tokenizer, template="aft_chatml", processor=None, trained=None, **more):
+    def fixed(
+        self, monkeypatch, tokenizer, template="aft_chatml", processor=None, trained=None, **more
+    ):
         from llamafactory.data.template import get_template_and_fix_tokenizer
 
         from aft_factory.plugin import templates
@@ -293,7 +309,10 @@ class TestTheTokenizer:
         plain = chat.render([{"role": "user", "content": "q"}])
         empty = "<think>\n\n</think>\n\n"
         assert plain.endswith(empty) != enable
-        said = [chat.render([{"role": "user", "content": "q"}], enable_thinking=b) for b in (True, False)]
+        said = [
+            chat.render([{"role": "user", "content": "q"}], enable_thinking=b)
+            for b in (True, False)
+        ]
         assert [text.endswith(empty) for text in said] == [False, True]
 
 
@@ -309,6 +328,8 @@ def test_a_prelude_is_found_and_taken_off(form):
 @pytest.mark.parametrize("probe", conversations(), ids=lambda probe: probe.about)
 def test_default_system_messages_give_way_to_proposals(probe):
     template = copy.copy(TEMPLATES["qwen"])
-    template.default_system = default = "Say \"yes\" or 'no' \\ {{ x }} %} #}\r\nbitte, 😀\u2028\t\x7f."
+    template.default_system = default = (
+        "Say \"yes\" or 'no' \\ {{ x }} %} #}\r\nbitte, 😀\u2028\t\x7f."
+    )
     text = ChatTemplate(made(template)[1], TOKENS)(probe)
     assert text.count(default) == (probe.messages[0]["role"] == "user" and not probe.proposals)

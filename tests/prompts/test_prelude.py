@@ -73,7 +73,10 @@ KINDS = {
         EACH.replace(TURN, "{% generation %}" + TURN + "{% endgeneration %}"),
         "system",
     ),
-    "breaks out of its loop": (EACH.replace(TURN, TURN + "{% if not m %}{% break %}{% endif %}"), "system"),
+    "breaks out of its loop": (
+        EACH.replace(TURN, TURN + "{% if not m %}{% break %}{% endif %}"),
+        "system",
+    ),
     "takes text or parts": (PARTS, "system"),
     "takes parts only": (
         "{% for m in messages %}{{ '<' + m.role + '>' }}{% for part in m['content'] %}{{ part['text'] }}"
@@ -92,7 +95,10 @@ KINDS = {
 def packaged():
     """The chat templates that vLLM brings for models without one, and trl for training."""
     found = []
-    for package, folder in {"vllm": "transformers_utils/chat_templates", "trl": "chat_templates"}.items():
+    for package, folder in {
+        "vllm": "transformers_utils/chat_templates",
+        "trl": "chat_templates",
+    }.items():
         module = pytest.importorskip(package)
         found += sorted((Path(module.__file__).parent / folder).glob("*.jinja"))
     return found
@@ -198,8 +204,8 @@ def test_control_tokens_are_broken_in_all_texts_where_there_are_proposals(shape)
     prelude = Prelude(markers=Markers(["<|", "</s>", "[INST]"]))
     whole = ChatTemplate(prelude.before(PARTS))
     probe = shape(Probe("", messages, ("a <|b", "c")))
-    safe = "Be<\u200b|s|>|[\u200bINST]|<\u200b/s>|<img>|a <\u200b|b".split("|")
-    assert all(text in whole(probe) for text in (*safe[1:], "<\u200b|s|>"))
+    for text in ("<\u200b|s|>", "[\u200bINST]", "<\u200b/s>", "<img>", "a <\u200b|b"):
+        assert text in whole(probe)
     raw = whole(shape(Probe("", messages)))
     assert "\u200b" not in raw
 
@@ -231,7 +237,10 @@ def test_whether_to_think_is_a_default_that_a_request_overrides():
         ("{{ messages[0].role }}", "it does not show a plain query: it writes 'user'"),
         ("{% for m in messages[-1:] %}{{ m.content }}{{ m.content }}{% endfor %}", "does not show"),
         ("{% for m in messages if loop.last %}{{ m }}{% endfor %}", "is no Jinja|does not show"),
-        ("{{ messages[-1].content | replace('5', 'five') }}", "as user text: for no system message"),
+        (
+            "{{ messages[-1].content | replace('5', 'five') }}",
+            "as user text: for no system message",
+        ),
         ("{{ raise_exception('never') }}", "never"),
         ("{% if %}", "the chat template is no Jinja: Expected an expression"),
     ],

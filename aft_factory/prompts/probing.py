@@ -7,10 +7,10 @@ system message, the next drops it without a word. Pure.
 from __future__ import annotations
 
 import json
-import os.path
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import takewhile
 from typing import Any
 
 import jinja2
@@ -188,7 +188,8 @@ def first_difference(
         except Exception as error:  # a template is a program, and can fail in any way
             return f"for {probe.about} it fails: {error}"
         if got != wanted:
-            at = len(os.path.commonprefix([got, wanted]))
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(got, wanted, strict=False))
+            at = len(list(same))
             shown = slice(max(0, at - 12), at + 24)
             return f"for {probe.about} it writes {got[shown]!r}, not {wanted[shown]!r}"
     return None

@@ -12,7 +12,7 @@ from aft_factory.prompts.prelude import has_prelude
 from aft_factory.prompts.probing import first_change, first_loss, fitting_prelude
 from aft_factory.stage.command import PlainCommand
 from aft_factory.template import folder
-from aft_factory.template.making import Source, make, open_source
+from aft_factory.template.making import Source, make, open_source, table
 from aft_factory.template.settings import TemplateSettings
 
 EXAMPLES = """\
@@ -35,8 +35,11 @@ examples:
 
 def do(settings: TemplateSettings) -> int:
     """Do what was asked for; return 0, or 1 (a chat template that was judged and failed)."""
+    if settings.table:
+        print(table())
+        return 0
     if settings.undo:
-        for path in folder.undo(Path(settings.source)):
+        for path in folder.undo(Path(settings.source or "")):
             _tell(f"put back: {path}")
         return 0
     source = open_source(settings)

@@ -52,6 +52,7 @@ def open_source(settings: TemplateSettings) -> Source:
     Raises:
         UsageError: If it cannot be loaded.
     """
+    assert settings.source is not None
     path, write = Path(settings.source), settings.write
     name = settings.tokenizer or (str(write) if write and has_tokenizer(write) else None)
     if path.is_file():
@@ -91,7 +92,7 @@ def make(settings: TemplateSettings, source: Source) -> tuple[str, str, Prelude]
         aggregator=settings.template,
         markers=source.tokenizer and tokenizer_markers(source.tokenizer, source.own),
         thinking=None if settings.thinking is None else THINKING[settings.thinking == "on"],
-        name=f"{NAME} {Path(settings.source).name}",
+        name=f"{NAME} {Path(settings.source or '').name}",
     )
     prelude = fitting_prelude(source.own, prelude, source.tokens)
     return prelude.before(source.own), STANDS[prelude.form], prelude
@@ -99,20 +100,51 @@ def make(settings: TemplateSettings, source: Source) -> tuple[str, str, Prelude]
 
 def _like(settings: TemplateSettings, source: Source, name: str) -> tuple[str, str, Prelude]:
     """Follow a template of LLaMA-Factory, as training with its twin would."""
-    try:
-        from llamafactory.data.template import TEMPLATES
-    except ImportError:
-        raise MissingPackage(f"the template {name!r}", "llamafactory") from None
-    from aft_factory.plugin.twin import chat_template_for, prelude_for
-
-    if name not in TEMPLATES:
+    templates = stock_templates()
+    if name not in templates:
         raise UsageError(
             f"{name!r} is no folder, no file and no template of LLaMA-Factory; "
-            f"{suggest(name, TEMPLATES)} (a name on the hub has a slash)"
+            f"{suggest(name, templates)} (a name on the hub has a slash)"
         )
-    template = copy.copy(TEMPLATES[name])
+    from aft_factory.plugin.twin import chat_template_for, prelude_for
+
+    template = copy.copy(templates[name])
     if settings.thinking is not None:
         template.enable_thinking = settings.thinking == "on"
     prelude = prelude_for(template, source.tokenizer, settings.template, f"{NAME} {name}")
     text, why = chat_template_for(template, prelude, source.tokenizer, source.own, name)
     return text, why, prelude
+
+
+def table() -> str:
+    """Return what is exact of which of LLaMA-Factory's templates, as a table in Markdown."""
+    from aft_factory.plugin.slots import thinks
+    from aft_factory.plugin.twin import chat_template_for, prelude_for
+
+    lines = ["| template | twin | thinks |", "| --- | --- | --- |"]
+    for name, template in stock_templates().items():
+        seen = "exact"
+        for enable in THINKING if thinks(template) else [True]:
+            one = copy.copy(template)
+            one.enable_thinking = enable
+            try:
+                chat_template_for(one, prelude_for(one, None, "paper", name), None, None, name)
+            except UsageError as error:
+                seen = f"none: {str(error).partition(': ')[2]}"
+        lines.append(f"| `{name}` | {seen} | {'yes' if thinks(template) else ''} |")
+    return "\n".join(lines)
+
+
+def stock_templates() -> dict[str, Any]:
+    """Return the templates of the installed LLaMA-Factory, without their twins.
+
+    Raises:
+        MissingPackage: If it is not installed.
+    """
+    try:
+        from llamafactory.data.template import TEMPLATES
+    except ImportError:
+        raise MissingPackage("a template of LLaMA-Factory", "llamafactory") from None
+    from aft_factory.plugin.templates import aggregator_of
+
+    return {name: one for name, one in TEMPLATES.items() if aggregator_of(name) is None}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aft_factory.prompts.selection import PAPER
 from aft_factory.stage.command import Leaves
-from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
+from aft_factory.stage.declaring import argument, setting, switch, written
 from aft_factory.stage.reading import Settings
 
 
@@ -15,8 +15,8 @@ from aft_factory.stage.reading import Settings
 class TemplateSettings(Settings):
     """What is made, and where it goes; see the help texts."""
 
-    source: str = argument(
-        REQUIRED,
+    source: str | None = argument(
+        None,
         "a model's folder or hub name, a .jinja file, or a template of LLaMA-Factory by its name",
         "SOURCE",
     )
@@ -34,14 +34,19 @@ class TemplateSettings(Settings):
     )
     undo: bool = switch("put back the files of the folder SOURCE as they were")
     check: bool = switch("judge the chat template of SOURCE as it is; exit code 1 if it fails")
+    table: bool = switch(
+        "list LLaMA-Factory's templates and what is exact of their twins, in Markdown"
+    )
     yaml: bool = switch("print `custom_chat_template: ...`, for LLaMA-Factory's v1 engine")
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
-        ways = [self.write is not None, self.undo, self.check, self.yaml]
+        ways = [self.write is not None, self.undo, self.check, self.yaml, self.table]
         if sum(ways) > 1:
-            return ["--write, --undo, --check, --yaml: give one of them"]
-        if self.undo and not Path(self.source).is_dir():
+            return ["--write, --undo, --check, --yaml, --table: give one of them"]
+        if (self.source is None) != self.table:
+            return ["SOURCE is missing" if self.source is None else "--table takes no SOURCE"]
+        if self.undo and not Path(self.source or "").is_dir():
             return [f"--undo: {self.source} is no folder"]
         if self.write is not None and not self.write.is_dir():
             return [f"--write {self.write}: no such folder"]

@@ -62,10 +62,15 @@ def test_the_shipped_chat_templates_are_made_by_it(name, capsys):
     ("chat", "told"),
     [
         (BODY, "the aggregator prompt is the system message"),
-        (NO_SYSTEM, "the aggregator prompt opens the user's first turn: there is no system message"),
+        (
+            NO_SYSTEM,
+            "the aggregator prompt opens the user's first turn: there is no system message",
+        ),
     ],
 )
-def test_of_a_file_it_prints_the_same_with_a_prelude_and_tells_the_form(chat, told, tmp_path, capsys):
+def test_of_a_file_it_prints_the_same_with_a_prelude_and_tells_the_form(
+    chat, told, tmp_path, capsys
+):
     path = tmp_path / "own.jinja"
     path.write_text("\ufeff" + chat)
     code, out, err = run(capsys, path, "--template", "moa")
@@ -167,7 +172,10 @@ def test_in_a_folder_the_tokenizers_own_control_tokens_are_broken(model, capsys)
 
 def test_a_folder_gets_what_training_with_a_template_of_llamafactory_writes(model, capsys):
     (model / "chat_template.jinja").write_text(BODY)
-    assert "the model's own, which writes what 'chatml' trains" in run(capsys, "chatml", "--write", model)[2]
+    assert (
+        "the model's own, which writes what 'chatml' trains"
+        in run(capsys, "chatml", "--write", model)[2]
+    )
     assert without_prelude((model / "chat_template.jinja").read_text()) == BODY
     _, _, err = run(capsys, "qwen3", "--write", model, "--thinking", "off")
     assert "made from LLaMA-Factory's 'qwen3': the model's own writes something else: for" in err
@@ -208,15 +216,27 @@ def test_for_llamafactorys_v1_engine_it_prints_the_setting(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["qwem"], "'qwem' is no folder, no file and no template of LLaMA-Factory; did you mean 'qwen'?"),
-        (["yuan"], "no chat template writes what 'yuan' trains: it writes the token '<sep>' by its number"),
+        (
+            ["qwem"],
+            "'qwem' is no folder, no file and no template of LLaMA-Factory; did you mean 'qwen'?",
+        ),
+        (
+            ["yuan"],
+            "no chat template writes what 'yuan' trains: it writes the token '<sep>' by its number",
+        ),
         (["none.jinja"], "none.jinja: no such file"),
         (["{model}"], "has no chat template; name one of LLaMA-Factory's, or a file, as SOURCE"),
         (["{model}", "--check"], "has no chat template to check"),
-        (["{model}", "--undo", "--check"], "--write, --undo, --check, --yaml: give one of them"),
+        (
+            ["{model}", "--undo", "--check"],
+            "--write, --undo, --check, --yaml, --table: give one of them",
+        ),
         (["chatml", "--write", "{model}/none"], "none: no such folder"),
         (["chatml", "--undo"], "--undo: chatml is no folder"),
-        (["chatml", "--template", "papper"], "no aggregator template 'papper'; did you mean 'paper'?"),
+        (
+            ["chatml", "--template", "papper"],
+            "no aggregator template 'papper'; did you mean 'paper'?",
+        ),
         (["chatml", "--thinking", "perhaps"], "thinking"),
     ],
 )
@@ -235,8 +255,21 @@ def test_a_chat_template_that_loses_the_drafts_is_refused(tmp_path, capsys):
     path.write_text("{{ messages[0].content[:40] }}|{{ messages[-1].content[:40] }}")
     code, out, err = run(capsys, path)
     assert (code, out) == (2, "")
-    assert "proposals do not get through this chat template; as system text: it does not show" in err
+    assert (
+        "proposals do not get through this chat template; as system text: it does not show" in err
+    )
     path.write_text("{{ messages[-1].content }}{{ messages[-2].content[:9] }}")
     code, out, err = run(capsys, path)
     assert (code, out) == (2, "")
     assert "as system text: for no system message, 1 turns, proposals it writes" in err
+
+
+def test_the_table_in_the_documentation_is_true(capsys):
+    from importlib.metadata import version
+
+    text = (ROOT / "docs" / "templates.md").read_text(encoding="utf-8")
+    if f"LLaMA-Factory {version('llamafactory')} (`aft template --table`)" not in text:
+        pytest.skip("another version of LLaMA-Factory is installed")
+    code, out, _ = run(capsys, "--table")
+    assert code == 0
+    assert text.endswith(f"\n\n{out}")

@@ -6,6 +6,7 @@ A file is changed beside a copy of what was there, `NAME.before-aft`, which `und
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def write(folder: Path, chat: str, more: Callable[[str, str], str]) -> list[Path
         if after == before:
             continue
         if before and not any(map(_is_ours, before.values())):
-            write_whole(path.with_name(path.name + COPY), path.read_bytes())
+            shutil.copyfile(path, path.with_name(path.name + COPY))
         _replace(path, after)
         changed.append(path)
     return changed

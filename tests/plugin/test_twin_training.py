@@ -100,17 +100,13 @@ def test_a_processor_that_is_saved_last_carries_the_chat_template_too(tmp_path, 
     from llamafactory.data.template import get_template_and_fix_tokenizer
     from llamafactory.hparams import get_infer_args
     from llamafactory.model import load_tokenizer
-    from transformers import AutoProcessor, AutoTokenizer
-    from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProcessor
-    from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
+    from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessor, LlavaProcessor
 
-    folder = with_tokens(tiny_llama, tmp_path / "model", ["<start_of_turn>", "<image_soft_token>"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    for name in ("boi_token", "eoi_token", "image_token"):
-        setattr(tokenizer, name, "<image_soft_token>")
-        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids("<image_soft_token>"))
+    folder = with_tokens(tiny_llama, tmp_path / "model", ["<start_of_turn>", "<image>"])
     own = "{{ 'Mine.' }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    Gemma3Processor(Gemma3ImageProcessor(), tokenizer, chat_template=own).save_pretrained(folder)
+    LlavaProcessor(
+        CLIPImageProcessor(), AutoTokenizer.from_pretrained(folder), chat_template=own
+    ).save_pretrained(folder)
     arguments = {"model_name_or_path": str(folder), "template": "aft_gemma3"}
     model_args, data_args, *_ = get_infer_args(arguments)
     loaded = load_tokenizer(model_args)

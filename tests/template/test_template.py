@@ -258,7 +258,9 @@ def test_a_chat_template_that_loses_the_drafts_is_refused(tmp_path, capsys):
     assert (
         "proposals do not get through this chat template; as system text: it does not show" in err
     )
-    path.write_text("{{ messages[-1].content }}{{ messages[-2].content[:9] }}")
+    path.write_text(
+        "{{ messages[-1].content }}{{ messages[:-1] | map(attribute='content') | join | truncate(9) }}"
+    )
     code, out, err = run(capsys, path)
     assert (code, out) == (2, "")
     assert "as system text: for no system message, 1 turns, proposals it writes" in err

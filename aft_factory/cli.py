@@ -17,6 +17,7 @@ STAGES = {
     "run": "a data set through propose-and-aggregate",
     "pipeline": "several stages in order, from one file",
     "stats": "what is in a record file",
+    "template": "a chat template that takes proposals",
     "push": "a record file as a data set on the hub",
 }
 

@@ -63,7 +63,9 @@ def _make(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     texts = [text for row in demo_rows() for text in (row["query"], row["aggregation"])]
     texts += [
-        path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("templates/**/*.jinja"))
+        path.read_text(encoding="utf-8")
+        for folder in ("aggregate", "propose")
+        for path in sorted(ROOT.glob(f"templates/{folder}/*.jinja"))
     ]
     return make_tiny_model(kind, tmp_path_factory.mktemp(f"tiny-{kind}"), texts)
 

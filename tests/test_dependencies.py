@@ -11,7 +11,17 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "aft_factory"
 HEAVY = ("torch", "transformers", "vllm", "llamafactory", "datasets", "openai")
-COMMANDS = ("convert", "sample", "rank", "aggregate", "run", "pipeline", "stats", "push")
+COMMANDS = (
+    "convert",
+    "sample",
+    "rank",
+    "aggregate",
+    "run",
+    "pipeline",
+    "stats",
+    "push",
+    "template",
+)
 
 # Folders, each of which uses only those before it; of the commands, `pipeline` uses the others.
 ORDER = (
@@ -29,6 +39,7 @@ ORDER = (
     "run",
     "stats",
     "push",
+    "template",
     "pipeline",
 )
 TOP = {"__init__", "cli", "errors"}

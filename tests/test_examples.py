@@ -70,6 +70,8 @@ def test_training_has_the_hyper_parameters_of_the_paper(path, tmp_path):
     base, chat = {
         "llama": ("meta-llama/Llama-3.1-8B", "aft_llama3"),
         "mistral": ("mistralai/Mistral-7B-v0.1", "aft_mistral"),
+        "qwen3": ("Qwen/Qwen3-8B", "aft_qwen3"),
+        "gemma3": ("google/gemma-3-4b-pt", "aft_gemma3"),
     }[path.stem.split("_")[1]]
     assert (model.model_name_or_path, data.template) == (base, chat)
     assert (finetuning.stage, finetuning.finetuning_type) == ("sft", "lora")
@@ -84,8 +86,9 @@ def test_training_has_the_hyper_parameters_of_the_paper(path, tmp_path):
 def test_all_trainings_differ_in_model_and_data_only():
     # The plugin sees to the loss on the last answer alone in AFT's own rows.
     own = ("model_name_or_path", "dataset", "mask_history", "template", "output_dir")
+    own += ("enable_thinking",)
     shared = [{k: v for k, v in read(path).items() if k not in own} for path in TRAININGS]
-    assert shared == [shared[0]] * 4
+    assert shared == [shared[0]] * 6
 
 
 @pytest.mark.parametrize("path", TRAININGS, ids=named)

@@ -24,6 +24,7 @@ HOOKS = {
     "llamafactory.data.converter": ("v0", "hook_converter"),
     "llamafactory.data.loader": ("v0", "hook_loader"),
     "llamafactory.data.template": ("templates", "hook_template"),
+    "llamafactory.model.loader": ("templates", "hook_loader"),
     "llamafactory.data.processor.supervised": ("v0_fitting", "hook_processor"),
     "llamafactory.data.processor.unsupervised": ("v0_fitting", "hook_processor"),
     "llamafactory.train.tuner": ("trained", "hook_tuner"),

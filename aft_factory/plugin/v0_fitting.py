@@ -19,7 +19,7 @@ from typing import Any
 
 from aft_factory.errors import RecordError, UsageError
 from aft_factory.plugin.account import Account, Accounts, note
-from aft_factory.plugin.templates import written_by
+from aft_factory.plugin.slots import written_by
 from aft_factory.prompts.fitting import token_boundaries
 from aft_factory.prompts.markers import Markers
 from aft_factory.prompts.rendering import load_template, system_text

@@ -1,15 +1,13 @@
 """Prompts: the one place that turns a query and its proposals into what a model reads.
 
-The converters and the LLaMA-Factory plugin call this module, and the chat templates under
-`templates/chat/` carry the same text, so that training and inference see the same tokens. Pure:
-reads template files, knows nothing of data files, models or command lines.
+The converters and the LLaMA-Factory plugin call this module, and chat templates carry the same text
+in their `prelude`, so that training and inference see the same tokens. Pure: reads template files,
+knows nothing of data files, models or command lines.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -129,53 +127,32 @@ def load_jinja(folder: str, name: str, variable: str) -> tuple[str, jinja2.Templ
     return source, compiled
 
 
-def chat_template(
-    chat: str,
-    aggregate: str = "paper",
-    markers: Markers | None = None,
-    default_system: str = "",
-) -> str:
+def chat_template(chat: str, aggregate: str = "paper", markers: Markers | None = None) -> str:
     """Return the chat template `llama3` or `mistral` with the given aggregator prompt inside.
 
     The text is self-contained: it can be a model's `chat_template.jinja`, after which
     `tokenizer.apply_chat_template(messages, proposals=[...])` gives the training tokens.
 
     Args:
-        chat: Which.
+        chat: Which of `templates/chat/`.
         aggregate: Name or path of the aggregator prompt.
         markers: What to break in texts; None breaks those of all known families.
-        default_system: System message of conversations that have none, without proposals: as in
-            LLaMA-Factory, whose templates it comes from.
 
     Raises:
         UsageError: If either name is unknown.
     """
+    from aft_factory.prompts.prelude import Prelude  # which reads aggregator prompts by this module
+
     path = TEMPLATES / "chat" / f"{chat}.jinja"
     if not path.is_file():
-        known = [p.stem for p in sorted((TEMPLATES / "chat").glob("*.jinja"))]
-        raise UsageError(f"no chat template {chat!r}; {suggest(chat, known)}")
-    shipped = read_text(path)
-    body = load_template(aggregate).source.removesuffix("\n")
-    before, head, rest = shipped.partition("{%- macro aggregator(proposals) %}\n")
-    _, *middle, after = re.split(
-        r"({% endmacro %}\n{%- set markers = \[\n)|(\n\] -%}\n)", rest, maxsplit=2
-    )
-    words = middle[2] if markers is None else _jinja_list(markers.words)
-    # A text of JSON is one of Jinja, too, as long as no character is escaped by halves.
-    default = json.dumps(default_system, ensure_ascii=False)
-    after = after.replace('default_system = ""', f"default_system = {default}", 1)
-    return "".join([before, head, body, middle[0], words, "\n] -%}\n", after])
+        raise UsageError(f"no chat template {chat!r}; {suggest(chat, chat_templates())}")
+    prelude = Prelude(aggregator=aggregate, markers=markers, name=f"aft template {chat}")
+    return prelude.before(read_text(path))
 
 
-def _jinja_list(words: Sequence[str]) -> str:
-    """Return the items of a list in Jinja, in lines."""
-    quoted = ["'" + re.sub(r"(['\\])", r"\\\1", word) + "'" for word in words]
-    lines = [""]
-    for item in quoted:
-        if lines[-1] and len(lines[-1]) + len(item) > 100:
-            lines.append("")
-        lines[-1] += f" {item}," if lines[-1] else f"    {item},"
-    return "\n".join(lines).removesuffix(",")
+def chat_templates() -> list[str]:
+    """Return the names of the chat templates that come with us."""
+    return [path.stem for path in sorted((TEMPLATES / "chat").glob("*.jinja"))]
 
 
 def with_aggregator(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.markers import MARKERS, Markers, markers_of
-from aft_factory.prompts.rendering import TEMPLATES, chat_template
+from aft_factory.prompts.prelude import has_prelude
+from aft_factory.prompts.rendering import TEMPLATES, chat_template, chat_templates
 from aft_factory.records.files import read_text, unmarked
 from aft_factory.records.network import environment_problems
 
@@ -70,10 +72,10 @@ def own_chat_template(
 def resolve_chat_template(
     name: str, tokenizer: PreTrainedTokenizerFast, flag: str = "--chat-template"
 ) -> str:
-    """Return the chat template: `llama3`, `mistral`, `own`, `auto`, a path, or one of its names.
+    """Return the chat template: one that comes with us, `own`, `auto`, a path, or one of its names.
 
-    `auto` is `llama3` where the vocabulary has Llama 3's role headers, else the tokenizer's own,
-    else `mistral` where the vocabulary is of Llama's older kind.
+    `auto` is the tokenizer's own if a training with our plugin has saved it; else what
+    `templates/chat/auto.json` says of the vocabulary, else its own.
 
     Args:
         name: Which.
@@ -83,26 +85,33 @@ def resolve_chat_template(
     Raises:
         UsageError: If it cannot be told, or there is none of that name.
     """
-    vocabulary = tokenizer.get_vocab()
     named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
-    if name == "auto" and "<|start_header_id|>" in vocabulary:
-        name = "llama3"
-    elif name == "auto" and not tokenizer.chat_template and "</s>" in vocabulary:
-        name = "mistral"
+    own = named.get("default") if named else tokenizer.chat_template
+    if name == "auto" and (own is None or not has_prelude(own)):
+        has_own = bool(tokenizer.chat_template)
+        name = _known_vocabulary(tokenizer, has_own=has_own) or name
     if name in ("auto", "own"):
         own = own_chat_template(tokenizer, flag)
         if own is None:
-            raise UsageError(
-                f"this tokenizer has no chat template; pass {flag} llama3, mistral or a path"
-            )
+            known = ", ".join(chat_templates())
+            raise UsageError(f"this tokenizer has no chat template; pass {flag} {known} or a path")
         return own
-    if not (TEMPLATES / "chat" / f"{name}.jinja").is_file():
+    if name not in chat_templates():
         if name in named:
             return unmarked(str(named[name]))
         if Path(name).is_file():
             return read_text(Path(name))
     plain = chat_template(name, markers=Markers(()))
     return chat_template(name, markers=tokenizer_markers(tokenizer, plain))
+
+
+def _known_vocabulary(tokenizer: PreTrainedTokenizerFast, *, has_own: bool) -> str | None:
+    """Return the chat template of ours that is for a tokenizer's vocabulary; None if none is."""
+    vocabulary = tokenizer.get_vocab()
+    for name, about in json.loads(read_text(TEMPLATES / "chat" / "auto.json")).items():
+        if about["token"] in vocabulary and (about["before_own"] or not has_own):
+            return str(name)
+    return None
 
 
 def tokenizer_markers(tokenizer: PreTrainedTokenizerFast, template: str | None) -> Markers:

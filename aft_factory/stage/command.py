@@ -19,9 +19,9 @@ from aft_factory.records.tables import Line
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import build
 from aft_factory.stage.flags import Parser, add_flags, usage_of
-from aft_factory.stage.reading import ReadSettings
+from aft_factory.stage.reading import Settings
 
-S = TypeVar("S", bound=ReadSettings)
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class PlainCommand(Command[S]):
     def read(self, given: Mapping[str, Any]) -> S:
         """Return its settings."""
         settings = replace(build(self.settings, [("", given)]), by_flag=tuple(sorted(given)))
-        settings.check()
+        settings.refuse_wrong()
         return settings
 
     def leaves(self, given: Mapping[str, Any], settings: S) -> Leaves:

@@ -167,7 +167,7 @@ class JobCommand(Command[J]):
         below = self.below(self._arguments(given), config | flags)
         layers = [below, (path, config), ("flags", flags)]
         settings = replace(build(self.settings, layers), by_flag=tuple(sorted(flags)))
-        settings.check()
+        settings.refuse_wrong()
         return settings
 
     def _exported(self, given: Mapping[str, Any]) -> J:

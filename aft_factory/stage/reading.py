@@ -28,7 +28,27 @@ INPUTS = f"{FORMATS}, `datasets` folder or hub name"
 
 
 @dataclass(frozen=True, slots=True)
-class ReadSettings:
+class Settings:
+    """What the settings of all commands have."""
+
+    by_flag: tuple[str, ...] = ()  # which of them were given as flags, not in a file or a preset
+
+    def refuse_wrong(self) -> None:
+        """Refuse what cannot be meant, all at once.
+
+        Raises:
+            UsageError: With every problem found.
+        """
+        if problems := self.problems():
+            raise UsageError(*dict.fromkeys(problems))
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings; a command's own add theirs."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings(Settings):
     """Which rows are read, and from which columns; see the help texts."""
 
     split: str = setting("train", "split of a hub data set or saved DatasetDict", group=ROWS)
@@ -48,16 +68,6 @@ class ReadSettings:
         "FIELD=NAME",
         group=ROWS,
     )
-    by_flag: tuple[str, ...] = ()  # which of these were given as flags, not in a file or a preset
-
-    def check(self) -> None:
-        """Refuse what cannot be meant, all at once.
-
-        Raises:
-            UsageError: With every problem found.
-        """
-        if problems := self.problems():
-            raise UsageError(*dict.fromkeys(problems))
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings; a command's own add theirs."""

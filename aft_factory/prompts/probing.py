@@ -1,0 +1,242 @@
+"""Probes: a chat template is rendered for a few conversations, and shows what it does with texts.
+
+So the form of its prelude is found out, and no list of families is needed: one template refuses a
+system message, the next drops it without a word. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import takewhile
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.meta
+import jinja2.nodes
+import jinja2.sandbox
+
+from aft_factory.errors import UsageError
+from aft_factory.prompts.prelude import FORMS, Prelude, without_prelude
+
+# Edges that templates are known to trim, and characters that they may take for their own.
+SYSTEM = " Be 'brief' \\ and \"kind\".\n"
+QUERY = "\nHow many pails?\n\n"
+ANSWER = " {{ 6 }} pails: 5 + 1.\n"
+NEXT = "And litres? "
+DRAFTS = ("\nIt is thirty.", "5 x 6 = 30 {% l %}\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A conversation to render.
+
+    Attributes:
+        about: What is special about it.
+        messages: An optional system message and turns, the user's last.
+        proposals: Drafts, or none.
+    """
+
+    about: str
+    messages: list[Any]
+    proposals: tuple[str, ...] = ()
+
+    def texts(self) -> list[str]:
+        """Return what a prompt must hold once: the last query, a system message and the drafts."""
+        said = [m["content"] for m in self.messages if m["role"] == "system"]
+        return [text.strip() for text in (*said, self.messages[-1]["content"], *self.proposals)]
+
+    def in_parts(self) -> Probe:
+        """Return the same conversation with texts as lists of parts."""
+        parts = [
+            message | {"content": [{"type": "text", "text": message["content"]}]}
+            for message in self.messages
+        ]
+        return replace(self, messages=parts)
+
+
+def conversations(answer: str = ANSWER) -> list[Probe]:
+    """Return the probes: with and without a system message, history and proposals."""
+    found = []
+    for system in ([], [{"role": "system", "content": SYSTEM}]):
+        for turns in ([QUERY], [QUERY, answer, NEXT]):
+            roles = ("user", "assistant") * len(turns)
+            said = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]
+            about = f"{'a' if system else 'no'} system message, {len(turns)} turns"
+            found.append(Probe(about, [*system, *said]))
+            found.append(Probe(f"{about}, proposals", [*system, *said], DRAFTS))
+    return found
+
+
+class ChatTemplate:
+    """A chat template that renders as transformers and vLLM render it."""
+
+    def __init__(self, source: str, tokens: Mapping[str, Any] | None = None) -> None:
+        """Compile it.
+
+        Args:
+            source: Its text.
+            tokens: A tokenizer's `special_tokens_map`.
+
+        Raises:
+            UsageError: If it is no Jinja.
+        """
+        self.variables, self._compiled = _compiled(source)
+        self._tokens = dict(tokens or {"bos_token": "<s>", "eos_token": "</s>"})
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
+        """Return the text of a conversation."""
+        more = {"add_generation_prompt": True} | self._tokens | more
+        return self._compiled.render(messages=messages, **more)
+
+    def __call__(self, probe: Probe, **more: Any) -> str:
+        """Return the text of a probe."""
+        if probe.proposals:
+            more["proposals"] = list(probe.proposals)
+        return self.render(probe.messages, **more)
+
+
+def fitting_prelude(
+    chat: str, prelude: Prelude, tokens: Mapping[str, Any] | None = None
+) -> Prelude:
+    """Return the prelude in the form that a chat template needs.
+
+    Args:
+        chat: The chat template.
+        prelude: All but the form.
+        tokens: A tokenizer's `special_tokens_map`.
+
+    Raises:
+        UsageError: If no form works; says what happened with each.
+    """
+    problems = []
+    for form in FORMS:
+        candidate = replace(prelude, form=form)
+        problem = first_loss(candidate.before(chat), tokens)
+        if problem is None:
+            return candidate
+        problems.append(f"as {form} text: {problem}")
+    raise UsageError("proposals do not get through this chat template; " + "; ".join(problems))
+
+
+def first_loss(chat: str, tokens: Mapping[str, Any] | None = None) -> str | None:
+    """Tell what a chat template loses or repeats of conversations with proposals.
+
+    Texts are handed over as the chat template behind the prelude wants them, text or parts.
+
+    Returns:
+        What was asked, and what became of it; None if all is well.
+    """
+    template, plain = ChatTemplate(chat, tokens), ChatTemplate(without_prelude(chat), tokens)
+    if "proposals" not in template.variables:
+        return "it has no variable `proposals`"
+    bare = Probe("a query", [{"role": "user", "content": QUERY}])
+    shapes = _shapes(plain)
+    if not shapes:
+        return f"it does not show a plain query: it writes {_outcome(plain, bare)!r}"
+    for probe in conversations():
+        for shape in shapes if probe.proposals else []:
+            text = _outcome(template, shape(probe))
+            if not _has_once(text, probe.texts()):
+                return f"for {probe.about} it writes {text[-120:]!r}"
+    return None
+
+
+Shape = Callable[[Probe], Probe]
+
+
+def _shapes(template: ChatTemplate) -> list[Shape]:
+    """Return the shapes of messages that a chat template takes: texts, parts or both."""
+    bare = Probe("a query", [{"role": "user", "content": QUERY}])
+    text, parts = _outcome(template, bare), _outcome(template, bare.in_parts())
+    shapes: list[Shape] = [lambda probe: probe] if _has_once(text, bare.texts()) else []
+    # Parts that it does not know may be shown too, as a list of Python's.
+    if _has_once(parts, bare.texts()) and (parts == text or not shapes):
+        shapes.append(Probe.in_parts)
+    return shapes
+
+
+def first_change(chat: str, tokens: Mapping[str, Any] | None = None) -> str | None:
+    """Tell what a prelude changes of conversations without proposals; None if nothing.
+
+    Whether to think is said, since it may set what holds where nothing is said.
+    """
+    whole, plain = ChatTemplate(chat, tokens), ChatTemplate(without_prelude(chat), tokens)
+    probes = [probe for probe in conversations() if not probe.proposals]
+    for thinking in (True, False):
+        problem = first_difference(
+            partial(_outcome, whole, enable_thinking=thinking),
+            partial(_outcome, plain, enable_thinking=thinking),
+            probes,
+        )
+        if problem is not None:
+            return problem
+    return None
+
+
+def first_difference(
+    chat: Callable[[Probe], str], expected: Callable[[Probe], str], probes: Sequence[Probe]
+) -> str | None:
+    """Tell where two ways to render conversations differ; None if they do not."""
+    for probe in probes:
+        wanted = expected(probe)
+        try:
+            got = chat(probe)
+        except Exception as error:  # a template is a program, and can fail in any way
+            return f"for {probe.about} it fails: {error}"
+        if got != wanted:
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(got, wanted, strict=False))
+            at = len(list(same))
+            shown = slice(max(0, at - 12), at + 24)
+            return f"for {probe.about} it writes {got[shown]!r}, not {wanted[shown]!r}"
+    return None
+
+
+def _has_once(text: str, said: Sequence[str]) -> bool:
+    return all(text.count(each) == 1 for each in said)
+
+
+def _outcome(template: ChatTemplate, probe: Probe, **more: Any) -> str:
+    """Return what a chat template makes of a probe, be it an error."""
+    try:
+        return template(probe, **more)
+    except Exception as error:  # a template is a program, and can fail in any way
+        return f"{type(error).__name__}: {error}"
+
+
+@lru_cache(maxsize=32)
+def _compiled(source: str) -> tuple[set[str], jinja2.Template]:
+    """Return the variables of a chat template, and what renders it."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: form}
+    try:
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        return variables, environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageError(f"the chat template is no Jinja: {error.message}") from None
+
+
+class _Generation(jinja2.ext.Extension):
+    """The tag `generation`, by which transformers finds answers in a text."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja has it
+
+    def parse(self, parser: Any) -> Any:
+        """Take what stands between the tags as it is."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)

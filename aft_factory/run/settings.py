@@ -8,7 +8,8 @@ from typing import Any
 
 from aft_factory.engines.sampling import Sampling
 from aft_factory.errors import UsageError, suggest
-from aft_factory.inference.drafting import DraftingOptions
+from aft_factory.inference.drafting_options import DraftingOptions
+from aft_factory.inference.reading import FORMS, is_form
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS
 from aft_factory.prompts.rendering import load_template
@@ -42,6 +43,11 @@ class RunSettings(RewardSettings, AskSettings):
     )
     template: str = setting("paper", "aggregator prompt: paper, moa, release or a .jinja file")
     proposer_system: str | None = setting(None, "system message of plain queries without one")
+    drafts: str = setting(
+        "answer",
+        "what the next layer reads of a draft: answer (no thought), full, tail:N (its last "
+        "N tokens), or summary (by the model: one more request each)",
+    )
     final_temperature: float | None = setting(None, "of the final layer, if it differs")
     final_top_p: float | None = setting(None, "of the final layer, if it differs")
     final_top_k: int | None = setting(None, "of the final layer, if it differs")
@@ -59,6 +65,8 @@ class RunSettings(RewardSettings, AskSettings):
             if value is not None and value not in known:
                 problems.append(f"{name}: unknown {value!r}; {suggest(value, known)}")
         problems += at_least(self, ("width", 1), ("layers", 0), ("subset", 1), ("window", 2))
+        if not is_form(self.drafts):
+            problems.append(f"drafts: expected {FORMS}, got {self.drafts!r}")
         for check in (self.final, lambda: load_template(self.template)):
             try:
                 check()
@@ -153,6 +161,7 @@ class RunSettings(RewardSettings, AskSettings):
             self.proposer_system,
             self.seed,
             self.policy(),
+            reads=self.drafts,
         )
 
 

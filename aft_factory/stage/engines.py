@@ -132,7 +132,7 @@ async def open_engines(
             (name, tokens): fitter
             for name, engine in engines.items()
             for tokens in {settings.proposal().max_tokens, settings.final().max_tokens}
-            if (fitter := _fitter(engine, tokens, template)) is not None
+            if (fitter := _fitter(engine, tokens, template, settings.template_kwargs)) is not None
         }
         given = [str(part) for part in (settings.model, settings.adapter) if part is not None]
         served = settings.base_url or settings.scripted
@@ -197,7 +197,9 @@ async def _server(
     )
 
 
-def _fitter(engine: Engine, max_tokens: int, template: str) -> Fitter | None:
+def _fitter(
+    engine: Engine, max_tokens: int, template: str, kwargs: Mapping[str, Any]
+) -> Fitter | None:
     if engine.context is None:
         return None
     limit = engine.context - max_tokens
@@ -208,4 +210,5 @@ def _fitter(engine: Engine, max_tokens: int, template: str) -> Fitter | None:
         )
     if engine.tokenizer is None or engine.chat_template is None:
         return None
-    return Fitter(engine.tokenizer, engine.chat_template, limit, load_template(template))
+    prompt = load_template(template)
+    return Fitter(engine.tokenizer, engine.chat_template, limit, prompt, kwargs)

@@ -11,7 +11,13 @@ from typing import Any
 from aft_factory.engines.openai_fields import read_omission
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
-from aft_factory.inference.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
+from aft_factory.inference.policy import (
+    EmptyPolicy,
+    FilteredPolicy,
+    Policy,
+    TruncatedPolicy,
+    UnfinishedPolicy,
+)
 from aft_factory.records.rejects import rejects_path
 from aft_factory.stage.declaring import setting, written
 from aft_factory.stage.reading import ReadSettings, at_least
@@ -98,6 +104,9 @@ class AskSettings(JobSettings):
         "resample",
         "what becomes of a draft that a filter of contents ended; resampled in vain, it is dropped",
     )
+    on_unfinished: UnfinishedPolicy = setting(
+        "resample", "what becomes of a thought cut by max_tokens; resampled with twice as many"
+    )
     resamples: int = setting(2, "most resamplings of one draft")
     min_drafts: int = setting(1, "reject a query with fewer usable drafts in a layer")
     in_flight: int | None = setting(
@@ -150,6 +159,11 @@ class AskSettings(JobSettings):
         flags = " and ".join(f"--{own.replace('_', '-')}" for own in settings)
         return f"sampling_args: {name} is set by {flags}"
 
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """What chat templates are rendered with."""
+        return dict(self.sampling_args.get("chat_template_kwargs") or {})
+
     def proposal(self) -> Sampling:
         """Return the sampling of proposals and middle layers."""
         return Sampling(
@@ -163,7 +177,12 @@ class AskSettings(JobSettings):
     def policy(self) -> Policy:
         """Return the policies for unusable drafts."""
         return Policy(
-            self.on_empty, self.on_truncated, self.resamples, self.min_drafts, self.on_filtered
+            self.on_empty,
+            self.on_truncated,
+            self.resamples,
+            self.min_drafts,
+            self.on_filtered,
+            self.on_unfinished,
         )
 
 

@@ -10,7 +10,9 @@ from aft_factory.asking.asker import Asker
 from aft_factory.engines.sampling import Completion, Sampling, identity_seed
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.errors import NoAnswer
-from aft_factory.inference.drafting import Drafting, DraftingOptions, Policy, Trace
+from aft_factory.inference.drafting import Drafting
+from aft_factory.inference.drafting_options import DraftingOptions, Trace
+from aft_factory.inference.policy import Policy
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers
 from aft_factory.prompts.rendering import load_template

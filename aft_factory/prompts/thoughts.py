@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 QUESTION = [{"role": "user", "content": "How many?"}]
 THOUGHT, ANSWER = "Let me count.", "Forty-two."  # of probes
 FIELDS = ("reasoning_content", "reasoning", "thinking")  # what servers and templates call thoughts
-_TAG = re.compile(r"<([^<>/\s]+)>\s*$")
+_TAG = re.compile(r"<[^<>/\s]+>$")
 _CLOSING = re.compile(r"</[^<>/\s]+>")
 
 
@@ -97,22 +97,24 @@ def thought_words(
             return ""
         return str(text)
 
-    before = render(prompt=True)
-    ended = _TAG.search(before)  # `<think>` at the end of the prompt
+    def words(opening: str, closing: str) -> ThoughtWords:
+        return ThoughtWords(opening, closing, opened=before.endswith(opening), own=True)
+
+    before = render(prompt=True).rstrip()
     answer = {"role": "assistant", "content": ANSWER}
     thought, closed, behind = render(answer | dict.fromkeys(FIELDS, THOUGHT)).partition(THOUGHT)
     if closed and ANSWER in behind and not render(answer).partition(ANSWER)[0].endswith(thought):
-        opening = thought.rstrip().removeprefix(before.rstrip()).strip().split("\n")[-1]
+        opening = thought.rstrip().removeprefix(before).strip().split("\n")[-1]
+        if not opening and (ended := _TAG.search(before)):  # the prompt wrote it
+            opening = ended[0]
         closing = behind.partition(ANSWER)[0].strip()
-        if not opening and ended:
-            opening = ended[0].strip()
         if opening and closing:
-            return ThoughtWords(opening, closing, opened=bool(ended), own=True)
+            return words(opening, closing)
     for closing in dict.fromkeys(_CLOSING.findall(chat_template)):
         earlier = {"role": "assistant", "content": f"{THOUGHT}{closing}{ANSWER}"}
         shown = render(earlier, *QUESTION)
         if ANSWER in shown and THOUGHT not in shown:  # it takes thoughts out of earlier answers
-            return ThoughtWords(closing.replace("/", "", 1), closing, opened=bool(ended), own=True)
+            return words(closing.replace("/", "", 1), closing)
     return ThoughtWords()
 
 

@@ -210,11 +210,10 @@ class Completion:
         return replace(self, text=text, thought=thought).told()
 
     def told(self) -> Completion:
-        """Return it with what it has instead of a text, if that is a thought."""
-        if self.text.strip() or not self.thought:
+        """Return it with what it has instead of a text, if that is a whole thought."""
+        if self.text.strip() or not self.thought or self.cut_off:
             return self
-        ends = "an unfinished thought" if self.cut_off else "a thought without an answer"
-        return replace(self, instead=ends)
+        return replace(self, instead="a thought without an answer")
 
     @property
     def cut_off(self) -> bool:

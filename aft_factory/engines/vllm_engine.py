@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,8 @@ class VllmEngine:
         self._lora = lora
         self._stop_ids = stop_token_ids(tokenizer, chat_template)
         self._thoughts = Thoughts(tokenizer, chat_template)
-        self._special = [str(token) for token in tokenizer.all_special_tokens]
+        tokens = tokenizer.added_tokens_decoder.values()
+        self._special = [str(token.content) for token in tokens if token.special]
         # Fast tokenizers are not thread-safe, and the owner of `tokenizer` may be using it.
         self._encoder = copy.deepcopy(tokenizer)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -153,7 +155,8 @@ class VllmEngine:
             words = self._thoughts(request.sampling.extra)
             completions = [self._plain(completion.split(words)) for completion in completions]
             for completion in filter(attrgetter("thought"), completions):
-                thought += len(await self._in_thread(self._encode, completion.thought))
+                encode = partial(self._encoder.encode, add_special_tokens=False)
+                thought += len(await self._in_thread(encode, completion.thought))
         # The first sample finds what came before this request, the others what the first one read.
         cached = [output.num_cached_tokens for output in outputs]
         before = None if None in cached else min(count or 0 for count in cached)

@@ -88,9 +88,10 @@ class Drafting:
             EngineError: If the model gives no reply.
         """
         settings = self._settings
-        sampling = settings.final if final else settings.proposal
+        drafting = settings.proposal if not drafts or settings.middle is None else settings.middle
+        sampling = settings.final if final else drafting
         asked = sampling.max_tokens
-        fitter = self._fitters.get((model or "", asked))
+        fitter = self._fitter(model, sampling)
         summarise = partial(self._summary, layer=layer, slot=slot, model=model)
         texts = await read_drafts(drafts, settings.reads, fitter, summarise)
         markers = self._markers.get(model or "") or known_markers()
@@ -181,6 +182,14 @@ class Drafting:
             raise NoAnswer(f"layer {layer}: the summary of a draft is empty")
         return markers.restore(summary.text)
 
+    def _fitter(self, model: str | None, sampling: Sampling) -> Fitter | None:
+        """Return what fits prompts of a sampling, rendered as the engine will render them."""
+        fitter = self._fitters.get((model or "", sampling.max_tokens))
+        kwargs = sampling.extra.get("chat_template_kwargs") or {}
+        return (
+            fitter if fitter is None or fitter.kwargs == kwargs else replace(fitter, kwargs=kwargs)
+        )
+
     def _room(self, model: str | None, max_tokens: int, prompt: Sequence[int] | None) -> int:
         """Return the most tokens that an answer may have behind a prompt."""
         fitter = self._fitters.get((model or "", max_tokens))
@@ -234,7 +243,7 @@ class Drafting:
         messages = list(query)
         if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": settings.proposer_system})
-        fitter = self._fitters.get((model or "", sampling.max_tokens))
+        fitter = self._fitter(model, sampling)
         safe, ids = [markers.sanitise(text) for text in drafts], None
         if fitter is not None:
             [fitted] = await asyncio.to_thread(fitter.fit_all, [(messages, safe, None)])

@@ -33,7 +33,7 @@ class DraftingOptions:
 
     Attributes:
         template: The aggregator prompt.
-        proposal: Sampling of proposals and middle layers.
+        proposal: Sampling of proposals, which no drafts are read for.
         final: Sampling of the final layer.
         proposer_system: System message of plain queries that have none; None sends none.
         seed: Of the run.
@@ -42,6 +42,7 @@ class DraftingOptions:
         reads: What the next layer reads of a draft: its `answer`, all of it (`full`), or the last
             N tokens of all (`tail:N`, four characters each where the tokenizer is not known), or
             the model's own `summary` of all.
+        middle: Sampling of the layers between; None takes that of proposals.
     """
 
     template: AggregatorTemplate
@@ -52,6 +53,7 @@ class DraftingOptions:
     policy: Policy = Policy()  # noqa: RUF009 - frozen
     completion: CompletionPrompts | None = None
     reads: str = "answer"
+    middle: Sampling | None = None
 
 
 @dataclass(slots=True)

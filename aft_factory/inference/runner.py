@@ -70,6 +70,7 @@ class Runner:
             *(__version__, self.model, self.strategy.name, dict(self.options)),
             *(settings.template.fingerprint, settings.proposer_system, settings.seed),
             *(asdict(settings.proposal), asdict(settings.final), asdict(settings.policy)),
+            settings.middle and asdict(settings.middle),
             *(self.keep_drafts, self.scorer, settings.reads),
             [[*key, fitter.fingerprint] for key, fitter in sorted(self.fitters.items())],
             [[name, markers.words] for name, markers in sorted(self.markers.items())],

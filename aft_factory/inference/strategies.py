@@ -101,6 +101,7 @@ class Strategy:
         has_final: Whether its last layer is decoded by settings of its own; else its one layer is
             the final one, and what is set for drafts holds for the answer.
         needs: What `run` is handed besides: `proposals` that the row brings, `score`, `models`.
+        reads: From all options to how many drafts one aggregation reads at most.
         flops: Of one query by appendix C of 2501.11877, from all options, in the FLOPs of one
             completion; None for a strategy that it does not cover.
     """
@@ -111,6 +112,7 @@ class Strategy:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     has_final: bool = True
     needs: frozenset[str] = frozenset()
+    reads: Callable[..., int] = lambda **_: 0
     flops: Callable[..., int] | None = None
 
     def settled(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,6 +250,10 @@ def _voted(drafts: Sequence[Completion]) -> Answer:
     return Answer(drafts[winner or 0], {"votes": votes})
 
 
+def _last_layer(width: int, layers: int) -> int:
+    return width if layers else 0
+
+
 def _aggregating(width: int, layers: int) -> int:
     """Appendix C: a layer's drafts are written by one and read by the next, then the answer."""
     return 2 * layers * width + 1
@@ -260,6 +266,7 @@ STRATEGIES = {
             "propose_and_aggregate",
             propose_and_aggregate,
             {"width": 5, "layers": 2},
+            reads=_last_layer,
             flops=_aggregating,
         ),
         Strategy(
@@ -267,6 +274,7 @@ STRATEGIES = {
             propose_and_aggregate,
             {"layers": 2},
             fixed={"width": 1},
+            reads=_last_layer,
             flops=_aggregating,
         ),
         Strategy(
@@ -274,6 +282,7 @@ STRATEGIES = {
             propose_and_aggregate,
             {"width": 5},
             fixed={"layers": 1},
+            reads=_last_layer,
             flops=_aggregating,
         ),
         Strategy(
@@ -285,8 +294,24 @@ STRATEGIES = {
             flops=lambda width: 2 * width,
         ),
         Strategy("majority_vote", majority_vote, {"width": 5}, has_final=False),
-        Strategy("self_moa_seq", self_moa_seq, {"width": 30, "window": 6}),
-        Strategy("rsa", rsa, {"width": 16, "subset": 4, "layers": 10}),
-        Strategy("moa", moa, {"width": 1, "layers": 2}, needs=frozenset({"models"})),
+        Strategy(
+            "self_moa_seq",
+            self_moa_seq,
+            {"width": 30, "window": 6},
+            reads=lambda width, window: min(width, window),
+        ),
+        Strategy(
+            "rsa",
+            rsa,
+            {"width": 16, "subset": 4, "layers": 10},
+            reads=lambda width, subset, layers: min(width, subset) if layers else 0,
+        ),
+        Strategy(
+            "moa",
+            moa,
+            {"width": 1, "layers": 2},
+            needs=frozenset({"models"}),
+            reads=lambda models, width, layers: len(models) * width if layers else 0,
+        ),
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from aft_factory.inference.tasks import TASKS
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.tables import table_format
 from aft_factory.stage.declaring import setting, written
-from aft_factory.stage.job_settings import AskSettings, missing_keys
+from aft_factory.stage.job_settings import OWNED, AskSettings, missing_keys
 from aft_factory.stage.reading import at_least
 from aft_factory.stage.reward import RewardSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
 OPTIONS = ("width", "layers", "subset", "window")
-FINAL = ("final_temperature", "final_top_p", "final_top_k", "final_max_tokens")
+SAMPLED = ("temperature", "top_p", "top_k", "max_tokens", "sampling_args")
+FINAL = tuple(f"final_{name}" for name in SAMPLED)
+MIDDLE = tuple(f"middle_{name}" for name in SAMPLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,15 @@ class RunSettings(RewardSettings, AskSettings):
     final_top_p: float | None = setting(None, "of the final layer, if it differs")
     final_top_k: int | None = setting(None, "of the final layer, if it differs")
     final_max_tokens: int | None = setting(None, "of the final layer, if it differs")
+    final_sampling_args: dict[str, Any] = setting(
+        {},
+        "of the final layer, beside --sampling-args, such as chat_template_kwargs",
+    )
+    middle_temperature: float | None = setting(None, "of layers between, if it differs")
+    middle_top_p: float | None = setting(None, "of layers between, if it differs")
+    middle_top_k: int | None = setting(None, "of layers between, if it differs")
+    middle_max_tokens: int | None = setting(None, "of layers between, if it differs")
+    middle_sampling_args: dict[str, Any] = setting({}, "of layers between, beside --sampling-args")
     task: str | None = setting(None, f"layout of the input: {', '.join(TASKS)} (default: by keys)")
     task_output: Path | None = written("also write the benchmark's own format here")
     generator: str | None = setting(None, "name of the model in --task-output")
@@ -67,7 +78,7 @@ class RunSettings(RewardSettings, AskSettings):
         problems += at_least(self, ("width", 1), ("layers", 0), ("subset", 1), ("window", 2))
         if not is_form(self.drafts):
             problems.append(f"drafts: expected {FORMS}, got {self.drafts!r}")
-        for check in (self.final, lambda: load_template(self.template)):
+        for check in (self.final, self.middle, lambda: load_template(self.template)):
             try:
                 check()
             except UsageError as error:
@@ -87,7 +98,19 @@ class RunSettings(RewardSettings, AskSettings):
         problems += [
             f"{name}: {self.strategy} has no final layer; set {name.removeprefix('final_')}"
             for name in FINAL
-            if not strategy.has_final and getattr(self, name) is not None
+            if not strategy.has_final and getattr(self, name) not in (None, {})
+        ]
+        problems += [
+            f"{name}: {self.strategy} has no layers between"
+            for name in MIDDLE
+            if not ({"layers", "window"} & {*strategy.options, *strategy.fixed})
+            and getattr(self, name) not in (None, {})
+        ]
+        problems += [
+            self._owner(key)
+            for name in ("final_sampling_args", "middle_sampling_args")
+            for key in getattr(self, name)
+            if key in OWNED
         ]
         if "models" in strategy.needs and not self.proposers:
             problems.append(f"proposers: {self.strategy} needs the models that draft")
@@ -139,18 +162,22 @@ class RunSettings(RewardSettings, AskSettings):
 
     def final(self) -> Sampling:
         """Return the sampling of the final layer."""
+        return self._layer("final")
 
-        def chosen(name: str) -> Any:
-            value = getattr(self, f"final_{name}")
-            return getattr(self, name) if value is None else value
+    def middle(self) -> Sampling:
+        """Return the sampling of the layers between."""
+        return self._layer("middle")
 
-        return Sampling(
-            temperature=chosen("temperature"),
-            top_p=chosen("top_p"),
-            top_k=chosen("top_k"),
-            max_tokens=chosen("max_tokens"),
-            extra=self.sampling_args,
-        )
+    def samplings(self) -> list[Sampling]:
+        """Return the samplings of all layers."""
+        return [self.proposal(), self.middle(), self.final()]
+
+    def _layer(self, which: str) -> Sampling:
+        given = {name: getattr(self, f"{which}_{name}") for name in SAMPLED}
+        extra = given.pop("sampling_args")
+        own = {name: value for name, value in given.items() if value is not None}
+        drafts = self.proposal()
+        return replace(drafts, **own, extra={**drafts.extra, **extra})
 
     def drafting(self) -> DraftingOptions:
         """Return what all queries of the run have in common."""
@@ -162,6 +189,7 @@ class RunSettings(RewardSettings, AskSettings):
             self.seed,
             self.policy(),
             reads=self.drafts,
+            middle=self.middle(),
         )
 
 

@@ -131,8 +131,8 @@ async def open_engines(
         fitters = {
             (name, tokens): fitter
             for name, engine in engines.items()
-            for tokens in {settings.proposal().max_tokens, settings.final().max_tokens}
-            if (fitter := _fitter(engine, tokens, template, settings.template_kwargs)) is not None
+            for tokens in {sampling.max_tokens for sampling in settings.samplings()}
+            if (fitter := _fitter(engine, tokens, template)) is not None
         }
         given = [str(part) for part in (settings.model, settings.adapter) if part is not None]
         served = settings.base_url or settings.scripted
@@ -197,9 +197,7 @@ async def _server(
     )
 
 
-def _fitter(
-    engine: Engine, max_tokens: int, template: str, kwargs: Mapping[str, Any]
-) -> Fitter | None:
+def _fitter(engine: Engine, max_tokens: int, template: str) -> Fitter | None:
     if engine.context is None:
         return None
     limit = engine.context - max_tokens
@@ -210,5 +208,4 @@ def _fitter(
         )
     if engine.tokenizer is None or engine.chat_template is None:
         return None
-    prompt = load_template(template)
-    return Fitter(engine.tokenizer, engine.chat_template, limit, prompt, kwargs)
+    return Fitter(engine.tokenizer, engine.chat_template, limit, load_template(template))

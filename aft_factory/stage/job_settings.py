@@ -159,11 +159,6 @@ class AskSettings(JobSettings):
         flags = " and ".join(f"--{own.replace('_', '-')}" for own in settings)
         return f"sampling_args: {name} is set by {flags}"
 
-    @property
-    def template_kwargs(self) -> dict[str, Any]:
-        """What chat templates are rendered with."""
-        return dict(self.sampling_args.get("chat_template_kwargs") or {})
-
     def proposal(self) -> Sampling:
         """Return the sampling of proposals and middle layers."""
         return Sampling(
@@ -173,6 +168,10 @@ class AskSettings(JobSettings):
     def final(self) -> Sampling:
         """Return the sampling of the final layer."""
         return self.proposal()
+
+    def samplings(self) -> list[Sampling]:
+        """Return the samplings of all layers."""
+        return [self.proposal(), self.final()]
 
     def policy(self) -> Policy:
         """Return the policies for unusable drafts."""

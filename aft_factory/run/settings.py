@@ -21,7 +21,7 @@ from aft_factory.stage.reward import RewardSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
 OPTIONS = ("width", "layers", "subset", "window")
-SAMPLED = ("temperature", "top_p", "top_k", "max_tokens", "sampling_args")
+SAMPLED = ("temperature", "top_p", "top_k", "max_tokens")
 FINAL = tuple(f"final_{name}" for name in SAMPLED)
 MIDDLE = tuple(f"middle_{name}" for name in SAMPLED)
 
@@ -97,12 +97,12 @@ class RunSettings(RewardSettings, AskSettings):
         ]
         problems += [
             f"{name}: {self.strategy} has no final layer; set {name.removeprefix('final_')}"
-            for name in FINAL
+            for name in (*FINAL, "final_sampling_args")
             if not strategy.has_final and getattr(self, name) not in (None, {})
         ]
         problems += [
             f"{name}: {self.strategy} has no layers between"
-            for name in MIDDLE
+            for name in (*MIDDLE, "middle_sampling_args")
             if not ({"layers", "window"} & {*strategy.options, *strategy.fixed})
             and getattr(self, name) not in (None, {})
         ]
@@ -174,7 +174,7 @@ class RunSettings(RewardSettings, AskSettings):
 
     def _layer(self, which: str) -> Sampling:
         given = {name: getattr(self, f"{which}_{name}") for name in SAMPLED}
-        extra = given.pop("sampling_args")
+        extra = getattr(self, f"{which}_sampling_args")
         own = {name: value for name, value in given.items() if value is not None}
         drafts = self.proposal()
         return replace(drafts, **own, extra={**drafts.extra, **extra})

@@ -64,7 +64,7 @@ from tiny_model import make_tiny_model
 from uf_rows import INSTRUCTION_LENGTHS, RESPONSE_LENGTHS, Texts
 
 from aft_factory.engines.sampling import Request, Sampling
-from aft_factory.inference.drafting import DraftingOptions
+from aft_factory.inference.drafting_options import DraftingOptions
 from aft_factory.inference.queries import Query
 from aft_factory.prompts.rendering import load_template
 

@@ -13,7 +13,7 @@ from aft_factory.asking.asker import Asker
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.sampling import Reply, Request, identity_seed
 from aft_factory.engines.vllm_engine import VllmEngine
-from aft_factory.inference.drafting import DraftingOptions
+from aft_factory.inference.drafting_options import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner, window

@@ -9,7 +9,8 @@ from aft_factory.asking.availability import Retries
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Sampling
 from aft_factory.engines.scripted import ScriptedEngine, babble
-from aft_factory.inference.drafting import Drafting, DraftingOptions, Trace
+from aft_factory.inference.drafting import Drafting
+from aft_factory.inference.drafting_options import DraftingOptions, Trace
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategies import STRATEGIES

@@ -17,7 +17,7 @@ from typing import Any
 from aft_factory.aggregate import gates
 from aft_factory.engines.sampling import Completion
 from aft_factory.errors import RecordError, UsageError, suggest
-from aft_factory.inference.drafting import DraftingOptions
+from aft_factory.inference.drafting_options import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record, read_with_proposals
 from aft_factory.inference.strategy import Answer, Conversation, Sample, Strategy

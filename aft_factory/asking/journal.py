@@ -197,14 +197,11 @@ class Journal(JournalFile):
 
 
 def _dump_reply(reply: Reply) -> bytes:
-    completions = [[c.text, c.finish_reason, c.tokens, c.instead] for c in reply.completions]
+    completions = list(map(astuple, reply.completions))
     return orjson.dumps({"usage": astuple(reply.usage), "completions": completions})
 
 
 def _reply(data: bytes) -> Reply:
     content = orjson.loads(data)
-    completions = tuple(
-        Completion(text, reason, tokens, instead=instead)
-        for text, reason, tokens, instead in content["completions"]
-    )
+    completions = tuple(Completion(*values) for values in content["completions"])
     return Reply(completions, Usage(*content["usage"]))

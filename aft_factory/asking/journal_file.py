@@ -20,7 +20,7 @@ from aft_factory.errors import UsageError
 from aft_factory.records.files import locked
 
 APPLICATION = 0x41465431  # tells our files from other SQLite files
-VERSION = 1  # of the tables and of what is in them
+VERSION = 2  # of the tables and of what is in them
 TABLES = {
     "replies": """(
         key BLOB PRIMARY KEY, query TEXT, turn INTEGER, layer INTEGER, slot INTEGER,

@@ -26,6 +26,7 @@ from aft_factory.engines.openai_replies import read_reply, whole
 from aft_factory.engines.openai_server import Server
 from aft_factory.engines.sampling import Reply, Request, joined
 from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.prompts.thoughts import Thoughts
 from aft_factory.records.network import is_sendable, making_client
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class OpenAIEngine:
         self.context = context
         self.tokenizer: PreTrainedTokenizerFast | None = None
         self.chat_template: str | None = None
+        self._thoughts = Thoughts(None, None)
         self._servers = servers
         self._next = 0
         self.most_samples: int | None = None
@@ -117,6 +119,7 @@ class OpenAIEngine:
             raise
         engine = cls(servers, name, told if context is None else context)
         engine.tokenizer, engine.chat_template = tokenizer, chat_template
+        engine._thoughts = Thoughts(tokenizer, chat_template)
         engine.most_samples = 1 if split_samples else None
         return engine
 
@@ -168,7 +171,8 @@ class OpenAIEngine:
         server = self._pick()
         try:
             data = await server.ask(body | dict(sampling.extra))
-            return read_reply(data, n, server.cached)
+            words = None if isinstance(prompt, str) else self._thoughts(sampling.extra)
+            return read_reply(data, n, server.cached, words)
         except EngineError as error:
             raise self._judged(error) from error
 

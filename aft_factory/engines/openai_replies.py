@@ -10,7 +10,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.sampling import Completion, Reply, is_cut_off
+from aft_factory.engines.sampling import Completion, Reply
+from aft_factory.prompts.thoughts import FIELDS, ThoughtWords
 from aft_factory.records import exact_json
 from aft_factory.records.network import proxy_hint
 
@@ -18,7 +19,6 @@ MOST_WORDS = 500  # characters of a server's error message
 # Of 429s, which mostly pass, these do not.
 SPENT = re.compile(r"insufficient|billing|payment|credit|balance", re.IGNORECASE)
 ABSENT = (404, 405)
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 Kind = Literal["retry", "refused", "fatal"]
 
 
@@ -99,7 +99,10 @@ def parse_body(body: bytes, url: str) -> dict[str, Any]:
 
 
 def read_reply(
-    data: dict[str, Any], n: int, cached: Callable[[int | None, int], int | None]
+    data: dict[str, Any],
+    n: int,
+    cached: Callable[[int | None, int], int | None],
+    words: ThoughtWords | None = None,
 ) -> Reply:
     """Read a completion's body; of more than n choices, the first n.
 
@@ -107,6 +110,7 @@ def read_reply(
         data: The body.
         n: How many were asked for.
         cached: From what the body says of cached tokens, and of how many samples, to what is known.
+        words: Around a thought, where the text may hold one.
     """
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices:
@@ -116,6 +120,7 @@ def read_reply(
     usage = _object(data.get("usage"))
     told = whole(_object(usage.get("prompt_tokens_details")).get("cached_tokens"))
     written = whole(usage.get("completion_tokens"))
+    thought = whole(_object(usage.get("completion_tokens_details")).get("reasoning_tokens"))
     completions = []
     for choice in map(_object, choices[:n]):
         reason = choice.get("finish_reason") or "stop"
@@ -123,14 +128,22 @@ def read_reply(
         text = _text_of(choice["text"] if "text" in choice else message.get("content"))
         if reason in ("error", "abort") or not isinstance(text, str | None):
             raise EngineError(f"a choice failed: {error_words(exact_json.dump(choice))}", "retry")
-        instead = None if text and text.strip() else _instead(message, str(reason))
+        called = not (text and text.strip()) and message.get("tool_calls")
         tokens = written if len(choices) == 1 else None
         if isinstance(ids := choice.get("token_ids"), list):  # by a user's `return_token_ids`
             tokens = len(ids)
-        completions.append(Completion(text or "", str(reason), tokens, instead=instead))
+        completion = Completion(
+            text or "",
+            str(reason),
+            tokens,
+            instead="a call of a tool" if called else None,
+            thought=_thought_of(message),
+        ).told()
+        completions.append(completion if words is None else completion.split(words))
     tokens_read = whole(usage.get("prompt_tokens"))
     before = cached(told, len(completions))
-    return Reply.of(completions, tokens_read, before, written)
+    # A server that tells no thoughts in a text from its answer counts none.
+    return Reply.of(completions, tokens_read, before, written, thought or None)
 
 
 def _text_of(content: Any) -> Any:
@@ -145,13 +158,21 @@ def _text_of(content: Any) -> Any:
     )
 
 
-def _instead(message: Mapping[str, Any], reason: str) -> str | None:
-    """Say what a message without a text has instead of it."""
+def _thought_of(message: Mapping[str, Any]) -> str:
+    """Return the thought that a message has beside its text."""
     parts = message.get("content")
-    thinks = isinstance(parts, list) and any("think" in _object(p).get("type", "") for p in parts)
-    if thinks or any(message.get(name) for name in THOUGHTS):
-        return "an unfinished thought" if is_cut_off(reason) else "a thought without an answer"
-    return "a call of a tool" if message.get("tool_calls") else None
+    inner = [_object(part) for part in parts] if isinstance(parts, list) else []
+    thoughts = [part.get(part["type"]) for part in inner if "think" in str(part.get("type"))]
+    thoughts += [message.get(name) for name in FIELDS]
+    return next(filter(None, map(_words_in, thoughts)), "")
+
+
+def _words_in(thought: Any) -> str:
+    """Return the text of a thought, which may be in parts."""
+    if isinstance(thought, list):
+        return "".join(map(_words_in, thought))
+    found = thought.get("text") if isinstance(thought, dict) else thought
+    return found.strip() if isinstance(found, str) else ""
 
 
 def _is_stream(body: bytes) -> bool:

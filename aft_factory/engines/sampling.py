@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any
 
 import orjson
 
 from aft_factory.errors import UsageError
+from aft_factory.prompts.thoughts import ThoughtWords
 from aft_factory.records.messages import Message
 
 Prompt = Sequence[Message] | str  # a conversation to answer, or a text to complete as it stands
@@ -141,6 +142,7 @@ class Usage:
         completion: Tokens written, of all samples.
         attended: Sum of the positions of all tokens computed: what attention costs. Where a server
             tells only the sum of n completions, each is taken to have an n-th of it.
+        thought: Tokens of `completion` that are thoughts, not answers.
     """
 
     requests: int = 0
@@ -149,6 +151,7 @@ class Usage:
     cached: int | None = 0
     completion: int | None = 0
     attended: int | None = 0
+    thought: int | None = 0
 
     @classmethod
     def of_pairs(cls, lengths: Iterable[int | None]) -> Usage:
@@ -189,6 +192,7 @@ class Completion:
         tokens: How many tokens it wrote, where known.
         problem: What is wrong with the text, where it was taken out of what the model wrote.
         instead: What the model gave instead of a text: a thought, a call of a tool.
+        thought: What it wrote before its text and apart from it.
     """
 
     text: str
@@ -196,6 +200,20 @@ class Completion:
     tokens: int | None = None
     problem: str | None = None
     instead: str | None = None
+    thought: str = ""
+
+    def split(self, words: ThoughtWords) -> Completion:
+        """Return it with the thought that its text holds apart."""
+        thought, text = words.split(self.text, cut_off=self.cut_off)
+        if not thought or self.thought:
+            return self if text == self.text else replace(self, text=text)
+        return replace(self, text=text, thought=thought).told()
+
+    def told(self) -> Completion:
+        """Return it with what it has instead of a text, if that is a whole thought."""
+        if self.text.strip() or not self.thought or self.cut_off:
+            return self
+        return replace(self, instead="a thought without an answer")
 
     @property
     def cut_off(self) -> bool:
@@ -232,6 +250,7 @@ class Reply:
         prompt: int | None,
         cached: int | None,
         written: int | None,
+        thought: int | None = None,
     ) -> Reply:
         """Return the reply to one request, from the tokens it took; see `Usage`."""
         completions = tuple(completions)
@@ -241,7 +260,9 @@ class Reply:
             lengths = [share if c.tokens is None else c.tokens for c in completions]
             behind = sum(_positions(prompt, prompt + length) for length in lengths)
             attended = round(_positions(cached or 0, prompt) + behind)
-        usage = Usage(1, len(completions), prompt, cached, written, attended)
+        if not any(c.thought for c in completions):
+            thought = 0
+        usage = Usage(1, len(completions), prompt, cached, written, attended, thought)
         return cls(completions, usage)
 
 

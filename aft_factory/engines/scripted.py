@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Reply, Request
+from aft_factory.prompts.thoughts import ThoughtWords
 
 WORDS = [
     "so",
@@ -43,6 +44,10 @@ def babble(request: Request) -> list[str]:
     return [
         " ".join(draw.choices(WORDS, k=min(most, draw.randint(5, 40)))) for _ in range(request.n)
     ]
+
+
+def _tokens(text: str) -> int:
+    return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
 class ScriptedEngine:
@@ -89,12 +94,12 @@ class ScriptedEngine:
             raise texts
         prompt = request.prompt
         size = len(prompt) if isinstance(prompt, str) else sum(len(m["content"]) for m in prompt)
-        completions = tuple(
-            Completion(text, tokens=self._tokens or -(-len(text) // CHARACTERS_PER_TOKEN))
-            for text in texts
-        )
+        completions = [Completion(text, tokens=self._tokens or _tokens(text)) for text in texts]
         written = sum(completion.tokens or 0 for completion in completions)
-        return Reply.of(completions, -(-size // CHARACTERS_PER_TOKEN), 0, written)
+        if not isinstance(prompt, str):
+            completions = [completion.split(ThoughtWords()) for completion in completions]
+        thought = sum(_tokens(completion.thought) for completion in completions)
+        return Reply.of(completions, -(-size // CHARACTERS_PER_TOKEN), 0, written, thought)
 
     async def reachable(self) -> bool:
         """Tell whether anybody is there."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ from aft_factory.engines.vllm_loading import (
     started,
 )
 from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.prompts.thoughts import Thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -76,6 +79,9 @@ class VllmEngine:
         self._llm = llm
         self._lora = lora
         self._stop_ids = stop_token_ids(tokenizer, chat_template)
+        self._thoughts = Thoughts(tokenizer, chat_template)
+        tokens = tokenizer.added_tokens_decoder.values()
+        self._special = [str(token.content) for token in tokens if token.special]
         # Fast tokenizers are not thread-safe, and the owner of `tokenizer` may be using it.
         self._encoder = copy.deepcopy(tokenizer)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -140,17 +146,24 @@ class VllmEngine:
         if request.prompt_ids is not None:
             ids = list(request.prompt_ids)
         else:
-            loop = asyncio.get_running_loop()
-            ids = await loop.run_in_executor(self._thread, self._encode, request.prompt)
+            ids = await self._in_thread(self._encode, request.prompt, request.sampling.extra)
         # As n requests, which is what vLLM makes of n: so each tells what it found cached. The
         # prompt is read once all the same, by prefix caching.
-        outputs = await gather_or_cancel(self._one(ids, request, i) for i in range(request.n))
-        completions = tuple(_completion(output) for output in outputs)
+        asked = self._unskipped(request)
+        outputs = await gather_or_cancel(self._one(ids, asked, i) for i in range(request.n))
+        completions = [_completion(output) for output in outputs]
+        thought = 0
+        if not isinstance(request.prompt, str):
+            words = self._thoughts(request.sampling.extra)
+            completions = [self._plain(completion.split(words)) for completion in completions]
+            for completion in filter(attrgetter("thought"), completions):
+                encode = partial(self._encoder.encode, add_special_tokens=False)
+                thought += len(await self._in_thread(encode, completion.thought))
         # The first sample finds what came before this request, the others what the first one read.
         cached = [output.num_cached_tokens for output in outputs]
         before = None if None in cached else min(count or 0 for count in cached)
         written = sum(len(output.outputs[0].token_ids) for output in outputs)
-        return Reply.of(completions, len(ids), before, written)
+        return Reply.of(completions, len(ids), before, written, thought)
 
     async def reachable(self) -> bool:
         """Tell whether vLLM is there: if it dies, `sample` says so itself."""
@@ -177,7 +190,29 @@ class VllmEngine:
         """Return what vLLM takes for token ids."""
         return {"type": "token", "prompt_token_ids": ids}
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    async def _in_thread(self, work: Callable[..., list[int]], *given: Any) -> list[int]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
+
+    def _unskipped(self, request: Request) -> Request:
+        """Return a request whose texts keep control tokens, if thoughts stand between such."""
+        words, sampling = self._thoughts(request.sampling.extra), request.sampling
+        if isinstance(request.prompt, str) or not any(
+            token in word for token in self._special for word in (words.opening, words.closing)
+        ):
+            return request
+        kept = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
+        return replace(request, sampling=replace(sampling, extra={**sampling.extra, **kept}))
+
+    def _plain(self, completion: Completion) -> Completion:
+        """Return a completion whose texts hold no control tokens."""
+        text, thought = completion.text, completion.thought
+        if not any(token in text or token in thought for token in self._special):
+            return completion
+        for token in self._special:
+            text, thought = text.replace(token, ""), thought.replace(token, "")
+        return replace(completion, text=text, thought=thought)
+
+    def _encode(self, prompt: Prompt, settings: Mapping[str, Any] | None = None) -> list[int]:
         try:
             if isinstance(prompt, str):
                 return list(self._encoder.encode(prompt))
@@ -193,6 +228,7 @@ class VllmEngine:
                     chat_template=self.chat_template,
                     add_generation_prompt=True,
                     return_dict=False,
+                    **((settings or {}).get("chat_template_kwargs") or {}),
                 )
             )
         except EngineError:
@@ -235,7 +271,7 @@ def check_sampling(extra: Mapping[str, Any]) -> None:
         raise MissingPackage("running a model in this process", "'aft-factory[vllm]'") from None
     known = [field for field in SamplingParams.__struct_fields__ if field[0] != "_"]
     for name in extra:
-        if name not in known:
+        if name not in (*known, "chat_template_kwargs"):
             raise UsageError(f"sampling_args: vLLM has no {name!r}; {suggest(name, known)}")
 
 
@@ -251,6 +287,7 @@ def _sampling_params(sampling: Sampling, seed: int, stop_ids: Sequence[int]) -> 
         "stop": list(sampling.stop),
         **sampling.extra,
     }
+    settings.pop("chat_template_kwargs", None)  # the prompt was rendered with them
     if not settings.get("ignore_eos"):  # vLLM would stop at these nevertheless
         settings["stop_token_ids"] = [*stop_ids, *(settings.get("stop_token_ids") or [])]
     return SamplingParams(**settings, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)

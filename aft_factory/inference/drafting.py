@@ -8,77 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from aft_factory.asking.asker import Asker
 from aft_factory.asking.journal import Place
+from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Prompt, Request, Sampling, Usage, identity_seed
 from aft_factory.errors import NoAnswer, RecordError
-from aft_factory.inference.policy import WORDS, Policy, verdict
+from aft_factory.inference.drafting_options import DraftingOptions, Trace
+from aft_factory.inference.policy import WORDS, verdict
+from aft_factory.inference.reading import read_drafts, summary_prompt
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers, known_markers
-from aft_factory.prompts.rendering import AggregatorTemplate, with_aggregator
+from aft_factory.prompts.rendering import with_aggregator
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.records.messages import Message
 
+MOST_TOKENS = 1 << 30  # where the context is not known
+SUMMARY = -1  # in the place of an attempt
 LEAST_ANSWER = 256  # tokens: with room for fewer, a query is not asked
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionPrompts:
-    """How a base model is asked, which knows no chat: by a text to complete.
-
-    Attributes:
-        name: Tells it from others, in journals.
-        render: From a conversation to the text.
-        read: From what the model wrote to the draft in it.
-    """
-
-    name: str
-    render: Callable[[Sequence[Message]], str]
-    read: Callable[[Completion], Completion]
-
-
-@dataclass(frozen=True, slots=True)
-class DraftingOptions:
-    """What all queries of a run have in common.
-
-    Attributes:
-        template: The aggregator prompt.
-        proposal: Sampling of proposals and middle layers.
-        final: Sampling of the final layer.
-        proposer_system: System message of plain queries that have none; None sends none.
-        seed: Of the run.
-        policy: For unusable drafts.
-        completion: How to ask a base model; None asks by chat.
-    """
-
-    template: AggregatorTemplate
-    proposal: Sampling
-    final: Sampling
-    proposer_system: str | None = None
-    seed: int = 42
-    policy: Policy = Policy()  # noqa: RUF009 - frozen
-    completion: CompletionPrompts | None = None
-
-
-@dataclass(slots=True)
-class Trace:
-    """What happened to one query: how each layer's drafts came about.
-
-    Attributes:
-        usage: By (turn, layer), of all models.
-        by_model: The same of all layers, by the name of the model; "" is the run's own.
-        drafts: By (turn, layer): (slot, completion) of every draft that was used.
-        events: Every use of a policy: {turn, layer, slot, event}.
-    """
-
-    usage: dict[tuple[int, int], Usage] = field(default_factory=dict)
-    by_model: dict[str, Usage] = field(default_factory=dict)
-    drafts: dict[tuple[int, int], list[tuple[int, Completion]]] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Drafting:
@@ -120,6 +70,7 @@ class Drafting:
         self._trace = trace
         self._given = given
         self._lost: dict[int, list[str]] = {}  # by layer: why drafts were dropped
+        self._summarised: set[str] = set()
 
     async def __call__(
         self,
@@ -142,8 +93,12 @@ class Drafting:
         if self._given and layer == 0:
             return self._start(slot, n, whole=whole)
         settings = self._settings
-        sampling = settings.final if final else settings.proposal
-        texts = [draft.text for draft in drafts]
+        drafting = settings.proposal if not drafts or settings.middle is None else settings.middle
+        sampling = settings.final if final else drafting
+        asked = sampling.max_tokens
+        fitter = self._fitter(model, sampling)
+        summarise = partial(self._summary, layer=layer, slot=slot, model=model)
+        texts = await read_drafts(drafts, settings.reads, fitter, summarise)
         markers = self._markers.get(model or "") or known_markers()
         prompt: Prompt
         prompt_ids = None
@@ -153,19 +108,25 @@ class Drafting:
             prompt, prompt_ids, sampling = await self._messages(
                 query, texts, sampling, layer, slot, model, markers
             )
+        room = self._room(model, asked, prompt_ids)
 
-        async def draw(at: int, count: int, attempt: int) -> list[Completion]:
+        async def draw(
+            at: int, count: int, attempt: int, budget: Sampling = sampling
+        ) -> list[Completion]:
             seed = identity_seed(settings.seed, self._identity, self._turn, layer, at, attempt)
-            request = Request(prompt, count, sampling, seed, model, prompt_ids)
+            request = Request(prompt, count, budget, seed, model, prompt_ids)
             place = Place(self._query, self._turn, layer, at, attempt)
             reply = await self._asker.ask(request, place)
             self._count(layer, model, reply.usage)
             read = settings.completion.read if settings.completion else _unchanged
-            restored = (replace(c, text=markers.restore(c.text)) for c in reply.completions)
+            restored = (
+                replace(c, text=markers.restore(c.text), thought=markers.restore(c.thought))
+                for c in reply.completions
+            )
             return [read(completion) for completion in restored]
 
         async def usable(at: int, completion: Completion) -> Completion | None:
-            most, cut_off = settings.policy.resamples, None
+            most, cut_off, budget = settings.policy.resamples, None, sampling
             for attempt in range(most + 1):
                 problem, fate = verdict(completion, settings.policy, most - attempt)
                 if problem is not None:
@@ -176,8 +137,16 @@ class Drafting:
                     break
                 if problem == "truncated":
                     cut_off = completion  # kept, should no better one come
+                if problem == "unfinished":
+                    tokens = min(2 * budget.max_tokens, max(room, sampling.max_tokens))
+                    budget = replace(budget, max_tokens=tokens)
                 self.note(layer, at, "resampled")
-                [completion] = await draw(at, 1, attempt + 1)
+                try:
+                    [completion] = await draw(at, 1, attempt + 1, budget)
+                except EngineError as error:
+                    if error.kind != "refused" or budget is sampling:
+                        raise
+                    break  # so many tokens are too many
             if cut_off is None and fate == "reject":
                 raise NoAnswer(f"layer {layer}, draft {at}: {problem}")
             if cut_off is None:
@@ -213,6 +182,36 @@ class Drafting:
 
     def _record(self, layer: int, drafts: list[tuple[int, Completion]]) -> None:
         self._trace.drafts.setdefault((self._turn, layer), []).extend(drafts)
+
+    async def _summary(self, draft: str, *, layer: int, slot: int, model: str | None) -> str:
+        """Ask for the summary of a draft; several who read one draft pay for it once."""
+        markers = self._markers.get(model or "") or known_markers()
+        seed = identity_seed(self._settings.seed, self._identity, self._turn, "summary", draft)
+        asked = summary_prompt(markers.sanitise(draft))
+        request = Request(asked, 1, self._settings.proposal, seed, model)
+        reply = await self._asker.ask(request, Place(self._query, self._turn, layer, slot, SUMMARY))
+        if draft not in self._summarised:
+            self._summarised.add(draft)
+            self._count(layer, model, reply.usage)
+        [summary] = reply.completions
+        if not summary.text.strip():
+            raise NoAnswer(f"layer {layer}: the summary of a draft is empty")
+        return markers.restore(summary.text)
+
+    def _fitter(self, model: str | None, sampling: Sampling) -> Fitter | None:
+        """Return what fits prompts of a sampling, rendered as the engine will render them."""
+        fitter = self._fitters.get((model or "", sampling.max_tokens))
+        kwargs = sampling.extra.get("chat_template_kwargs") or {}
+        return (
+            fitter if fitter is None or fitter.kwargs == kwargs else replace(fitter, kwargs=kwargs)
+        )
+
+    def _room(self, model: str | None, max_tokens: int, prompt: Sequence[int] | None) -> int:
+        """Return the most tokens that an answer may have behind a prompt."""
+        fitter = self._fitters.get((model or "", max_tokens))
+        if fitter is None or fitter.limit is None or prompt is None:
+            return MOST_TOKENS
+        return fitter.limit + max_tokens - len(prompt)
 
     def require(self, drafts: Sequence[Completion], n: int, *, layer: int) -> None:
         """Refuse to go on with too few drafts (see `strategy.Sample`).
@@ -260,7 +259,7 @@ class Drafting:
         messages = list(query)
         if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": settings.proposer_system})
-        fitter = self._fitters.get((model or "", sampling.max_tokens))
+        fitter = self._fitter(model, sampling)
         if fitter is None:
             safe = [markers.sanitise(text) for text in drafts]
             try:

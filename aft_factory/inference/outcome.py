@@ -19,7 +19,8 @@ class Outcome:
         details: What the strategy says about its choice, by turn.
         usage: Of each (turn, layer), what its requests took; of rejected queries too.
         events: Every use of a policy: {turn, layer, slot, event}.
-        layers: All drafts, if they are kept: {turn, layer, drafts: [{slot, text, finish_reason}]}.
+        layers: All drafts, if they are kept: {turn, layer, drafts: [{slot, text, thought,
+            finish_reason}]}.
         problem: Why there is no answer.
         about: What the problem is about: `drafts`; `refused`, if the model will not have it; or
             `engine`, which failed for a reason that may have passed when it is asked again.

@@ -8,6 +8,7 @@ from typing import Literal
 from aft_factory.engines.sampling import Completion
 
 EmptyPolicy = Literal["resample", "drop", "reject"]
+UnfinishedPolicy = Literal["resample", "drop", "reject"]
 TruncatedPolicy = Literal["keep", "resample", "drop", "reject"]
 FilteredPolicy = Literal["resample", "keep", "drop", "reject"]
 WORDS = {
@@ -15,6 +16,7 @@ WORDS = {
     "truncated": "cut off",
     "filtered": "cut off by a filter of contents",
     "unanswered": "no text",
+    "unfinished": "an unfinished thought",
 }
 
 
@@ -29,6 +31,8 @@ class Policy:
         resamples: How often to resample one draft.
         min_drafts: With fewer usable drafts in a layer the query is rejected.
         filtered: As `empty`, or `keep` what was written before a filter of contents ended it.
+        unfinished: Of a thought that `max_tokens` cut off, before there was an answer: as `empty`,
+            but resampled with twice the tokens each time, as far as the context goes.
     """
 
     empty: EmptyPolicy = "resample"
@@ -36,6 +40,7 @@ class Policy:
     resamples: int = 2
     min_drafts: int = 1
     filtered: FilteredPolicy = "resample"
+    unfinished: UnfinishedPolicy = "resample"
 
 
 def verdict(completion: Completion, policy: Policy, left: int) -> tuple[str | None, str]:
@@ -53,6 +58,8 @@ def verdict(completion: Completion, policy: Policy, left: int) -> tuple[str | No
     fate: str
     if blank and completion.instead is not None and not completion.cut_off:
         problem, fate = "unanswered", "reject" if policy.empty == "reject" else "drop"
+    elif blank and completion.thought and completion.cut_off:
+        problem, fate = "unfinished", policy.unfinished
     elif completion.filtered and not (blank and policy.filtered == "keep"):
         problem, fate = "filtered", policy.filtered
     elif blank:

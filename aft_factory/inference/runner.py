@@ -21,7 +21,8 @@ from aft_factory.asking.limiter import Stopped
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Usage
 from aft_factory.errors import NoAnswer
-from aft_factory.inference.drafting import Drafting, DraftingOptions, Trace
+from aft_factory.inference.drafting import Drafting
+from aft_factory.inference.drafting_options import DraftingOptions, Trace
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.strategy import Strategy
@@ -71,7 +72,8 @@ class Runner:
             *(__version__, self.model, self.strategy.name, dict(self.options)),
             *(settings.template.fingerprint, settings.proposer_system, settings.seed),
             *(asdict(settings.proposal), asdict(settings.final), asdict(settings.policy)),
-            *(self.keep_drafts, self.use_proposals, self.scorer),
+            settings.middle and asdict(settings.middle),
+            *(self.keep_drafts, self.use_proposals, self.scorer, settings.reads),
             [[*key, fitter.fingerprint] for key, fitter in sorted(self.fitters.items())],
             [[name, markers.words] for name, markers in sorted(self.markers.items())],
             settings.completion and settings.completion.name,
@@ -229,7 +231,12 @@ def _layers(trace: Trace) -> list[dict[str, Any]]:
             "turn": turn,
             "layer": layer,
             "drafts": [
-                {"slot": slot, "text": c.text, "finish_reason": c.finish_reason}
+                {
+                    "slot": slot,
+                    "text": c.text,
+                    "thought": c.thought,
+                    "finish_reason": c.finish_reason,
+                }
                 for slot, c in sorted(drafts, key=lambda item: item[0])
             ],
         }

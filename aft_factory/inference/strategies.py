@@ -158,6 +158,10 @@ def _width(*, width: int, **_: Any) -> int:
     return width
 
 
+def _last_layer(width: int, layers: int) -> int:
+    return width if layers else 0
+
+
 def _aggregating(width: int, layers: int) -> int:
     """Appendix C: a layer's drafts are written by one and read by the next, then the answer."""
     return 2 * layers * width + 1
@@ -171,6 +175,7 @@ STRATEGIES = {
             propose_and_aggregate,
             {"width": 5, "layers": 2},
             first=_width,
+            reads=_last_layer,
             flops=_aggregating,
         ),
         Strategy(
@@ -179,6 +184,7 @@ STRATEGIES = {
             {"layers": 2},
             fixed={"width": 1},
             first=_width,
+            reads=_last_layer,
             flops=_aggregating,
         ),
         Strategy(
@@ -187,6 +193,7 @@ STRATEGIES = {
             {"width": 5},
             fixed={"layers": 1},
             first=_width,
+            reads=_last_layer,
             flops=_aggregating,
         ),
         Strategy(
@@ -198,14 +205,26 @@ STRATEGIES = {
             flops=lambda width: 2 * width,
         ),
         Strategy("majority_vote", majority_vote, {"width": 5}, has_final=False),
-        Strategy("self_moa_seq", self_moa_seq, {"width": 30, "window": 6}, first=_width),
-        Strategy("rsa", rsa, {"width": 16, "subset": 4, "layers": 10}),
+        Strategy(
+            "self_moa_seq",
+            self_moa_seq,
+            {"width": 30, "window": 6},
+            first=_width,
+            reads=lambda width, window: min(width, window),
+        ),
+        Strategy(
+            "rsa",
+            rsa,
+            {"width": 16, "subset": 4, "layers": 10},
+            reads=lambda width, subset, layers: min(width, subset) if layers else 0,
+        ),
         Strategy(
             "moa",
             moa,
             {"width": 1, "layers": 2},
             needs=frozenset({"models"}),
             first=lambda width, models, **_: width * len(models),
+            reads=lambda models, width, layers: len(models) * width if layers else 0,
         ),
     )
 }

@@ -92,6 +92,7 @@ class Strategy:
         needs: What `run` is handed besides: `proposals` that the row brings, `score`, `models`.
         first: How many drafts its first layer has, from all options, where proposals that a row
             brings can stand for them; None where they cannot.
+        reads: From all options to how many drafts one aggregation reads at most.
         flops: Of one query by appendix C of 2501.11877, from all options, in the FLOPs of one
             completion; None for a strategy that it does not cover.
     """
@@ -103,6 +104,7 @@ class Strategy:
     has_final: bool = True
     needs: frozenset[str] = frozenset()
     first: Callable[..., int] | None = None
+    reads: Callable[..., int] = lambda **_: 0
     flops: Callable[..., int] | None = None
 
     def settled(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from jinja2 import TemplateSyntaxError
@@ -66,12 +66,14 @@ class Fitter:
         chat: Jinja text of the chat template that training will use.
         limit: `cutoff_len`; None measures only.
         template: The aggregator prompt.
+        kwargs: What the chat template is rendered with, such as `enable_thinking`.
     """
 
     tokenizer: PreTrainedTokenizerFast
     chat: str
     limit: int | None
     template: AggregatorTemplate
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     markers: Markers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +86,7 @@ class Fitter:
     def fingerprint(self) -> str:
         """Names all that decides what becomes of a row, wherever the tokenizer's files lie."""
         content = [
-            *(self.chat, self.limit, self.template.fingerprint),
+            *(self.chat, self.limit, self.template.fingerprint, dict(self.kwargs)),
             *(str(self.tokenizer.special_tokens_map), self.tokenizer.backend_tokenizer.to_str()),
         ]
         return hashlib.blake2b(orjson.dumps(content), digest_size=8).hexdigest()
@@ -141,6 +143,11 @@ class Fitter:
                     results[i] = error
         return [results[i] for i in range(len(rows))]
 
+    def tail(self, text: str, tokens: int) -> str:
+        """Return the last so many tokens of a text."""
+        [ends] = self._ends([text])
+        return text if len(ends) <= tokens else text[ends[-tokens - 1] :]
+
     def _rendered(
         self, rows: Mapping[int, Conversation], results: dict[int, Fitted | DoesNotFit]
     ) -> dict[int, tuple[list[Message], str, str]]:
@@ -186,6 +193,7 @@ class Fitter:
                 chat_template=self.chat,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                **self.kwargs,
             )
         except TemplateSyntaxError as error:
             raise UsageError(f"the chat template is no Jinja: {error}") from error

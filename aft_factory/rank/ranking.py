@@ -14,7 +14,7 @@ from typing import Any
 
 from aft_factory.engines.sampling import Completion, Sampling
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
-from aft_factory.inference.drafting import DraftingOptions
+from aft_factory.inference.drafting_options import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_with_proposals
 from aft_factory.inference.scoring import Longest, Scores

@@ -146,6 +146,7 @@ async def open_run(
         engines = await stack.enter_async_context(
             open_engines(settings, settings.template, proposers)
         )
+        warn_of_room(settings, engines.engines[""].context)
         if "score" in STRATEGIES[settings.strategy].needs:
             scores: Scores = Longest()
             if settings.has_reward:
@@ -160,6 +161,19 @@ async def open_run(
                 reward_shape=settings.reward_shape,
             )
         yield engines
+
+
+def warn_of_room(settings: RunSettings, context: int | None) -> None:
+    """Warn where drafts as long as they may be do not fit the context beside an answer."""
+    read = STRATEGIES[settings.strategy].reads(**settings.options())
+    longest = max(sampling.max_tokens for sampling in (settings.proposal(), settings.middle()))
+    need = read * longest + settings.final().max_tokens
+    if context is not None and read and need > context:
+        _log.warning(
+            "%d drafts of up to %d tokens and an answer of %d do not fit the context of %d: long "
+            "drafts will be shortened; --max-tokens and --width make room",
+            *(read, longest, settings.final().max_tokens, context),
+        )
 
 
 def rehearse(settings: RunSettings, lines: Iterator[Line], table: TableWriter) -> str:

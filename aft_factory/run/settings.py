@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from aft_factory.engines.sampling import Sampling
 from aft_factory.errors import UsageError, suggest
-from aft_factory.inference.drafting import DraftingOptions
+from aft_factory.inference.drafting_options import DraftingOptions
+from aft_factory.inference.reading import FORMS, is_form
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.tables import table_format
 from aft_factory.stage.declaring import COMMON, setting, written
-from aft_factory.stage.job_settings import DECODING, FILES, AskSettings, missing_keys
+from aft_factory.stage.job_settings import DECODING, FILES, OWNED, AskSettings, missing_keys
 from aft_factory.stage.reading import AGGREGATOR, ROWS, at_least
 from aft_factory.stage.reward import RewardSettings
 
@@ -22,7 +23,9 @@ PRESETS = Path(__file__).parents[1] / "presets"
 AFT = STRATEGIES["propose_and_aggregate"].options
 STRATEGY = "strategy"  # heading of `--help`
 OPTIONS = ("width", "layers", "subset", "window")
-FINAL = ("final_temperature", "final_top_p", "final_top_k", "final_max_tokens")
+SAMPLED = ("temperature", "top_p", "top_k", "max_tokens")
+FINAL = tuple(f"final_{name}" for name in SAMPLED)
+MIDDLE = tuple(f"middle_{name}" for name in SAMPLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,12 @@ class RunSettings(RewardSettings, AskSettings):
     proposer_system: str | None = setting(
         None, "system message of plain queries without one", group=STRATEGY
     )
+    drafts: str = setting(
+        "answer",
+        "what the next layer reads of a draft: answer (no thought), full, tail:N (its last "
+        "N tokens), or summary (by the model: one more request each)",
+        group=STRATEGY,
+    )
     final_temperature: float | None = setting(
         None, "of the final layer, if it differs", group=DECODING
     )
@@ -74,6 +83,22 @@ class RunSettings(RewardSettings, AskSettings):
     final_top_k: int | None = setting(None, "of the final layer, if it differs", group=DECODING)
     final_max_tokens: int | None = setting(
         None, "of the final layer, if it differs", group=DECODING
+    )
+    final_sampling_args: dict[str, Any] = setting(
+        {},
+        "of the final layer, beside --sampling-args, such as chat_template_kwargs",
+        group=DECODING,
+    )
+    middle_temperature: float | None = setting(
+        None, "of layers between, if it differs", group=DECODING
+    )
+    middle_top_p: float | None = setting(None, "of layers between, if it differs", group=DECODING)
+    middle_top_k: int | None = setting(None, "of layers between, if it differs", group=DECODING)
+    middle_max_tokens: int | None = setting(
+        None, "of layers between, if it differs", group=DECODING
+    )
+    middle_sampling_args: dict[str, Any] = setting(
+        {}, "of layers between, beside --sampling-args", group=DECODING
     )
     task: str | None = setting(
         None, f"layout of the input: {', '.join(TASKS)} (default: by keys)", group=ROWS
@@ -92,7 +117,9 @@ class RunSettings(RewardSettings, AskSettings):
             if value is not None and value not in known:
                 problems.append(f"{name}: unknown {value!r}; {suggest(value, known)}")
         problems += at_least(self, ("width", 1), ("layers", 0), ("subset", 1), ("window", 2))
-        for check in (self.final, lambda: load_template(self.template)):
+        if not is_form(self.drafts):
+            problems.append(f"drafts: expected {FORMS}, got {self.drafts!r}")
+        for check in (self.final, self.middle, lambda: load_template(self.template)):
             try:
                 check()
             except UsageError as error:
@@ -111,8 +138,20 @@ class RunSettings(RewardSettings, AskSettings):
         ]
         problems += [
             f"{name}: {self.strategy} has no final layer; set {name.removeprefix('final_')}"
-            for name in FINAL
-            if not strategy.has_final and getattr(self, name) is not None
+            for name in (*FINAL, "final_sampling_args")
+            if not strategy.has_final and getattr(self, name) not in (None, {})
+        ]
+        problems += [
+            f"{name}: {self.strategy} has no layers between"
+            for name in (*MIDDLE, "middle_sampling_args")
+            if not ({"layers", "window"} & {*strategy.options, *strategy.fixed})
+            and getattr(self, name) not in (None, {})
+        ]
+        problems += [
+            self._owner(key)
+            for name in ("final_sampling_args", "middle_sampling_args")
+            for key in getattr(self, name)
+            if key in OWNED
         ]
         if self.use_proposals and strategy.first is None:
             able = ", ".join(name for name, one in STRATEGIES.items() if one.first is not None)
@@ -169,18 +208,22 @@ class RunSettings(RewardSettings, AskSettings):
 
     def final(self) -> Sampling:
         """Return the sampling of the final layer."""
+        return self._layer("final")
 
-        def chosen(name: str) -> Any:
-            value = getattr(self, f"final_{name}")
-            return getattr(self, name) if value is None else value
+    def middle(self) -> Sampling:
+        """Return the sampling of the layers between."""
+        return self._layer("middle")
 
-        return Sampling(
-            temperature=chosen("temperature"),
-            top_p=chosen("top_p"),
-            top_k=chosen("top_k"),
-            max_tokens=chosen("max_tokens"),
-            extra=self.sampling_args,
-        )
+    def samplings(self) -> list[Sampling]:
+        """Return the samplings of all layers."""
+        return [self.proposal(), self.middle(), self.final()]
+
+    def _layer(self, which: str) -> Sampling:
+        given = {name: getattr(self, f"{which}_{name}") for name in SAMPLED}
+        extra = getattr(self, f"{which}_sampling_args")
+        own = {name: value for name, value in given.items() if value is not None}
+        drafts = self.proposal()
+        return replace(drafts, **own, extra={**drafts.extra, **extra})
 
     def drafting(self) -> DraftingOptions:
         """Return what all queries of the run have in common."""
@@ -191,6 +234,8 @@ class RunSettings(RewardSettings, AskSettings):
             self.proposer_system,
             self.seed,
             self.policy(),
+            reads=self.drafts,
+            middle=self.middle(),
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from aft_factory.engines.sampling import Completion, Sampling
 from aft_factory.errors import UsageError
-from aft_factory.inference.drafting import CompletionPrompts, DraftingOptions
+from aft_factory.inference.drafting_options import CompletionPrompts, DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record
 from aft_factory.inference.strategy import Answer, Conversation, Sample, Strategy

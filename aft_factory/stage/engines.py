@@ -131,7 +131,7 @@ async def open_engines(
         fitters = {
             (name, tokens): fitter
             for name, engine in engines.items()
-            for tokens in {settings.proposal().max_tokens, settings.final().max_tokens}
+            for tokens in {sampling.max_tokens for sampling in settings.samplings()}
             if (fitter := _fitter(engine, tokens, template)) is not None
         }
         given = [str(part) for part in (settings.model, settings.adapter) if part is not None]

@@ -10,7 +10,13 @@ from typing import Any
 from aft_factory.engines.openai_fields import read_omission
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
-from aft_factory.inference.policy import EmptyPolicy, FilteredPolicy, Policy, TruncatedPolicy
+from aft_factory.inference.policy import (
+    EmptyPolicy,
+    FilteredPolicy,
+    Policy,
+    TruncatedPolicy,
+    UnfinishedPolicy,
+)
 from aft_factory.records.network import read_key
 from aft_factory.records.rejects import rejects_path
 from aft_factory.stage.declaring import COMMON, setting, written
@@ -140,6 +146,11 @@ class AskSettings(TokenizerSettings, JobSettings):
         "what becomes of a draft that a filter of contents ended; resampled in vain, it is dropped",
         group=DRAFTS,
     )
+    on_unfinished: UnfinishedPolicy = setting(
+        "resample",
+        "what becomes of a thought cut by max_tokens; resampled with twice as many",
+        group=DRAFTS,
+    )
     resamples: int = setting(2, "most resamplings of one draft", group=DRAFTS)
     min_drafts: int = setting(1, "reject a query with fewer usable drafts in a layer", group=DRAFTS)
     in_flight: int | None = setting(
@@ -214,10 +225,19 @@ class AskSettings(TokenizerSettings, JobSettings):
         """Return the sampling of the final layer."""
         return self.proposal()
 
+    def samplings(self) -> list[Sampling]:
+        """Return the samplings of all layers."""
+        return [self.proposal(), self.final()]
+
     def policy(self) -> Policy:
         """Return the policies for unusable drafts."""
         return Policy(
-            self.on_empty, self.on_truncated, self.resamples, self.min_drafts, self.on_filtered
+            self.on_empty,
+            self.on_truncated,
+            self.resamples,
+            self.min_drafts,
+            self.on_filtered,
+            self.on_unfinished,
         )
 
 

@@ -234,6 +234,8 @@ def describe(
             for n in (usage.prompt, usage.cached, usage.completion)
         )
         text.append(f"{place}{usage.requests:>10,}{usage.samples:>9,}{tokens}")
+    if total.thought:
+        text.append(f"thoughts: {total.thought:,} of the tokens written")
     if totals.repeated:
         text.append(f"{totals.repeated:,} rows ask what an earlier one asks, and take nothing more")
     if any(totals.given):

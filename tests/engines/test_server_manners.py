@@ -8,6 +8,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from aiohttp import web
@@ -402,6 +403,9 @@ EXPECTED = {  # mode: (exit code, rows answered, POSTs), or words of the error
     "no_quota": (2, "the quota is used up; see billing", 1),
     "reasoning_only": (1, "a thought without an answer", 6),
     "tool_calls": (1, "a call of a tool", 6),
+    "think": (0, 6, 12),
+    "think_cut": (1, "an unfinished thought", 42),
+    "reasoning_cut": (1, "an unfinished thought", 42),
 }  # fmt: skip
 
 
@@ -426,9 +430,16 @@ def test_servers_as_they_are(mode, tmp_path, capsys):
     lines = output.read_text().splitlines() if output.exists() else []
     if isinstance(answered, int):
         assert len(lines) == answered
+        assert not any(mark in line for line in lines for mark in ("think>", "6 times 7"))
     else:
         assert answered in told.out + told.err
-    assert log.read_text().count('"POST"') == asked
+    sent = log.read_text()
+    assert sent.count('"POST"') == asked
+    assert "6 times 7" not in sent  # no thought is in a prompt
+    if mode.endswith("_cut"):  # a thought that does not end is given twice the room each time
+        bodies = [json.loads(line)["body"] for line in sent.splitlines() if '"POST"' in line]
+        budgets = Counter(body["max_tokens"] for body in bodies)
+        assert budgets == {4096: 6, 8192: 18, 16384: 18}
 
 
 def listens(port):

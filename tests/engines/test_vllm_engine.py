@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from aft_factory.engines.vllm_loading import adapter_rank
 from aft_factory.errors import UsageError
 from aft_factory.prompts.markers import known_markers
 from aft_factory.prompts.rendering import chat_template, load_template, with_aggregator
+from aft_factory.prompts.thoughts import Thoughts
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records.record import record_from_row
 
@@ -644,3 +646,58 @@ def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(tiny_lla
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["id"] for row in written] == [row["id"] for row in rows]
     assert {len(layer["drafts"]) for row in written for layer in row["layers"]} == {1, 3}
+
+
+CHANNELS = (
+    "{% for m in messages %}{{ m.role }}:{% if m.thinking %}<|reserved_special_token_5|>{{ m.thinking }}"
+    "<|reserved_special_token_6|>{% endif %}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("<|reserved_special_token_5|>Hm.<|reserved_special_token_6|>Six.", ("Hm.", "Six.")),
+        ("<|reserved_special_token_5|>Hm.", ("Hm.", "")),
+        ("Six.<|reserved_special_token_7|>", ("", "Six.")),
+    ],
+)
+def test_a_thought_between_control_tokens_is_told_apart_and_counted(tiny_llama, written, expected):
+    """Their text is not in what vLLM hands out, unless it is asked to leave them."""
+    tokenizer = load_tokenizer(str(tiny_llama))
+    engine = engine_of_nothing(tokenizer)
+    engine.chat_template, engine._thoughts = CHANNELS, Thoughts(tokenizer, CHANNELS)
+    ids = tokenizer.encode(written, add_special_tokens=False)
+
+    async def one(_, request, index):
+        flags = {"skip_special_tokens": True, **request.sampling.extra}
+        flags.pop("min_p"), flags.pop("spaces_between_special_tokens", None)
+        sample = SimpleNamespace(
+            text=tokenizer.decode(ids, **flags), finish_reason="length", token_ids=ids
+        )
+        return SimpleNamespace(outputs=[sample], num_cached_tokens=0)
+
+    engine._one = one
+    conversation = [{"role": "user", "content": "How many?"}]
+    request = Request(conversation, 2, replace(SHORT, extra={"min_p": 0.1}), 0)
+    reply = asyncio.run(engine.sample(request))
+    assert [(c.thought, c.text) for c in reply.completions] == [expected] * 2
+    assert reply.completions[0].tokens == len(ids)
+    thought = len(tokenizer.encode(expected[0], add_special_tokens=False))
+    assert reply.usage.thought == 2 * thought
+    asyncio.run(engine.close())
+
+
+def test_what_is_completed_by_a_base_model_holds_no_thought(tiny_llama):
+    engine = engine_of_nothing(load_tokenizer(str(tiny_llama)))
+    text = "<think>Hm.</think>Six."
+
+    async def one(_, request, index):
+        sample = SimpleNamespace(text=text, finish_reason="stop", token_ids=[1, 2])
+        return SimpleNamespace(outputs=[sample], num_cached_tokens=0)
+
+    engine._one = one
+    [completion] = asyncio.run(engine.sample(Request("# Query", 1, SHORT, 0))).completions
+    assert (completion.text, completion.thought) == (text, "")
+    asyncio.run(engine.close())

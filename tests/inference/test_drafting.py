@@ -7,13 +7,16 @@ import pytest
 from asking_tools import SETTINGS, numbered, solve
 
 from aft_factory.asking.asker import Asker
+from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Sampling, identity_seed
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.errors import NoAnswer
-from aft_factory.inference.drafting import Drafting, DraftingOptions, Policy, Trace
+from aft_factory.inference.drafting import Drafting
+from aft_factory.inference.drafting_options import DraftingOptions, Trace
+from aft_factory.inference.policy import Policy
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers
-from aft_factory.prompts.rendering import load_template
+from aft_factory.prompts.rendering import chat_template, load_template
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 
 QUESTION = {"role": "user", "content": "What is 1+1?"}
@@ -391,3 +394,126 @@ def test_a_request_has_the_very_tokens_of_its_prompt_so_that_it_is_encoded_once(
     assert list(asked.prompt_ids) == own
     assert (len(own) > 700) == (limit == 4000)
     assert replace(asked, prompt_ids=None).key("m") == asked.key("m")
+
+
+# Thoughts
+
+
+def thinking(*texts, cut=()):
+    """Replies in turn; those of which the numbers are in `cut` are cut off."""
+
+    class Engine(ScriptedEngine):
+        async def sample(self, request):
+            reply = await super().sample(request)
+            at = len(self.requests) - 1
+            ends = [replace(c, finish_reason="length", instead=None) for c in reply.completions]
+            return replace(reply, completions=tuple(ends)) if at in cut else reply
+
+    given = iter(texts)
+    return Engine(lambda request: [next(given)] * request.n)
+
+
+THOUGHT = "<think>\n6 of 7 it is.\n</think>\n\nThe answer is 42."
+
+
+def test_of_a_draft_the_answer_is_kept_and_the_thought_beside_it_and_counted():
+    texts, trace = draw(thinking(THOUGHT), n=1)
+    assert texts == ["The answer is 42."]
+    [(_, draft)] = trace.drafts[0, 0]
+    assert draft.thought == "6 of 7 it is."
+    assert trace.usage[0, 0].thought == 4  # of four characters each
+
+
+@pytest.mark.parametrize(
+    ("form", "read"),
+    [
+        ("answer", "The answer is 42."),
+        ("full", "6 of 7 it is.\n\nThe answer is 42."),
+        ("tail:3", " answer is 42."[-12:]),
+    ],
+)
+def test_what_the_next_layer_reads_of_a_draft_is_a_setting(form, read):
+    engine = thinking("So be it.")
+    drafts = [Completion("The answer is 42.", thought="6 of 7 it is."), Completion("Plain.")]
+    draw(engine, settings=replace(SETTINGS, reads=form), drafts=drafts, layer=1, n=1)
+    prompt = engine.requests[0].prompt[0]["content"]
+    assert read in prompt
+    assert ("6 of 7" in prompt) == (form == "full")
+    assert "Plain." in prompt
+
+
+def test_a_tail_is_cut_at_tokens_where_the_tokenizer_is_known(llama3_tokenizer_dir):
+    tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
+    fitter = Fitter(tokenizer, chat_template("llama3"), 4000, load_template("paper"))
+    text = "The pails are six and the answer is 42."
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert fitter.tail(text, 5) == tokenizer.decode(ids[-5:])
+    assert fitter.tail(text, len(ids)) == fitter.tail(text, 10**6) == text
+
+
+def test_a_summary_is_asked_for_once_and_counted_and_read_in_the_drafts_place():
+    engine = thinking("In short: 42.", "So be it.", "In short: 42.", "So be it.")
+    drafts = [Completion("The answer is 42 <|eot_id|>.", thought="6 of 7.")]
+    settings = replace(SETTINGS, reads="summary")
+    _, trace = draw(engine, settings=settings, drafts=drafts, layer=1, n=1)
+    summary, aggregation = engine.requests
+    assert "6 of 7.\n\nThe answer is 42 <\u200b|eot_id|>." in summary.prompt[0]["content"]
+    assert "In short: 42." in aggregation.prompt[0]["content"]
+    assert "6 of 7" not in aggregation.prompt[0]["content"]
+    assert (trace.usage[0, 1].requests, trace.usage[0, 1].samples) == (2, 2)
+
+
+def test_a_thought_that_does_not_end_is_resampled_with_twice_the_tokens():
+    engine = thinking("<think>Hm", "<think>Hm, hm", THOUGHT, cut=(0, 1))
+    texts, trace = draw(engine, n=1)
+    assert texts == ["The answer is 42."]
+    assert [request.sampling.max_tokens for request in engine.requests] == [4096, 8192, 16384]
+    assert len({request.seed for request in engine.requests}) == 3
+    assert events(trace) == [(0, "unfinished"), (0, "resampled")] * 2
+
+
+@pytest.mark.parametrize("fate", ["resample", "drop", "reject"])
+def test_the_fate_of_an_unfinished_thought_is_a_policy_of_its_own(fate):
+    engine = thinking(*["<think>Hm"] * 3, cut=(0, 1, 2))
+    policy = Policy(unfinished=fate, empty="reject", truncated="reject")
+    if fate == "reject":
+        with pytest.RaisesGroup(pytest.RaisesExc(NoAnswer, match="layer 0, draft 0: unfinished")):
+            draw(engine, policy=policy, n=1)
+    else:
+        with pytest.raises(NoAnswer, match=r"1 of 1 drafts are unusable \(an unfinished thought\)"):
+            draw(engine, policy=policy, n=1)
+    assert len(engine.requests) == (3 if fate == "resample" else 1)
+
+
+def test_no_more_tokens_are_asked_for_than_the_context_has_room_for(tiny_llama):
+    tokenizer = load_tokenizer(str(tiny_llama))
+    chat = chat_template("llama3")
+    fitters = {("", 4096): Fitter(tokenizer, chat, 1000, load_template("paper"))}
+    engine = thinking("<think>Hm", "<think>Hm", THOUGHT, cut=(0, 1))
+    draw(engine, fitters=fitters, n=1)
+    prompt = len(engine.requests[0].prompt_ids)
+    assert [r.sampling.max_tokens for r in engine.requests] == [4096, 5096 - prompt, 5096 - prompt]
+
+
+def test_where_twice_the_tokens_are_refused_the_draft_is_dropped():
+    def script(request):
+        if request.sampling.max_tokens > 4096:
+            return EngineError("too long", "refused")
+        return ["<think>Hm"]
+
+    class Engine(ScriptedEngine):
+        async def sample(self, request):
+            reply = await super().sample(request)
+            ends = [replace(c, finish_reason="length") for c in reply.completions]
+            return replace(reply, completions=tuple(ends))
+
+    texts, trace = draw(Engine(script), n=1, whole=False)
+    assert texts == []
+    assert events(trace)[-1] == (0, "dropped")
+
+
+def test_a_thought_that_ends_without_an_answer_is_not_resampled_in_vain():
+    engine = thinking("<think>Hm.</think>")
+    with pytest.raises(NoAnswer, match="a thought without an answer"):
+        draw(engine, n=1)
+    assert len(engine.requests) == 1

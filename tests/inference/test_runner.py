@@ -13,7 +13,8 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Reply, Sampling, Usage
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.inference.accounting import ModelShape
-from aft_factory.inference.drafting import CompletionPrompts, Policy
+from aft_factory.inference.drafting_options import CompletionPrompts
+from aft_factory.inference.policy import Policy
 from aft_factory.inference.runner import window
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import read_mt_bench

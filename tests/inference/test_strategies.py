@@ -10,7 +10,7 @@ from asking_tools import SETTINGS, numbered, solve
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion
 from aft_factory.errors import NoAnswer
-from aft_factory.inference.drafting import Policy
+from aft_factory.inference.policy import Policy
 from aft_factory.inference.strategies import STRATEGIES, rsa
 from aft_factory.prompts.rendering import load_template
 

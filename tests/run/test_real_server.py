@@ -24,7 +24,8 @@ from aft_factory.engines import openai_engine, openai_replies
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.openai_server import NEUTRAL
 from aft_factory.engines.sampling import Completion, Request, Sampling
-from aft_factory.inference.drafting import Drafting, DraftingOptions, Trace
+from aft_factory.inference.drafting import Drafting
+from aft_factory.inference.drafting_options import DraftingOptions, Trace
 from aft_factory.prompts.rendering import chat_template, load_template
 from aft_factory.prompts.selection import conversation
 from aft_factory.prompts.tokenizer import load_tokenizer

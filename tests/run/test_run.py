@@ -591,3 +591,61 @@ def test_gsm8k_and_ifeval_in_and_out(run, tmp_path, preset, name, real):
     outputs = read_rows(tmp_path / "task.jsonl")
     assert (code, len(rows)) == (0, 30)
     assert [row["response"] for row in outputs] == [row["response"] for row in rows]
+
+
+def test_each_layer_can_be_decoded_by_settings_of_its_own(run, monkeypatch):
+    from aft_factory.engines.scripted import ScriptedEngine
+
+    asked = []
+    original = ScriptedEngine.sample
+
+    async def sample(self, request):
+        asked.append(request.sampling)
+        return await original(self, request)
+
+    monkeypatch.setattr(ScriptedEngine, "sample", sample)
+    flags = "--layers 2 --width 2 --temperature 1.2 --max-tokens 900 --sampling-args min_p=0.1"
+    flags += " --middle-temperature 0.5 --middle-sampling-args chat_template_kwargs={a: 1}"
+    flags = [*flags.split("chat_template")[0].split(), "chat_template_kwargs={a: 1}"]
+    flags += ["--final-max-tokens", "77", "--final-sampling-args", "min_p=0.2"]
+    assert run([{"query": "a"}], *flags)[0] == 0
+    drafts, middle, final = asked
+    assert (drafts.temperature, drafts.max_tokens, drafts.extra) == (1.2, 900, {"min_p": 0.1})
+    extra = {"min_p": 0.1, "chat_template_kwargs": {"a": 1}}
+    assert (middle.temperature, middle.max_tokens, middle.extra) == (0.5, 900, extra)
+    assert (final.temperature, final.max_tokens, final.extra) == (1.2, 77, {"min_p": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--strategy majority_vote --middle-top-k 3", "middle_top_k: majority_vote has no layers between"),
+        ("--strategy best_of_n --final-sampling-args min_p=1", "final_sampling_args: best_of_n has no final layer"),
+        ("--middle-sampling-args n=2", "sampling_args: n is the run's own to set"),
+        ("--drafts tail:0", "drafts: expected answer, full, tail:N or summary, got 'tail:0'"),
+    ],
+)  # fmt: skip
+def test_layers_that_a_strategy_does_not_have_are_not_set(run, flags, words):
+    code, _, _, err = run([{"query": "a"}], *flags.split())
+    assert (code, words in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "context", "told"),
+    [
+        ({"width": 5, "max_tokens": 1000}, 5999, True),
+        ({"width": 5, "max_tokens": 1000}, 6000, False),
+        ({"width": 5, "max_tokens": 1000, "layers": 0}, 1500, False),
+        ({"width": 5, "max_tokens": 1000, "middle_max_tokens": 1500}, 8000, True),
+        ({"strategy": "rsa", "width": 9, "subset": 2, "max_tokens": 1000}, 3000, False),
+        ({"strategy": "self_moa_seq", "width": 9, "window": 3, "max_tokens": 1000}, 3000, True),
+        ({"strategy": "majority_vote", "max_tokens": 1000}, 1200, False),
+        ({"max_tokens": 1000}, None, False),
+    ],
+)
+def test_drafts_that_cannot_fit_are_told_before_the_run(options, context, told, caplog):
+    from aft_factory.run.answering import warn_of_room
+    from aft_factory.run.settings import RunSettings
+
+    warn_of_room(RunSettings(**options), context)
+    assert ("do not fit the context" in caplog.text) is told

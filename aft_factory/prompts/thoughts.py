@@ -1,0 +1,136 @@
+r"""Thoughts: what a model writes before its answer, told apart from it.
+
+The words around a thought are the chat template's own, found by rendering probes, never by a list
+of families. Pure but for the template that is rendered.
+
+    >>> ThoughtWords().split("<think>\nSix pails of 7.\n</think>\n\nThe answer is 42.")
+    ('Six pails of 7.', 'The answer is 42.')
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+QUESTION = [{"role": "user", "content": "How many?"}]
+THOUGHT, ANSWER = "Let me count.", "Forty-two."  # of probes
+FIELDS = ("reasoning_content", "reasoning", "thinking")  # what servers and templates call thoughts
+_TAG = re.compile(r"<[^<>/\s]+>$")
+_CLOSING = re.compile(r"</[^<>/\s]+>")
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtWords:
+    """The words around a thought.
+
+    Attributes:
+        opening: Before it. The defaults are what most families write.
+        closing: Behind it.
+        opened: Whether the prompt ends with the opening word, so that a model writes only the
+            closing one.
+        own: Whether they are a template's own; else a text that only holds the closing word has to
+            have it on a line of its own, as it may be about such words.
+    """
+
+    opening: str = "<think>"
+    closing: str = "</think>"
+    opened: bool = False
+    own: bool = False
+
+    def split(self, text: str, *, cut_off: bool = False) -> tuple[str, str]:
+        """Return the thought in what a model wrote, and the answer behind it.
+
+        Either is "" where there is none: a thought that does not end has no answer.
+
+        Args:
+            text: What it wrote.
+            cut_off: Whether a limit of tokens ended it.
+        """
+        begins = text.lstrip().startswith(self.opening)
+        head, closed, tail = text.partition(self.closing)
+        if not begins and closed and self.opening in head:
+            return "", text  # it speaks of thoughts
+        if closed and not begins and not self.own:
+            alone = head.rpartition("\n")[2] + tail.partition("\n")[0]
+            closed = "" if alone.strip() else closed
+        if closed:
+            return head.strip().removeprefix(self.opening).strip(), tail.lstrip()
+        if begins:
+            return text.strip().removeprefix(self.opening).strip(), ""
+        return (text.strip(), "") if self.opened and cut_off else ("", text)
+
+    def join(self, thought: str, answer: str) -> str:
+        """Return the text that `split` takes apart so."""
+        return f"{self.opening}\n{thought}\n{self.closing}\n\n{answer}" if thought else answer
+
+
+def thought_words(
+    tokenizer: PreTrainedTokenizerFast | None,
+    chat_template: str | None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> ThoughtWords:
+    """Return the words around a thought by a chat template; the usual ones where it tells none.
+
+    Args:
+        tokenizer: Whose template it is.
+        chat_template: Jinja text.
+        kwargs: What it is rendered with, such as `enable_thinking`.
+    """
+    if tokenizer is None or chat_template is None:
+        return ThoughtWords()
+
+    def render(*more: dict[str, str], prompt: bool = False) -> str:
+        try:
+            text = tokenizer.apply_chat_template(
+                [*QUESTION, *more],
+                chat_template=chat_template,
+                add_generation_prompt=prompt,
+                tokenize=False,
+                **(kwargs or {}),
+            )
+        except Exception:  # a template is a program, and can fail in any way
+            return ""
+        return str(text)
+
+    def words(opening: str, closing: str) -> ThoughtWords:
+        return ThoughtWords(opening, closing, opened=before.endswith(opening), own=True)
+
+    before = render(prompt=True).rstrip()
+    answer = {"role": "assistant", "content": ANSWER}
+    thought, closed, behind = render(answer | dict.fromkeys(FIELDS, THOUGHT)).partition(THOUGHT)
+    if closed and ANSWER in behind and not render(answer).partition(ANSWER)[0].endswith(thought):
+        opening = thought.rstrip().removeprefix(before).strip().split("\n")[-1]
+        if not opening and (ended := _TAG.search(before)):  # the prompt wrote it
+            opening = ended[0]
+        closing = behind.partition(ANSWER)[0].strip()
+        if opening and closing:
+            return words(opening, closing)
+    for closing in dict.fromkeys(_CLOSING.findall(chat_template)):
+        earlier = {"role": "assistant", "content": f"{THOUGHT}{closing}{ANSWER}"}
+        shown = render(earlier, *QUESTION)
+        if ANSWER in shown and THOUGHT not in shown:  # it takes thoughts out of earlier answers
+            return words(closing.replace("/", "", 1), closing)
+    return ThoughtWords()
+
+
+class Thoughts:
+    """The words around thoughts of one model, by what its template is rendered with."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast | None, chat_template: str | None
+    ) -> None:
+        self._template = (tokenizer, chat_template)
+        self._words: dict[str, ThoughtWords] = {}
+
+    def __call__(self, settings: Mapping[str, Any]) -> ThoughtWords:
+        """Return them for a request with these settings of the engine."""
+        kwargs = settings.get("chat_template_kwargs") or {}
+        key = repr(sorted(kwargs.items(), key=repr))
+        if key not in self._words:
+            self._words[key] = thought_words(*self._template, kwargs)
+        return self._words[key]

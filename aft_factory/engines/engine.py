@@ -100,6 +100,14 @@ class Engine(Protocol):
         """Tell whether anybody is there to answer, without a request."""
         ...
 
+    async def takes_system(self) -> bool:
+        """Tell whether conversations may begin with a system message, as far as can be found out.
+
+        Raises:
+            EngineError: If nothing can be asked at all.
+        """
+        ...
+
     async def close(self) -> None:
         """Give back what the engine holds."""
         ...

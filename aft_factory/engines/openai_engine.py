@@ -27,6 +27,8 @@ from aft_factory.engines.openai_server import Server
 from aft_factory.engines.sampling import Reply, Request, joined
 from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.prompts.thoughts import Thoughts
+from aft_factory.prompts.tokenizer import shows_system
+from aft_factory.records.messages import Message
 from aft_factory.records.network import is_sendable, making_client
 
 if TYPE_CHECKING:
@@ -146,6 +148,31 @@ class OpenAIEngine:
         waits = (server.models() for server in self._servers)
         answers = await asyncio.gather(*waits, return_exceptions=True)
         return not all(isinstance(a, EngineError) and a.kind == "retry" for a in answers)
+
+    async def takes_system(self) -> bool:
+        """Tell it by the chat template, else by a question of one token.
+
+        Raises:
+            EngineError: If the key is wrong or a quota is used up.
+        """
+        if self.tokenizer is not None and self.chat_template is not None:
+            return shows_system(self.tokenizer, self.chat_template)
+        rules, asked = (
+            Message(role="system", content="Be brief."),
+            Message(role="user", content="Hi"),
+        )
+        body: dict[str, Any] = {"model": self.model, "max_tokens": 1}
+        server = self._pick()
+        try:
+            if await server.try_out(body | {"messages": [rules, asked]}):
+                return True
+            # Refused: for the system message, or for anything else?
+            return not await server.try_out(body | {"messages": [asked]})
+        except EngineError as error:
+            failure = self._judged(error)
+            if failure.kind == "fatal":
+                raise failure from error
+            return True  # others will answer
 
     async def close(self) -> None:
         """Close the connections."""

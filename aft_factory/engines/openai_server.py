@@ -90,6 +90,20 @@ class Server:
         finally:
             self.in_flight -= 1
 
+    async def try_out(self, body: dict[str, Any]) -> bool:
+        """Tell whether it answers a request that is no run's; see `Vetting.try_out`.
+
+        Raises:
+            EngineError: If it answers nobody.
+        """
+        try:
+            await self._vetting.try_out(body)
+        except EngineError as error:
+            if error.kind == "fatal":
+                raise
+            return error.kind == "retry"  # nothing is known yet
+        return True
+
     async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
         chat = "messages" in body
         endpoint: Any = self.client.chat.completions if chat else self.client.completions

@@ -34,9 +34,9 @@ class _Settings:
         refused: How often it refused all of them; why, the last time, is `refusal`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, answered: bool = False) -> None:
         self.gate = asyncio.Lock()
-        self.passed = self.answered = False
+        self.passed = self.answered = answered
         self.refused = 0
         self.refusal: EngineError | None = None
 
@@ -93,6 +93,14 @@ class Vetting:
                 await _or_cancel(first, asyncio.wait({first}, timeout=LEAD))
                 settings.passed |= not first.done()
         return await _or_cancel(first, first)
+
+    async def try_out(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request that stands for no others; what is refused in it is judged by nobody.
+
+        Raises:
+            EngineError: If there is no answer.
+        """
+        return await self._ask(body, _Settings(answered=True))
 
     async def _ask(self, body: Mapping[str, Any], settings: _Settings) -> dict[str, Any]:
         while True:

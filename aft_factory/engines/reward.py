@@ -22,7 +22,8 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.vllm_loading import digest
 from aft_factory.errors import UsageError
-from aft_factory.prompts.tokenizer import resolve_chat_template, tokenizer_markers
+from aft_factory.prompts.rendering import without_system
+from aft_factory.prompts.tokenizer import resolve_chat_template, shows_system, tokenizer_markers
 from aft_factory.records.messages import Message
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class PairEncoder:
             chat_template, tokenizer, "--reward-chat-template"
         )
         self._markers = tokenizer_markers(tokenizer, self._chat_template)
+        self._system = shows_system(tokenizer, self._chat_template)
 
     @property
     def identity(self) -> str:
@@ -112,7 +114,7 @@ class PairEncoder:
     def _render(self, pair: Pair) -> str | EngineError:
         messages, response = pair
         turns = [*messages, Message(role="assistant", content=response)]
-        safe = self._markers.sanitise_all(turns)
+        safe = self._markers.sanitise_all(turns if self._system else without_system(turns))
         render = self.tokenizer.apply_chat_template
         try:
             return str(render(safe, tokenize=False, chat_template=self._chat_template))

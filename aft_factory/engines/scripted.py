@@ -105,5 +105,9 @@ class ScriptedEngine:
         """Tell whether anybody is there."""
         return True
 
+    async def takes_system(self) -> bool:
+        """Tell whether it takes system messages."""
+        return True
+
     async def close(self) -> None:
         """Nothing to give back."""

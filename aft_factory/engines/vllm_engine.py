@@ -33,6 +33,7 @@ from aft_factory.engines.vllm_loading import (
 )
 from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.prompts.thoughts import Thoughts
+from aft_factory.prompts.tokenizer import shows_system
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -168,6 +169,10 @@ class VllmEngine:
     async def reachable(self) -> bool:
         """Tell whether vLLM is there: if it dies, `sample` says so itself."""
         return True
+
+    async def takes_system(self) -> bool:
+        """Tell whether the chat template shows system messages."""
+        return shows_system(self.tokenizer, self.chat_template)
 
     async def close(self) -> None:
         """End vLLM's processes."""

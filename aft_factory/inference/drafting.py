@@ -46,6 +46,7 @@ class Drafting:
             all known families.
         identity: What seeds follow from, where it is more than the id.
         given: Drafts of the first layer that are there; none are drawn in it then.
+        no_system: The models that take no system message.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Drafting:
         markers: Mapping[str, Markers] | None = None,
         identity: str | None = None,
         given: Sequence[Completion] = (),
+        no_system: frozenset[str] = frozenset(),
     ) -> None:
         self._query = query
         self._identity = query if identity is None else identity
@@ -69,6 +71,7 @@ class Drafting:
         self._markers = markers or {}
         self._trace = trace
         self._given = given
+        self._no_system = no_system
         self._lost: dict[int, list[str]] = {}  # by layer: why drafts were dropped
         self._summarised: set[str] = set()
 
@@ -263,7 +266,9 @@ class Drafting:
         if fitter is None:
             safe = [markers.sanitise(text) for text in drafts]
             try:
-                sent = with_aggregator(markers.sanitise_all(messages), safe, settings.template)
+                turns = markers.sanitise_all(messages)
+                system = (model or "") not in self._no_system
+                sent = with_aggregator(turns, safe, settings.template, system=system)
             except RecordError as error:  # the template fails for these drafts
                 raise NoAnswer(f"layer {layer}: {error}") from error
             return sent, None, sampling

@@ -49,6 +49,7 @@ class Runner:
         use_proposals: Whether the proposals of a query are the drafts of its first layer.
         markers: What is broken in all texts that a model reads, by model; of others, the markers of
             all known families.
+        no_system: The models that take no system message; "" is the run's own.
     """
 
     strategy: Strategy
@@ -63,6 +64,7 @@ class Runner:
     keep_drafts: bool = False
     use_proposals: bool = False
     markers: Mapping[str, Markers] = field(default_factory=dict)
+    no_system: frozenset[str] = frozenset()
 
     @property
     def fingerprint(self) -> str:
@@ -76,6 +78,7 @@ class Runner:
             *(self.keep_drafts, self.use_proposals, self.scorer, settings.reads),
             [[*key, fitter.fingerprint] for key, fitter in sorted(self.fitters.items())],
             [[name, markers.words] for name, markers in sorted(self.markers.items())],
+            sorted(self.no_system),
             settings.completion and settings.completion.name,
         ]
         return hashlib.blake2b(_canonical(content), digest_size=16).hexdigest()
@@ -115,6 +118,7 @@ class Runner:
                     *(query.id, turn, settings, self.asker, self.fitters, trace, self.markers),
                     query.identity,
                     [Completion(text) for text in given] if turn == 0 else (),
+                    self.no_system,
                 )
                 answer = await self.strategy.run(messages, sample, **options)
                 done.append(answer.completion)

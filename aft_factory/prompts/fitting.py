@@ -67,6 +67,7 @@ class Fitter:
         limit: `cutoff_len`; None measures only.
         template: The aggregator prompt.
         kwargs: What the chat template is rendered with, such as `enable_thinking`.
+        system: Whether the model has system messages; see `rendering.with_aggregator`.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -74,6 +75,7 @@ class Fitter:
     limit: int | None
     template: AggregatorTemplate
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    system: bool = True
     markers: Markers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,7 +88,7 @@ class Fitter:
     def fingerprint(self) -> str:
         """Names all that decides what becomes of a row, wherever the tokenizer's files lie."""
         content = [
-            *(self.chat, self.limit, self.template.fingerprint, dict(self.kwargs)),
+            *(self.chat, self.limit, self.template.fingerprint, dict(self.kwargs), self.system),
             *(str(self.tokenizer.special_tokens_map), self.tokenizer.backend_tokenizer.to_str()),
         ]
         return hashlib.blake2b(orjson.dumps(content), digest_size=8).hexdigest()
@@ -175,7 +177,7 @@ class Fitter:
     ) -> tuple[list[Message], str, str]:
         """Return the conversation, and prompt and target as the texts that are encoded apart."""
         try:
-            messages = with_aggregator(messages, proposals, self.template)
+            messages = with_aggregator(messages, proposals, self.template, system=self.system)
         except RecordError as error:
             raise DoesNotFit(error.problem, error.field) from None
         prompt = self._render(messages, add_generation_prompt=True)

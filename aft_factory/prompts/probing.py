@@ -145,6 +145,16 @@ def first_loss(chat: str, tokens: Mapping[str, Any] | None = None) -> str | None
     return None
 
 
+def takes_system(chat: str, tokens: Mapping[str, Any] | None = None) -> bool:
+    """Tell whether a chat template shows system messages; some refuse them, some drop them."""
+    template = ChatTemplate(chat, tokens)
+    shapes = _shapes(template)
+    probes = [p for p in conversations() if p.messages[0]["role"] == "system" and not p.proposals]
+    return not shapes or all(
+        _has_once(_outcome(template, shapes[0](probe)), probe.texts()) for probe in probes
+    )
+
+
 Shape = Callable[[Probe], Probe]
 
 

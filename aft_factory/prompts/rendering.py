@@ -156,12 +156,23 @@ def chat_templates() -> list[str]:
 
 
 def with_aggregator(
-    messages: Sequence[Message], proposals: Sequence[str], template: AggregatorTemplate
+    messages: Sequence[Message],
+    proposals: Sequence[str],
+    template: AggregatorTemplate,
+    *,
+    system: bool = True,
 ) -> list[Message]:
     """Return the conversation that asks for an aggregation; all texts are sanitised already.
 
     An existing system message stays first, then a blank line, then the aggregator prompt. Without
     proposals the conversation is the plain one (layer 0). The input is not changed.
+
+    Args:
+        messages: The conversation.
+        proposals: The drafts.
+        template: The aggregator prompt.
+        system: Whether the model has system messages; else what would be one opens the user's
+            first turn.
 
     Raises:
         RecordError: If the template fails for these proposals.
@@ -169,8 +180,17 @@ def with_aggregator(
     given, turns = "", list(messages)
     if turns[0]["role"] == "system":
         given = turns.pop(0)["content"]
-    system = system_text(given, proposals, template)
-    return [{"role": "system", "content": system}, *turns] if system else turns
+    text = system_text(given, proposals, template)
+    whole: list[Message] = [{"role": "system", "content": text}, *turns] if text else turns
+    return whole if system else without_system(whole)
+
+
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """Return a conversation whose system message opens the user's first turn."""
+    if messages[0]["role"] != "system":
+        return list(messages)
+    rules, asked, *rest = messages
+    return [{"role": "user", "content": f"{rules['content']}\n\n{asked['content']}"}, *rest]
 
 
 def system_text(given: str, proposals: Sequence[str], template: AggregatorTemplate) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.markers import MARKERS, Markers, markers_of
 from aft_factory.prompts.prelude import has_prelude
+from aft_factory.prompts.probing import takes_system
 from aft_factory.prompts.rendering import TEMPLATES, chat_template, chat_templates
 from aft_factory.records.files import read_text, unmarked
 from aft_factory.records.network import environment_problems
@@ -112,6 +113,11 @@ def _known_vocabulary(tokenizer: PreTrainedTokenizerFast, *, has_own: bool) -> s
         if about["token"] in vocabulary and (about["before_own"] or not has_own):
             return str(name)
     return None
+
+
+def shows_system(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> bool:
+    """Tell whether a chat template shows system messages, and so do models under it."""
+    return chat_template is None or takes_system(chat_template, tokenizer.special_tokens_map)
 
 
 def tokenizer_markers(tokenizer: PreTrainedTokenizerFast, template: str | None) -> Markers:

@@ -36,6 +36,7 @@ class OpenEngines:
         reward_shape: The same of the reward model.
         stop: Called when the run is asked to stop: gives up what waits to be scored.
         name: The run's own engine as people know it: as it is served, or as it was given.
+        no_system: The engines, by name, whose models take no system message.
     """
 
     engines: dict[str, Engine]
@@ -47,6 +48,7 @@ class OpenEngines:
     scorer: str = ""
     stop: Callable[[], object] = field(default=lambda: None)
     name: str | None = None
+    no_system: frozenset[str] = frozenset()
     reward_shape: str | None = None
 
     @property
@@ -77,7 +79,11 @@ class Proposer:
 
 @contextlib.asynccontextmanager
 async def open_engines(
-    settings: AskSettings, template: str, others: Mapping[str, Proposer] | None = None
+    settings: AskSettings,
+    template: str,
+    others: Mapping[str, Proposer] | None = None,
+    *,
+    chat: bool = True,
 ) -> AsyncIterator[OpenEngines]:
     """Open what a command asks, and close it in the end.
 
@@ -85,6 +91,7 @@ async def open_engines(
         settings: Name it.
         template: The aggregator prompt that drafts are to fit in.
         others: Further models at servers, by name.
+        chat: Whether conversations are asked, and not texts to complete.
 
     Raises:
         UsageError: If something cannot be reached or loaded.
@@ -128,17 +135,26 @@ async def open_engines(
             # Twice what the engine runs at a time, so that its own queue never runs dry.
             in_flight = settings.in_flight or 2 * engine.max_sequences
             shape_name = settings.model
+        no_system = frozenset(
+            [name for name in engines if chat and not await engines[name].takes_system()]
+        )
+        for name in sorted(no_system):
+            _log.warning(
+                "%s takes no system message: what would be one, such as the aggregator prompt, "
+                "opens the user's first turn",
+                engines[name].model,
+            )
         fitters = {
             (name, tokens): fitter
             for name, engine in engines.items()
             for tokens in {sampling.max_tokens for sampling in settings.samplings()}
-            if (fitter := _fitter(engine, tokens, template)) is not None
+            if (fitter := _fitter(engine, tokens, template, name not in no_system)) is not None
         }
         given = [str(part) for part in (settings.model, settings.adapter) if part is not None]
         served = settings.base_url or settings.scripted
         # In process, `engine.model` tells more than a name: which files, which chat template.
         name = engines[""].model if served else "+".join(given)
-        yield OpenEngines(engines, fitters, in_flight, shape_name, name=name)
+        yield OpenEngines(engines, fitters, in_flight, shape_name, name=name, no_system=no_system)
 
 
 def dry_run_engines(
@@ -198,7 +214,7 @@ async def _server(
     )
 
 
-def _fitter(engine: Engine, max_tokens: int, template: str) -> Fitter | None:
+def _fitter(engine: Engine, max_tokens: int, template: str, system: bool) -> Fitter | None:
     if engine.context is None:
         return None
     limit = engine.context - max_tokens
@@ -209,4 +225,5 @@ def _fitter(engine: Engine, max_tokens: int, template: str) -> Fitter | None:
         )
     if engine.tokenizer is None or engine.chat_template is None:
         return None
-    return Fitter(engine.tokenizer, engine.chat_template, limit, load_template(template))
+    prompt = load_template(template)
+    return Fitter(engine.tokenizer, engine.chat_template, limit, prompt, system=system)

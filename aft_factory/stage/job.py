@@ -80,6 +80,7 @@ class Job(JobFiles):
             model=opened.engines[""].model,
             fitters=opened.fitters,
             markers=opened.markers,
+            no_system=opened.no_system,
             score=opened.score,
             count=opened.count,
             scorer=opened.scorer,

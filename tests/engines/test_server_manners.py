@@ -380,7 +380,7 @@ def test_each_server_gets_its_own_key(monkeypatch, tmp_path, capsys):
     with serving(api_key="1") as one, serving(api_key="2") as two:
         argv += ["--base-url", one.url, two.url]
         assert main([*argv, "--api-key-env", "ONE", "TWO"]) == 0
-        assert len(one.log) == len(two.log) == 1
+        assert len(one.log) == len(two.log) + 1 == 2  # whether there are system messages
         assert main([*argv, "--overwrite", "--api-key-env", "sk-secret"]) == 2
     told = capsys.readouterr().err
     assert "no environment variable of that name is set" in told
@@ -390,22 +390,23 @@ def test_each_server_gets_its_own_key(monkeypatch, tmp_path, capsys):
 # Real manners
 
 EXPECTED = {  # mode: (exit code, rows answered, POSTs), or words of the error
-    **dict.fromkeys(("good", "null_usage", "no_list", "list_forbidden", "bare_array", "parts"), (0, 6, 12)),
-    **dict.fromkeys(("one_choice", "event_stream", "half_emoji", "not_a_number"), (0, 6, 24)),
-    "model_length": (0, 6, 12),
-    "max_completion_tokens": (0, 6, 15),
-    "strict": (0, 6, 25),
-    "stream_only": (0, 6, 25),
+    **dict.fromkeys(("good", "null_usage", "no_list", "list_forbidden", "bare_array", "parts"), (0, 6, 13)),
+    **dict.fromkeys(("one_choice", "event_stream", "half_emoji", "not_a_number"), (0, 6, 25)),
+    "model_length": (0, 6, 13),
+    "max_completion_tokens": (0, 6, 16),
+    "strict": (0, 6, 26),
+    "stream_only": (0, 6, 26),
     "v1only": (2, "should the URL end in /v1?", 1),
-    "small_context": (2, "lower --max-tokens", 0),
-    "exclusive": (2, "--omit temperature or --omit top_p", 1),
-    "one_only": (2, "--split-samples", 1),
+    "small_context": (2, "lower --max-tokens", 1),
+    "exclusive": (2, "--omit temperature or --omit top_p", 2),
+    "one_only": (2, "--split-samples", 2),
     "no_quota": (2, "the quota is used up; see billing", 1),
-    "reasoning_only": (1, "a thought without an answer", 6),
-    "tool_calls": (1, "a call of a tool", 6),
-    "think": (0, 6, 12),
-    "think_cut": (1, "an unfinished thought", 42),
-    "reasoning_cut": (1, "an unfinished thought", 42),
+    "reasoning_only": (1, "a thought without an answer", 7),
+    "tool_calls": (1, "a call of a tool", 7),
+    "think": (0, 6, 13),
+    "think_cut": (1, "an unfinished thought", 43),
+    "reasoning_cut": (1, "an unfinished thought", 43),
+    "no_system": (0, 6, 14),
 }  # fmt: skip
 
 
@@ -436,10 +437,20 @@ def test_servers_as_they_are(mode, tmp_path, capsys):
     sent = log.read_text()
     assert sent.count('"POST"') == asked
     assert "6 times 7" not in sent  # no thought is in a prompt
+    if mode == "no_system":
+        messages = [
+            json.loads(line)["body"]["messages"] for line in sent.splitlines() if '"POST"' in line
+        ]
+        assert [m["role"] for m in messages[0]] == ["system", "user"]
+        assert all([m["role"] for m in asked] == ["user"] for asked in messages[1:])
+        aggregated = [asked[0]["content"] for asked in messages if "Draft" in asked[0]["content"]]
+        assert len(aggregated) == 6
+        assert all(text.startswith("You have been provided") for text in aggregated)
+        assert {text.rpartition("\n\n")[2] for text in aggregated} == set(QUESTIONS)
     if mode.endswith("_cut"):  # a thought that does not end is given twice the room each time
         bodies = [json.loads(line)["body"] for line in sent.splitlines() if '"POST"' in line]
         budgets = Counter(body["max_tokens"] for body in bodies)
-        assert budgets == {4096: 6, 8192: 18, 16384: 18}
+        assert budgets == {1: 1, 4096: 6, 8192: 18, 16384: 18}
 
 
 def listens(port):
@@ -453,5 +464,5 @@ def test_an_engine_error_of_settings_is_what_ends_a_run(tmp_path, capsys):
     with serving(answer=lambda *_: refuse("give temperature or top_p")) as server:
         argv = [str(source), "--output", str(tmp_path / "out.jsonl"), "--quiet"]
         assert main([*argv, "--base-url", server.url]) == 2
-        assert len(server.requests) == 1
+        assert len(server.requests) == 3  # two of them find out what it makes of system messages
     assert "--omit temperature or --omit top_p" in capsys.readouterr().err

@@ -517,3 +517,39 @@ def test_a_thought_that_ends_without_an_answer_is_not_resampled_in_vain():
     with pytest.raises(NoAnswer, match="a thought without an answer"):
         draw(engine, n=1)
     assert len(engine.requests) == 1
+
+
+# Models without a system role
+
+
+def folded(query, drafts, **more):
+    engine = ScriptedEngine(numbered())
+
+    async def run():
+        sample = Drafting(
+            *("q", 0, SETTINGS, Asker({"": engine}, None, 10), more.get("fitters", {}), Trace()),
+            no_system=frozenset({""}),
+        )
+        await sample(query, drafts, layer=1)
+
+    asyncio.run(run())
+    return engine.requests[0].prompt
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_where_there_is_no_system_message_the_aggregator_prompt_opens_the_first_turn(
+    tiny_llama, fitted
+):
+    fitters = {}
+    if fitted:
+        tokenizer, chat = load_tokenizer(str(tiny_llama)), chat_template("llama3")
+        fitter = Fitter(tokenizer, chat, 2000, load_template("paper"), system=False)
+        fitters = {("", 4096): fitter}
+    answer = {"role": "assistant", "content": "Five."}
+    query = [{"role": "system", "content": "Be brief."}, QUESTION, answer, QUESTION]
+    opening, *rest = folded(query, [Completion("It is two.")], fitters=fitters)
+    prompt = load_template("paper").render(["It is two."])
+    assert opening == {"role": "user", "content": f"Be brief.\n\n{prompt}\n\n{QUESTION['content']}"}
+    assert rest == [answer, QUESTION]
+    assert folded([QUESTION], [], fitters=fitters) == [QUESTION]
+    assert folded(query, [], fitters=fitters)[0]["content"] == f"Be brief.\n\n{QUESTION['content']}"

@@ -18,6 +18,7 @@ from aft_factory.prompts.probing import (
     first_change,
     first_loss,
     fitting_prelude,
+    takes_system,
 )
 from aft_factory.prompts.rendering import load_template, with_aggregator
 
@@ -263,3 +264,27 @@ def test_the_markers_in_it_are_those_that_texts_are_sanitised_by():
     chat = Prelude().before("{{ messages[-1].content }}")
     rendered = ChatTemplate(chat).render([{"role": "user", "content": text}], proposals=["d"])
     assert rendered == known_markers().sanitise(text)
+
+
+# Models without a system role
+
+NO_SYSTEM = {
+    "refuses": "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+    "drops": "{% for m in messages %}{% if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}",
+    "drops it where there is a history": "{% for m in messages %}{% if m.role != 'system' or messages | length == 2 %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}",
+}
+SYSTEM = {
+    "shows": "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+    "trims": "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{% endfor %}",
+    "folds it itself": "{% for m in messages %}{% if m.role != 'system' %}<{{ m.role }}>{% if loop.index0 == 1 and messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}{{ m.content }}{% endif %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("chat", NO_SYSTEM.values(), ids=NO_SYSTEM.keys())
+def test_a_chat_template_that_shows_no_system_message_is_found_out(chat):
+    assert not takes_system(chat)
+
+
+@pytest.mark.parametrize("chat", SYSTEM.values(), ids=SYSTEM.keys())
+def test_one_that_shows_it_somewhere_is_left_alone(chat):
+    assert takes_system(chat)

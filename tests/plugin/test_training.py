@@ -10,6 +10,7 @@ import pytest
 from conftest import demo_rows
 from llamafactory_tools import write_dataset
 
+from aft_factory.prompts.prelude import made_by
 from aft_factory.prompts.tokenizer import resolve_chat_template
 
 pytestmark = pytest.mark.slow
@@ -92,8 +93,10 @@ def test_the_merged_model_carries_our_chat_template(training, tiny_llama):
     export |= {"template": "aft_llama3", "finetuning_type": "lora", "export_dir": str(merged)}
     cli(folder, "export", export)
     tokenizer = AutoTokenizer.from_pretrained(merged)
-    # It breaks the markers of this very tokenizer, as the training did.
-    assert tokenizer.chat_template == resolve_chat_template("llama3", tokenizer)
+    # The very text that the training saved; it breaks the markers of this very tokenizer.
+    saved = (folder / "adapter" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert tokenizer.chat_template == resolve_chat_template("auto", tokenizer) == saved
+    assert made_by(saved) == "aft_llama3"
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Q"}], proposals=["a", "b"], tokenize=False
     )

@@ -130,7 +130,7 @@ def test_what_several_workers_did_in_many_batches_is_told_once(
         "aggregate first",
         f"aft-factory: left out 3 of 27 rows that do not fit cutoff_len {limit} even with short "
         "proposals; raise cutoff_len to keep them. The first: data set 'drafts.jsonl', row 5 "
-        "('very long very long very long very long very long very long '): needs 1094",
+        "('very long very long very long very long very long very long '): needs 1110",
         f"aft-factory: shortened 2 proposals in 1 of 2 rows to fit cutoff_len {limit} ({cut[0]}",
     ]
     logged.clear()

@@ -11,6 +11,7 @@ import pytest
 from conftest import demo_rows
 from llamafactory_tools import write_dataset
 
+from aft_factory.prompts.prelude import made_by
 from aft_factory.prompts.tokenizer import resolve_chat_template
 
 pytestmark = pytest.mark.slow
@@ -98,8 +99,10 @@ def test_the_merged_model_carries_our_chat_template(training, tiny_llama):
     assert words[words.index("--template") + 1] == "aft_llama3"
     subprocess.run([CLI, *words], check=True, capture_output=True, timeout=600)
     tokenizer = AutoTokenizer.from_pretrained(merged)
-    # It breaks the markers of this very tokenizer, as the training did.
-    assert tokenizer.chat_template == resolve_chat_template("llama3", tokenizer)
+    # The very text that the training saved; it breaks the markers of this very tokenizer.
+    saved = (folder / "adapter" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert tokenizer.chat_template == resolve_chat_template("auto", tokenizer) == saved
+    assert made_by(saved) == "aft_llama3"
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Q"}], proposals=["a", "b"], tokenize=False
     )

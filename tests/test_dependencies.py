@@ -10,8 +10,27 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "aft_factory"
-HEAVY = ("torch", "transformers", "vllm", "llamafactory", "datasets", "openai")
-COMMANDS = ("convert", "sample", "rank", "aggregate", "run", "pipeline", "stats", "push")
+HEAVY = (
+    "torch",
+    "transformers",
+    "vllm",
+    "llamafactory",
+    "datasets",
+    "openai",
+    "lm_eval",
+    "alpaca_eval",
+)
+COMMANDS = (
+    "convert",
+    "sample",
+    "rank",
+    "aggregate",
+    "run",
+    "pipeline",
+    "stats",
+    "push",
+    "evaluate",
+)
 
 # Folders, each of which uses only those before it; of the commands, `pipeline` uses the others.
 ORDER = (
@@ -30,6 +49,7 @@ ORDER = (
     "stats",
     "push",
     "pipeline",
+    "evaluate",
 )
 TOP = {"__init__", "cli", "errors"}
 FILES = sorted(PACKAGE.rglob("*.py"))

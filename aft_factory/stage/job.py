@@ -160,7 +160,8 @@ class Job(JobFiles):
         totals.finish_reasons.clear()
         expected = f"To expect, {self.stage.dry_run_note}:"
         print(f"{totals.read} rows, {unusable} of them unusable. {expected}")
-        print("\n".join(describe(totals, self.flops_of(totals), measured=False)))
+        flops = self.flops_of(totals, self.stage.strategy, self.stage.options)
+        print("\n".join(describe(totals, flops, measured=False)))
 
 
 def survey(source: str, settings: JobSettings) -> tuple[int, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import AftError, RecordError, UsageError
@@ -14,6 +15,7 @@ from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
+from aft_factory.inference.strategies import Strategy
 from aft_factory.records.files import check_writable
 from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects
@@ -134,7 +136,7 @@ class JobFiles:
                 totals = outputs.write(self.lines(), self.query, key_of, outcome_of)
                 if totals.unfinished:  # the benchmark's file would look complete
                     raise _NotDoneError
-            flops = self.flops_of(totals)
+            flops = self.flops_of(totals, self.stage.strategy, self.stage.options)
             sessions = journal.sessions()
             more = {
                 "seconds": round(sum(session["seconds"] for session in sessions), 3),
@@ -158,7 +160,9 @@ class JobFiles:
         print("\n".join([*describe(totals, flops), *self.stage.tally.describe()]))
         return totals
 
-    def flops_of(self, totals: Totals) -> dict[str, float | None] | None:
+    def flops_of(
+        self, totals: Totals, strategy: Strategy, options: Mapping[str, Any]
+    ) -> dict[str, float | None] | None:
         """Return the FLOPs of what a job asked; None where the model's size is unknown."""
         own = _shape(self.shapes[0])
         if own is None:
@@ -166,7 +170,7 @@ class JobFiles:
         # Of another model at a server its name is all there is to go by.
         others = {name: _shape(name) for name in totals.by_model if name and _is_named(name)}
         reward = None if totals.scored is None else _shape(self.shapes[1], classifier=True)
-        return totals.flops({"": own, **others}, reward, self.stage.strategy, self.stage.options)
+        return totals.flops({"": own, **others}, reward, strategy, options)
 
 
 class _NotDoneError(Exception):

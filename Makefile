@@ -1,5 +1,6 @@
 # make demo    the whole of AFT on a tiny model: convert, train SFT and AFT, answer with it
 # make test    all tests        make fast    the tests that train nothing
+# make fastchat   an environment of its own for MT-Bench's judge (.venv-fastchat)
 # make check   lint and types   make format  mend what can be mended
 # make bench   the benchmarks   make lock    pin requirements/*.in anew
 #
@@ -13,7 +14,7 @@ BIN := .venv/bin
 PARALLEL ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 READY := .venv/ready-$(ENGINE)
 
-.PHONY: setup demo test fast check format bench lock clean
+.PHONY: setup demo test fast check format bench lock clean fastchat
 
 setup: $(READY)
 
@@ -26,6 +27,13 @@ $(READY): requirements/$(ENGINE).txt requirements/override.txt pyproject.toml af
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python \
 		--override requirements/override.txt -r requirements/$(ENGINE).txt
 	touch $@
+
+.venv-fastchat/ready: requirements/fastchat.txt | $(BIN)/uv
+	$(PYTHON) -m venv .venv-fastchat
+	$(BIN)/uv pip install --python .venv-fastchat/bin/python -r requirements/fastchat.txt
+	touch $@
+
+fastchat: .venv-fastchat/ready
 
 demo: setup
 	$(BIN)/python examples/demo.py --output demo_output
@@ -60,6 +68,8 @@ lock: $(BIN)/uv
 			--no-annotate --no-emit-index-url --no-emit-find-links requirements/$$engine.in \
 			-o requirements/$$engine.txt; \
 	done
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+		--no-emit-find-links requirements/fastchat.in -o requirements/fastchat.txt
 
 clean:
-	rm -rf .venv demo_output build dist
+	rm -rf .venv .venv-fastchat demo_output build dist

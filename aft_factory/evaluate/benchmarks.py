@@ -128,6 +128,7 @@ BENCHMARKS = {
             plain=True,
         ),
         Benchmark("alpaca_eval", harness="alpaca-eval"),
+        Benchmark("mt_bench", harness="FastChat"),
     )
 }
 

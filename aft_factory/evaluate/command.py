@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import UsageError
-from aft_factory.evaluate import alpaca, lm_harness
+from aft_factory.evaluate import alpaca, lm_harness, mt_bench
 from aft_factory.evaluate.asking import Asked, Plan, ask, dry_run, seeds
 from aft_factory.evaluate.benchmarks import Benchmark, Part, Score, benchmark_named
+from aft_factory.evaluate.compare import compare
 from aft_factory.evaluate.results import FILE, results_of, table, write_results
 from aft_factory.evaluate.settings import EvalArguments, EvalSettings, paper_settings
 from aft_factory.stage.command import Command, Leaves
@@ -28,6 +29,14 @@ examples:
   # local copies of the data; what would it take?
   aft eval gsm8k mmlu --output eval/aft --base-url http://gpu1:8000/v1 --dry-run \\
       --data gsm8k=test.jsonl --data mmlu=mmlu_all.parquet
+
+  # AlpacaEval 2 by the official judge (805 requests to it), or by one of your own
+  aft eval alpaca_eval --output eval/alpaca --model saves/llama-aft
+  aft eval alpaca_eval --output eval/alpaca --model saves/llama-aft \\
+      --judge-url http://judge:8000/v1 --judge Qwen/Qwen2.5-72B-Instruct
+
+  # runs side by side
+  aft eval --compare eval/sft eval/aft
 """
 
 
@@ -81,7 +90,11 @@ class EvalCommand(Command[EvalSettings]):
         return Leaves([Path(given["output"]) / FILE])
 
     def _run(self, given: Mapping[str, Any]) -> int:
-        args, settings = self._arguments(given), self.read(given)
+        args = self._arguments(given)
+        if args.compare:
+            print("\n".join(compare([Path(name) for name in args.compare])))
+            return 0
+        settings = self.read(given)
         names = list(dict.fromkeys(args.benchmarks or []))
         if not names:
             raise UsageError("name a BENCHMARK (see --help)")
@@ -117,6 +130,8 @@ class EvalCommand(Command[EvalSettings]):
 def _prepared(benchmark: Benchmark, settings: EvalSettings, folder: Path, *, ask: bool) -> Part:
     if benchmark.harness == "alpaca-eval":
         return alpaca.prepare(benchmark, settings, folder, ask=ask)
+    if benchmark.harness == "FastChat":
+        return mt_bench.prepare(benchmark, settings, folder, ask=ask)
     return lm_harness.prepare(benchmark, settings, folder)
 
 

@@ -29,6 +29,7 @@ from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.evaluate.settings import EvalSettings
 
 AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
+OF_ONE = frozenset({400, 413, 422})  # refusals that may be of one request: the harness knows best
 LONGEST_WAIT = 60.0  # seconds between two attempts
 
 
@@ -68,7 +69,7 @@ class Judge:
             if status == 200:
                 with self._lock:
                     self._db.execute("INSERT OR IGNORE INTO judgments VALUES (?, ?)", (key, reply))
-            else:
+            elif status not in OF_ONE:
                 self.failure = f"{status}: {reply.decode('utf-8', 'replace')[:500]}"
             return status, reply
 
@@ -80,7 +81,8 @@ class Judge:
         """
         status, reply = self.ask(body)
         if status != 200:
-            raise UsageError(f"the judge {self.model} at {self._url}: {self.failure}")
+            told = reply.decode("utf-8", "replace")[:500]
+            raise UsageError(f"the judge {self.model} at {self._url}: {status}: {told}")
         found: dict[str, Any] = json.loads(reply)
         return found
 
@@ -151,7 +153,7 @@ class Judge:
 
 def run_harness(
     name: str, command: Sequence[str], judge: Judge, where: Path, environment: Mapping[str, str]
-) -> None:
+) -> str:
     """Run a harness's own command until it ends, or until its judge fails it.
 
     Args:
@@ -160,6 +162,9 @@ def run_harness(
         judge: That it asks.
         where: The folder to run it in; what it says goes to `harness.log` there.
         environment: Added to ours.
+
+    Returns:
+        What it says.
 
     Raises:
         UsageError: If it fails.
@@ -171,9 +176,12 @@ def run_harness(
         env = {**os.environ, **names, **environment}
         env.pop("OPENAI_API_KEYS", None)
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=where, env=env
+            command, stdin=subprocess.PIPE, stdout=out, stderr=out, cwd=where, env=env
         )
         try:
+            assert child.stdin is not None
+            with contextlib.suppress(OSError), child.stdin as stdin:
+                stdin.write(b"\n")  # FastChat waits for Enter
             while child.poll() is None and judge.failure is None:
                 time.sleep(0.1)
         finally:
@@ -182,9 +190,11 @@ def run_harness(
             child.wait()
     if judge.failure is not None:
         raise UsageError(f"{name}: the judge {judge.model}: {judge.failure}")
+    said = log.read_text(encoding="utf-8", errors="replace")
     if child.returncode:
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        last = said.strip().splitlines()[-1:]
         raise UsageError(f"{name} ended with {child.returncode}: {''.join(last)} ({log})")
+    return said
 
 
 def _usual_url() -> str:

@@ -30,6 +30,7 @@ class EvalArguments:
     dry_run: bool = switch("only tell requests, tokens and FLOPs to expect")
     overwrite: bool = switch("replace existing results")
     quiet: bool = switch("no progress bar")
+    compare: list[str] = setting([], "print evaluations side by side, and leave", "DIR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,9 @@ class EvalSettings(RunSettings):
     judge_key_env: str = setting("OPENAI_API_KEY", "environment variable with its key", "NAME")
     reference: Path | None = setting(
         None, "alpaca_eval: the answers to compare with (default: the hub's)", "FILE"
+    )
+    harness_python: Path | None = setting(
+        None, "mt_bench: the Python of an environment that has FastChat (make fastchat)"
     )
     lc_data: Path | None = setting(
         None, "alpaca_eval: df_gamed.csv, for the length-controlled rate (default: the hub's)"

@@ -84,8 +84,7 @@ def test_no_judgment_is_paid_twice(tmp_path, monkeypatch):
         output = ["--judge-url", url, "--scripted", "--quiet", "--output", str(tmp_path / "out")]
         assert main([*arguments, *output]) == 2
         assert not (tmp_path / "out" / "results.json").exists()
-        code, results = evaluate(tmp_path, *arguments, "--judge-url", url)
-        assert code == 0
+        assert evaluate(tmp_path, *arguments, "--judge-url", url)[0] == 0
         texts = [json.dumps(body, sort_keys=True) for body in asked if body]
         assert len(texts) == 6  # one failed
         assert len(set(texts)) == 5

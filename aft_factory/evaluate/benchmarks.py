@@ -127,6 +127,14 @@ BENCHMARKS = {
             scale=100,
             plain=True,
         ),
+        Benchmark(
+            "strategyqa",
+            task="aft_strategyqa",
+            folder="",
+            metrics=("exact_match,answer-is",),
+            scale=100,
+            plain=True,
+        ),
         Benchmark("alpaca_eval", harness="alpaca-eval"),
         Benchmark("mt_bench", harness="FastChat"),
     )

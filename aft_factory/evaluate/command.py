@@ -67,11 +67,12 @@ class EvalCommand(Command[EvalSettings]):
 
     def read(self, given: Mapping[str, Any]) -> EvalSettings:
         """Put the file and the flags together."""
-        return self._settings(given)
+        return self.settings_for(given)
 
-    def _settings(
+    def settings_for(
         self, given: Mapping[str, Any], benchmark: Benchmark | None = None
     ) -> EvalSettings:
+        """Put them over what the paper says of a benchmark."""
         path = self._arguments(given).config
         config = {} if path is None else read_yaml(path)
         flags = {name: given[name] for name in declared(self.settings) if name in given}
@@ -121,7 +122,7 @@ class EvalCommand(Command[EvalSettings]):
         plans = []
         for name in names:
             benchmark = benchmark_named(name)
-            settings = self._settings(given, benchmark)
+            settings = self.settings_for(given, benchmark)
             part = _prepared(benchmark, settings, folder, ask=not self._arguments(given).dry_run)
             plans.append(Plan(part, settings))
         return plans

@@ -90,6 +90,37 @@ def test_four_benchmarks_are_one_job_and_their_harness_scores_them(
     assert kept["results"]["gsm8k_cot_zeroshot"]["exact_match,flexible-extract"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "row", "right", "wrong"),
+    [
+        (
+            "strategyqa",
+            {"question": "Do fish swim?", "answer": True},
+            [
+                "They do. So the answer is yes.",
+                "The answer is: **Yes**",
+                "answer is no. The answer is yes",
+            ],
+            ["Yes", "So the answer is no.", "The answer is yesterday", ""],
+        ),
+        (
+            "arc_c",
+            arc_rows()[1],  # its labels are digits, and asked for by letters
+            ["The best answer is A.", "The best answer is **A**", "the best answer is: (A)"],
+            ["A", "The best answer is B.", "The best answer is All of them", ""],
+        ),
+    ],
+)
+def test_what_our_own_task_files_take_for_an_answer(tmp_path, benchmark, row, right, wrong):
+    data = {benchmark: write_rows(tmp_path / "rows.jsonl", [row] * len(right + wrong))}
+    part = lm_harness.prepare(BENCHMARKS[benchmark], EvalSettings(data=data), tmp_path)
+    part.score([[text] for text in right + wrong], tmp_path / "scored")
+    lines = (tmp_path / "scored" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["exact_match"] for line in lines] == [1] * len(right) + [0] * len(
+        wrong
+    )
+
+
 def test_the_tasks_decoding_is_the_final_layers_and_the_budget_ours(tmp_path, monkeypatch):
     requests = answering(monkeypatch, lambda request: "42")
     evaluate(tmp_path, "gsm8k", "--data", gsm8k(tmp_path, 1))

@@ -7,6 +7,7 @@ The length-controlled rate takes a file that is in neither its package nor its r
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import importlib.util
@@ -75,7 +76,8 @@ def prepare(benchmark: Benchmark, settings: EvalSettings, folder: Path, *, ask: 
         return Judge(settings, model, folder / "judgments.sqlite")
 
     if ask:
-        _check_log_probabilities(judge(), config)
+        with contextlib.closing(judge()) as one:
+            _check_log_probabilities(one, config)
     name = settings.generator or settings.model or "aft"
 
     def score(answers: Sequence[Sequence[str]], where: Path) -> list[Score]:
@@ -163,7 +165,6 @@ def _check_log_probabilities(judge: Judge, config: dict[str, Any]) -> None:
     }
     message = {"role": "user", "content": "Answer with one letter: m or M?"}
     reply = judge.check({"messages": [message], "temperature": 0, **sent})
-    judge.close()
     if one["fn_completion_parser"] != "logprob_parser":
         return
     try:
@@ -226,11 +227,8 @@ def _annotate(judge: Callable[[], Judge], where: Path, own: Path, gamed: Path | 
             (place / "snapshots" / "given" / "df_gamed.csv").write_bytes(gamed.read_bytes())
             environment |= {"HF_HOME": cache, "HF_HUB_OFFLINE": "1"}
             environment |= {"HF_HUB_CACHE": f"{cache}/hub"}
-        one = judge()
-        try:
-            run_harness("alpaca-eval", command, one, where, environment)
-        finally:
-            one.close()
+        with contextlib.closing(judge()) as one:
+            run_harness("alpaca-eval", command, one, where, where / "alpaca_eval.log", environment)
 
 
 def _read_leaderboard(path: Path) -> list[Score]:

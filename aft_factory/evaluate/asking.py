@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from aft_factory.records.files import write_whole
 from aft_factory.records.record import Row, content_id
 from aft_factory.run.answering import build_stage, output_row
 from aft_factory.run.decoding import decoded
+from aft_factory.run.settings import RunSettings
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job import Job
 from aft_factory.stage.stage import Files, Stage
@@ -78,6 +79,22 @@ class Asked:
     totals: dict[str, Totals]
     flops: dict[str, Any]
     summary: Row
+
+
+def told(plan: Plan) -> list[str]:
+    """Return what the user is to know of how a benchmark is asked, before it is."""
+    strategy = STRATEGIES[plan.settings.strategy]
+    name, repeats = plan.part.benchmark.name, plan.settings.repeats
+    greedy = all(query.final["temperature"] == 0 for query in plan.queries(0))
+    said = []
+    if greedy and not strategy.has_final:
+        said.append(
+            f"{name}: {strategy.name}: drafts of temperature 0 are all alike, and asked for once; "
+            "--temperature samples them"
+        )
+    if greedy and repeats > 1 and plan.settings.options().get("layers") == 0:
+        said.append(f"{name}: greedy and without drafts: {repeats} runs differ by rounding only")
+    return said
 
 
 def seeds(settings: EvalSettings) -> list[int]:
@@ -171,7 +188,10 @@ def _is_done(job: Job) -> bool:
         return False
     found = orjson.loads(summary.read_bytes())
     wanted = json.loads(json.dumps(asdict(job.settings) | dict(job.stage.used), default=str))
-    return bool(not found["rejected"] and found["settings"] == wanted)
+    # What a harness or a judge needs has nothing to do with the answers.
+    same = {field.name for field in fields(RunSettings)} - {"by_flag"} | {"requests"}
+    settings = found["settings"]
+    return not found["rejected"] and all(settings[name] == wanted[name] for name in same)
 
 
 def _collect(plans: Sequence[Plan], job: Job, requests: Path) -> Asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from aft_factory.errors import UsageError
 from aft_factory.evaluate import alpaca, lm_harness, mt_bench
-from aft_factory.evaluate.asking import Asked, Plan, ask, dry_run, seeds
+from aft_factory.evaluate.asking import Asked, Plan, ask, dry_run, seeds, told
 from aft_factory.evaluate.benchmarks import Benchmark, Part, Score, benchmark_named
 from aft_factory.evaluate.compare import compare
 from aft_factory.evaluate.results import FILE, results_of, table, write_results
@@ -20,6 +21,8 @@ from aft_factory.stage.command import Command, Leaves
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import build, declared, read_yaml
 from aft_factory.stage.flags import add_flags
+
+_log = logging.getLogger(__name__)
 
 EXAMPLES = """\
 examples:
@@ -125,6 +128,8 @@ class EvalCommand(Command[EvalSettings]):
             settings = self.settings_for(given, benchmark)
             part = _prepared(benchmark, settings, folder, ask=not self._arguments(given).dry_run)
             plans.append(Plan(part, settings))
+            for text in told(plans[-1]):
+                _log.warning("%s", text)
         return plans
 
 
@@ -148,7 +153,11 @@ def _report(plans: Sequence[Plan], settings: EvalSettings, asked: Asked, folder:
     write_results(folder, content)
     print("\n".join(table(content)))
     print(f"{folder / FILE}: and each harness's own files in the folders beside it")
-    return 1 if any(asked.missing.values()) else 0
+    if missing := sum(asked.missing.values()):
+        print(
+            f"{missing} answers are missing; with --overwrite the same command asks for them anew"
+        )
+    return 1 if missing else 0
 
 
 COMMAND = EvalCommand(

@@ -152,7 +152,12 @@ class Judge:
 
 
 def run_harness(
-    name: str, command: Sequence[str], judge: Judge, where: Path, environment: Mapping[str, str]
+    name: str,
+    command: Sequence[str],
+    judge: Judge,
+    where: Path,
+    log: Path,
+    environment: Mapping[str, str],
 ) -> str:
     """Run a harness's own command until it ends, or until its judge fails it.
 
@@ -160,7 +165,8 @@ def run_harness(
         name: Of the harness.
         command: To run.
         judge: That it asks.
-        where: The folder to run it in; what it says goes to `harness.log` there.
+        where: The folder to run it in.
+        log: Where what it says is kept.
         environment: Added to ours.
 
     Returns:
@@ -169,7 +175,6 @@ def run_harness(
     Raises:
         UsageError: If it fails.
     """
-    log = where / "harness.log"
     with judge.serving() as url, log.open("wb") as out:
         # The names that the versions of OpenAI's client know.
         names = {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "none"}

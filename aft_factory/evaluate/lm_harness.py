@@ -97,7 +97,8 @@ def _load(benchmark: Benchmark, settings: EvalSettings, folder: Path) -> dict[st
             manager = lm_eval.tasks.TaskManager(
                 include_path=[*places, made], include_defaults=False
             )
-        with _explained(f"{benchmark.name}: lm-eval cannot load it"):
+        copy = "" if data else f" (--data {benchmark.name}=FILE names a local copy)"
+        with _explained(f"{benchmark.name}: lm-eval cannot load it{copy}"):
             loaded: dict[str, Any] = manager.load([benchmark.task])
     for name, task in loaded["tasks"].items():
         if task.get_config("output_type") != "generate_until":

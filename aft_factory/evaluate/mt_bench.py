@@ -7,10 +7,12 @@ its own. Its package lacks the questions, references and prompts: they are in it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,36 +66,35 @@ def prepare(benchmark: Benchmark, settings: EvalSettings, folder: Path, *, ask: 
     def judge() -> Judge:
         return Judge(settings, model, folder / "judgments.sqlite")
 
-    python = settings.harness_python
+    if settings.harness_python is None:
+        raise UsageError(
+            f"mt_bench: FastChat takes an environment of its own, --harness-python; {MAKES_IT}"
+        )
+    python = settings.harness_python.absolute()
     found = _version(python)
     if ask:
-        one = judge()
-        one.check({"messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 1})
-        one.close()
+        with contextlib.closing(judge()) as one:
+            there = {"role": "user", "content": "Are you there?"}
+            one.check({"messages": [there], "max_tokens": 1})
     more: dict[str, Any] = {"categories": {}}
 
     def score(answers: Sequence[Sequence[str]], where: Path) -> list[Score]:
-        place = (where / "data").absolute()
-        shutil.rmtree(place, ignore_errors=True)  # FastChat adds to the judgments that it finds
-        for name in FILES:
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / name, place / name)
-        _write_lines(place / FILES[0], asked)
+        where.mkdir(parents=True, exist_ok=True)
         pairs = zip(queries, answers, strict=True)
         lines = [write_mt_bench(query, list(texts), MODEL) for query, texts in pairs]
-        _write_lines(place / "mt_bench" / "model_answer" / f"{MODEL}.jsonl", lines)
-        one = judge()
-        try:
-            models = ["--model-list", MODEL, "--judge-model", JUDGE]
-            command = [str(python), "-m", "fastchat.llm_judge.gen_judgment", *models]
-            environment = {"CUDA_VISIBLE_DEVICES": ""}
-            run_harness("FastChat", [*command, "--parallel", "16"], one, where, environment)
-            command = [str(python), "-m", "fastchat.llm_judge.show_result", *models]
-            shown = run_harness("FastChat", command, one, where, environment)
-        finally:
-            one.close()
+        # FastChat adds to the judgments that it finds: a fresh folder, that no other run has.
+        with tempfile.TemporaryDirectory() as fresh:
+            data = Path(fresh) / "data"
+            for name in FILES:
+                (data / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source / name, data / name)
+            _write_lines(data / FILES[0], asked)
+            _write_lines(data / "mt_bench" / "model_answer" / f"{MODEL}.jsonl", lines)
+            with contextlib.closing(judge()) as one:
+                shown = _judge(python, one, Path(fresh), where)
+            shutil.copytree(data / "mt_bench", where, dirs_exist_ok=True)
         write_whole(where / "show_result.txt", shown.encode())
-        return _scores(shown, place, asked, more["categories"])
+        return _scores(shown, where, asked, more["categories"])
 
     facts = {
         "harness": f"FastChat {found}",
@@ -111,12 +112,20 @@ def _query(row: Row) -> Query:
     return Query(f"mt_bench/{query.id}", query.turns, query.row, final=query.final)
 
 
-def _version(python: Path | None) -> str:
+def _judge(python: Path, judge: Judge, folder: Path, where: Path) -> str:
+    """Have FastChat judge the answers in a folder; return what it shows of the result."""
+    models = ["--model-list", MODEL, "--judge-model", JUDGE]
+    shown = ""
+    for number, step in enumerate(("gen_judgment --parallel 16", "show_result"), start=1):
+        module, *more = step.split()
+        command = [str(python), "-m", f"fastchat.llm_judge.{module}", *models, *more]
+        log = where / f"fastchat{number}.log"
+        shown = run_harness("FastChat", command, judge, folder, log, {"CUDA_VISIBLE_DEVICES": ""})
+    return shown
+
+
+def _version(python: Path) -> str:
     """Return the version of FastChat in an environment, which can be loaded there."""
-    if python is None:
-        raise UsageError(
-            f"mt_bench: FastChat takes an environment of its own, --harness-python; {MAKES_IT}"
-        )
     code = "import fastchat.llm_judge.common as c; from importlib.metadata import version; "
     code += "c.openai.ChatCompletion; print(version('fschat'))"
     try:
@@ -135,7 +144,7 @@ def _scores(
     shown: str, place: Path, asked: Sequence[Row], categories: dict[str, list[float]]
 ) -> list[Score]:
     """Return what `show_result` shows, and add the categories' means, which it has not."""
-    path = place / "mt_bench" / "model_judgment" / f"{JUDGE}_single.jsonl"
+    path = place / "model_judgment" / f"{JUDGE}_single.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     judged = [one for one in map(json.loads, lines) if one["score"] != -1]
     by_turn = {

@@ -12,7 +12,7 @@ set -euo pipefail
 
 models=("$@")
 [ $# -gt 0 ] || models=(sft_llama aft_llama sft_mistral aft_mistral)
-judge=(--harness-python .venv-fastchat/bin/python --data "mt_bench=${MT_BENCH:?the folder of FastChat\'s data}")
+judge=(--harness-python .venv-fastchat/bin/python --data "mt_bench=${MT_BENCH:?the folder of data of FastChat}")
 read -ra more <<<"${JUDGE:-}"
 
 cell() { # NAME BENCHMARK ... --flag ...

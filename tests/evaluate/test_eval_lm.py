@@ -19,6 +19,7 @@ from evaluate_tools import (
 )
 
 from aft_factory.engines.engine import EngineError
+from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.evaluate import lm_harness
 from aft_factory.evaluate.__main__ import main
 from aft_factory.evaluate.benchmarks import BENCHMARKS
@@ -284,6 +285,37 @@ def test_a_subject_that_lm_eval_does_not_know_is_refused_by_row(tmp_path, capsys
     error = capsys.readouterr().err
     assert "mmlu.jsonl:4" in error
     assert "'alchemy'" in error
+
+
+def test_what_was_answered_needs_no_model_again(tmp_path, monkeypatch):
+    requests = answering(monkeypatch, number_of)
+    arguments = ("gsm8k", "--data", gsm8k(tmp_path, 2))
+    _, first = evaluate(tmp_path, *arguments)
+    assert len(requests) == 4
+
+    def no_model(self):
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr(ScriptedEngine, "close", no_model)  # asyncio, at the end of a run
+    _, second = evaluate(tmp_path, *arguments, "--overwrite", "--judge", "someone")
+    assert second["benchmarks"] == first["benchmarks"]
+    with pytest.raises(AssertionError, match="a model was opened"):
+        evaluate(tmp_path, *arguments, "--overwrite", "--layers", "0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--strategy", "majority_vote"], "drafts of temperature 0 are all alike"),
+        (["--layers", "0", "--repeats", "2"], "2 runs differ by rounding only"),
+        (["--strategy", "majority_vote", "--temperature", "0.7"], None),
+    ],
+)
+def test_runs_that_cannot_differ_are_told(tmp_path, monkeypatch, caplog, arguments, told):
+    answering(monkeypatch, number_of)
+    evaluate(tmp_path, "gsm8k", "--data", gsm8k(tmp_path, 1), *arguments)
+    found = [one for one in caplog.messages if one.startswith("gsm8k: ")]
+    assert [told in one for one in found] == ([True] if told else [])
 
 
 def test_existing_results_are_not_replaced_unasked(tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import logging
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from aft_factory.records.files import write_whole
 
 TASKS = Path(__file__).parent / "tasks"
 NO_ANSWER = "The answer is not known."
-FEWSHOT_SEED = 1234  # lm-eval's default
+SEED, FEWSHOT_SEED = 0, 1234  # lm-eval's defaults; IFEval's checkers draw, for some instructions
 # How long an answer may be is the run's to say: what aggregates drafts needs more room.
 BUDGETS = frozenset({"max_gen_toks", "max_new_tokens", "max_tokens", "max_length"})
 _log = logging.getLogger(__name__)
@@ -146,6 +147,11 @@ def _evaluate(
 
         loglikelihood_rolling = loglikelihood
 
+    random.seed(SEED)
+    with contextlib.suppress(ImportError):
+        from langdetect import DetectorFactory
+
+        DetectorFactory.seed = SEED
     with _silenced(), _explained(f"{benchmark.name}: lm-eval cannot run it"):
         results: dict[str, Any] = lm_eval.evaluate(
             *(Answers(), tasks, limit),

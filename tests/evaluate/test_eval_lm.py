@@ -180,6 +180,45 @@ def test_repeats_have_a_seed_each_and_the_error_is_over_the_runs(tmp_path, monke
     assert one["tokens"]["requests"] == 6
 
 
+@needs_punkt
+def test_a_scorer_that_draws_draws_the_same_again(tmp_path):
+    """IFEval's own checker takes any letter for one that is none, and guesses languages."""
+    row = {"prompt": "Use # often.", "instruction_id_list": ["keywords:letter_frequency"]}
+    row |= {"kwargs": [{"let_relation": "at least", "letter": "#", "let_frequency": 1}]}
+    rows = [row | {"key": number} for number in range(30)]
+    other = {"prompt": "In English.", "instruction_id_list": ["language:response_language"]}
+    rows += [{"key": 30 + i, **other, "kwargs": [{"language": "en"}]} for i in range(30)]
+    data = {"ifeval": write_rows(tmp_path / "ifeval.jsonl", rows)}
+    part = lm_harness.prepare(BENCHMARKS["ifeval"], EvalSettings(data=data), tmp_path)
+    texts = [["abcdefghijklm"]] * 30 + [["no me da on"]] * 30
+
+    def verdicts(name):
+        part.score(texts, tmp_path / name)
+        lines = (tmp_path / name / "samples.jsonl").read_text().splitlines()
+        return [json.loads(line)["inst_level_strict_acc"] for line in lines]
+
+    first = verdicts("first")
+    assert len({str(one) for one in first[:30]}) == 2
+    assert first == verdicts("second")
+
+
+@pytest.mark.slow
+def test_a_real_model_at_a_real_server_is_evaluated(tmp_path, vllm_server, capsys):
+    output = tmp_path / "out"
+    arguments = ["gsm8k", "mmlu", "arc_c", "--base-url", vllm_server, "--output", str(output)]
+    arguments += ["--data", gsm8k(tmp_path, 2), "--max-tokens", "32", "--width", "2"]
+    arguments += ["--data", f"mmlu={write_rows(tmp_path / 'mmlu.jsonl', mmlu_rows())}"]
+    arguments += ["--data", f"arc_c={write_rows(tmp_path / 'arc.jsonl', arc_rows())}"]
+    assert main([*arguments, "--final-max-tokens", "32", "--quiet"]) in (0, 1), capsys.readouterr()
+    results = json.loads((output / "results.json").read_text())
+    by_name = {one["benchmark"]: one for one in results["benchmarks"]}
+    assert [one["metrics"][0]["n"] for one in by_name.values()] == [2, 3, 3]
+    # two drafts in one request, and an aggregation; of the others one answer each
+    requests = [one["tokens"]["requests"] for one in by_name.values()]
+    assert requests == [4, 3, 3], by_name
+    assert by_name["gsm8k"]["tokens"]["samples"] == 6
+
+
 def test_a_limit_is_told_beside_the_score(tmp_path, monkeypatch, capsys):
     answering(monkeypatch, number_of)
     evaluate(tmp_path, "gsm8k", "--data", gsm8k(tmp_path, 5), "--limit", "2")

@@ -219,6 +219,20 @@ def test_a_real_model_at_a_real_server_is_evaluated(tmp_path, vllm_server, capsy
     assert by_name["gsm8k"]["tokens"]["samples"] == 6
 
 
+def test_flops_are_of_each_benchmarks_own_width_and_layers(tmp_path, monkeypatch, tiny_llama):
+    answering(monkeypatch, lambda request: "The best answer is B." + " word" * 30)
+    rows = write_rows(tmp_path / "mmlu.jsonl", mmlu_rows())
+    arguments = ["gsm8k", "mmlu", "--data", gsm8k(tmp_path, 3), "--data", f"mmlu={rows}"]
+    _, results = evaluate(tmp_path, *arguments, "--tokenizer", str(tiny_llama))
+    gsm8k_flops, mmlu_flops = (one["flops"] for one in results["benchmarks"])
+    # K = 5 and L = 1: 11 answers' worth by appendix C; of L = 0: one
+    assert 8 < gsm8k_flops["appendix_c"] / mmlu_flops["appendix_c"] < 25
+    assert gsm8k_flops["exact"] > mmlu_flops["exact"] > 0
+    summary = json.loads((tmp_path / "out" / "answers.summary.json").read_text())
+    assert summary["flops"]["appendix_c"] is None  # there is no one formula for both
+    assert summary["flops"]["exact"] == gsm8k_flops["exact"] + mmlu_flops["exact"]
+
+
 def test_a_limit_is_told_beside_the_score(tmp_path, monkeypatch, capsys):
     answering(monkeypatch, number_of)
     evaluate(tmp_path, "gsm8k", "--data", gsm8k(tmp_path, 5), "--limit", "2")

@@ -169,11 +169,11 @@ def _query(benchmark: Benchmark, request: Any, copy: int) -> Query:
     context, asked = request.args
     name = f"{request.task_name}/{request.doc_id}" + (f"/{copy}" if copy else "")
     row = {"task": request.task_name, "doc_id": request.doc_id}
-    final = _final(request.task_name, asked)
+    final = final_of(request.task_name, asked)
     return Query(f"{benchmark.name}/{name}", [json.loads(context)], row, final=final)
 
 
-def _final(task: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+def final_of(task: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a task wants its answers decoded, as lm-eval's own servers of chat take it."""
     left = {key: value for key, value in asked.items() if key not in BUDGETS}
     until = left.pop("until", None) or []

@@ -132,6 +132,20 @@ def test_the_tasks_decoding_is_the_final_layers_and_the_budget_ours(tmp_path, mo
     assert final.sampling.max_tokens == drafts.sampling.max_tokens == 4096
 
 
+@pytest.mark.parametrize(
+    ("asked", "final"),
+    [
+        ({}, {"temperature": 0.0, "stop": []}),
+        ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0, "stop": []}),
+        ({"do_sample": True, "temperature": 0.7}, {"temperature": 0.7, "stop": []}),
+        ({"do_sample": True, "top_p": 0.9, "top_k": 5}, {"top_p": 0.9, "top_k": 5, "stop": []}),
+        ({"until": "Q:", "max_gen_toks": 256}, {"temperature": 0.0, "stop": ["Q:"]}),
+    ],
+)
+def test_a_tasks_decoding_is_read_as_lm_eval_reads_it(asked, final):
+    assert lm_harness.final_of("task", asked) == final
+
+
 def test_flags_go_before_the_paper_and_the_task(tmp_path, monkeypatch):
     requests = answering(monkeypatch, lambda request: "42")
     evaluate(
@@ -235,8 +249,11 @@ def test_flops_are_of_each_benchmarks_own_width_and_layers(tmp_path, monkeypatch
 
 def test_a_limit_is_told_beside_the_score(tmp_path, monkeypatch, capsys):
     answering(monkeypatch, number_of)
-    evaluate(tmp_path, "gsm8k", "--data", gsm8k(tmp_path, 5), "--limit", "2")
-    assert "2 of 5" in capsys.readouterr().out
+    arguments = ("gsm8k", "--data", gsm8k(tmp_path, 5), "--limit", "2", "--repeats", "2")
+    _, results = evaluate(tmp_path, *arguments)
+    assert results["benchmarks"][0]["missing"] == [0, 0]
+    assert results["benchmarks"][0]["tokens"]["requests"] == 2 * 2 * 2
+    assert "2 of 5 x 2" in capsys.readouterr().out
 
 
 def test_the_hash_of_the_data_is_of_its_questions(tmp_path, monkeypatch):
@@ -272,10 +289,11 @@ def task_file(folder, name, **config):
 
 @pytest.mark.slow  # lm-eval reads all of its task files
 def test_a_task_of_the_users_own_is_asked_for_by_its_name(tmp_path, monkeypatch):
-    answering(monkeypatch, lambda request: "2")
-    include = task_file(tmp_path, "mine")
-    code, results = evaluate(tmp_path, "mine", *include, "--width", "2", "--layers", "1")
+    requests = answering(monkeypatch, lambda request: "2")
+    include = task_file(tmp_path, "mine", repeats=2)
+    code, results = evaluate(tmp_path, "mine", *include, "--layers", "0")
     assert code == 0
+    assert len({request.seed for request in requests}) == 3 * 2  # as often as the task says
     assert metrics(results) == {"mine": {"exact_match,none": 1.0}}  # as the harness has it
     assert results["benchmarks"][0]["task_version"] == "7"
 
@@ -329,6 +347,13 @@ def test_a_likelihood_task_is_refused_with_the_generative_one(tmp_path, capsys):
 def test_settings_that_cannot_be_meant_are_refused(arguments, told, tmp_path, capsys):
     assert main([*arguments, "--scripted", "--output", str(tmp_path / "out")]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_data_for_a_benchmark_that_is_not_asked_for_are_refused(tmp_path, capsys):
+    data = gsm8k(tmp_path, 1).replace("gsm8k=", "gsm=")
+    output = ["--scripted", "--output", str(tmp_path / "out")]
+    assert main(["gsm8k", "--data", data, *output]) == 2
+    assert "data: gsm: not among the benchmarks" in capsys.readouterr().err
 
 
 def test_a_subject_that_lm_eval_does_not_know_is_refused_by_row(tmp_path, capsys):

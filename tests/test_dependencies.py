@@ -10,7 +10,16 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "aft_factory"
-HEAVY = ("torch", "transformers", "vllm", "llamafactory", "datasets", "openai")
+HEAVY = (
+    "torch",
+    "transformers",
+    "vllm",
+    "llamafactory",
+    "datasets",
+    "openai",
+    "lm_eval",
+    "alpaca_eval",
+)
 COMMANDS = (
     "convert",
     "sample",
@@ -21,6 +30,7 @@ COMMANDS = (
     "stats",
     "push",
     "template",
+    "evaluate",
 )
 
 # Folders, each of which uses only those before it; of the commands, `pipeline` uses the others.
@@ -41,6 +51,7 @@ ORDER = (
     "push",
     "template",
     "pipeline",
+    "evaluate",
 )
 TOP = {"__init__", "cli", "errors"}
 FILES = sorted(PACKAGE.rglob("*.py"))

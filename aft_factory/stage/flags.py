@@ -95,8 +95,10 @@ def _taken(one: Declared) -> dict[str, Any]:
     if one.kind is dict:
         return {"action": "append", "metavar": one.field.metadata["metavar"] or PAIR}
     if one.form == "argument":
-        several = "+" if one.kind is list else None
-        return {"nargs": "?" if one.field.default is None else several}
+        optional = one.field.default is None
+        if one.kind is list:
+            return {"nargs": "*" if optional else "+"}
+        return {"nargs": "?" if optional else None}
     if one.kind is list:
         return (
             {"action": "append"} if one.form == "repeated" else {"action": "extend", "nargs": "+"}

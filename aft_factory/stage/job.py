@@ -170,8 +170,9 @@ class Job(JobFiles):
                 await self._runner(asker, dry).answer_all(queries(), dry.in_flight, count)
         totals.finish_reasons.clear()
         expected = f"To expect, {self.stage.dry_run_note}:"
+        flops = self.flops_of(totals, self.stage.strategy, self.stage.options)
         told = [f"{totals.read} rows, {unusable} of them unusable. {expected}"]
-        told += describe(totals, self.flops_of(totals), measured=False)
+        told += describe(totals, flops, measured=False)
         told += self._priced("price", totals.total)
         if left is not None:
             told += left.describe(totals.read - unusable - totals.repeated)

@@ -77,8 +77,8 @@ def test_every_command_of_the_readme_runs_after_the_one_before(folder, tiny_llam
         if given is None:
             continue
         given = scripted(given, tiny_llama)
-        if given[0] == "pipeline":
-            continue  # `tests/test_examples.py` goes through its motions
+        if given[0] in ("pipeline", "eval"):  # see the tests of examples and of evaluate
+            continue
         code = main(given)
         assert code == 0, (words, capsys.readouterr().err)
         ran.append(given[0])

@@ -29,8 +29,9 @@ from aft_factory.errors import RecordError
 from aft_factory.inference.answers import extract_number, is_correct
 from aft_factory.inference.queries import Query, read_record
 from aft_factory.records.fields import LIST, OBJECT, kind, optional_text, parse_id
+from aft_factory.records.layouts import read_query
 from aft_factory.records.leftovers import refuse_leftovers
-from aft_factory.records.messages import Message, parse_messages, read_query
+from aft_factory.records.messages import Message, parse_messages
 from aft_factory.records.record import (
     PROPOSAL_KEYS,
     Row,

@@ -32,7 +32,13 @@ from aft_factory.prompts.selection import (
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records import exact_json
-from aft_factory.records.record import Columns, Record, Row, required_aggregation
+from aft_factory.records.record import (
+    Columns,
+    Record,
+    Row,
+    note_beside,
+    required_aggregation,
+)
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
@@ -148,7 +154,8 @@ class Conversion:
                 continue
             try:
                 record = self.read_row(line.value, self.columns, summary.notes)
-                summary.beside.update(record.meta.keys() & line.value.keys())
+                if record.meta:
+                    note_beside(record, line.value, summary.beside)
                 self.target_text(record)
                 if self.target == "sft" or self.options.ablation != "none":
                     refuse_copy(record)

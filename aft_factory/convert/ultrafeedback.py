@@ -39,6 +39,7 @@ from aft_factory.records.layouts import MESSAGE_KEYS, Asked
 from aft_factory.records.leftovers import refuse_leftovers
 from aft_factory.records.messages import from_text
 from aft_factory.records.record import Columns, Record
+from aft_factory.records.texts import refuse_more
 
 PLACEHOLDERS = ("N/A", "None")  # written by binarizing scripts where there was no second response
 PAIR_SCORES = ("score_{0}", "{0}-rating", "{0}_score", "{0}_rating")
@@ -190,6 +191,7 @@ def _split_answer(value: Any, field: str) -> tuple[list[Any] | None, str]:
     if isinstance(value, LIST) and value and isinstance(value[-1], OBJECT):
         content, role = value[-1].get("content"), value[-1].get("role")
         if role == "assistant" and isinstance(content, str):
+            refuse_more(value[-1], ("role", "content"), content, f"{field}[{len(value) - 1}]")
             return list(value[:-1]), content
         raise RecordError(
             f"{field}[{len(value) - 1}]", "expected the assistant's message with a text"

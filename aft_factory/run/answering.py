@@ -76,6 +76,7 @@ def build_stage(settings: RunSettings, name: str) -> Stage:
         task_row=write and (lambda query, answers: write(query, answers, generator)),
         unread=task.unread,
         is_right=task.is_right,
+        columns=task.columns,
         used=used(settings, name),
     )
 

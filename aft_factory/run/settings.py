@@ -15,7 +15,7 @@ from aft_factory.prompts.rendering import load_template
 from aft_factory.records.tables import table_format
 from aft_factory.stage.declaring import setting, written
 from aft_factory.stage.job_settings import AskSettings, missing_keys
-from aft_factory.stage.reading import at_least
+from aft_factory.stage.reading import MOST_SAMPLES, at_least
 from aft_factory.stage.reward import RewardSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -58,7 +58,8 @@ class RunSettings(RewardSettings, AskSettings):
             value = getattr(self, name)
             if value is not None and value not in known:
                 problems.append(f"{name}: unknown {value!r}; {suggest(value, known)}")
-        problems += at_least(self, ("width", 1), ("layers", 0), ("subset", 1), ("window", 2))
+        limits = (("width", 1), ("layers", 0), ("subset", 1), ("window", 2))
+        problems += at_least(self, *limits, most=MOST_SAMPLES)
         for check in (self.final, lambda: load_template(self.template)):
             try:
                 check()

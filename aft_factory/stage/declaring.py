@@ -141,19 +141,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Refuses what others take silently: of a name given twice, the last."""
 
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
             seen = set()
             for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):  # refused when it is made
+                    continue
                 if key.value in seen:
                     problem = f"{key.value} is given twice"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-                seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
-            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-            return mapping
+                seen.add(key.value)
+            return node
 
     try:
         content = yaml.load(read_text(path), Loader)
-    except (OSError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # such as a day 32
         raise UsageError(f"{path}: cannot be read as YAML: {error}") from None
     if content is None:
         return {}
@@ -189,6 +191,8 @@ def checked(
 def build(kind: type[T], layers: Iterable[tuple[str, Mapping[str, Any]]]) -> T:
     """Build settings from layers of (where it stands, mapping); a later one overrides.
 
+    Of a setting that is itself a mapping, a later one overrides key by key.
+
     Raises:
         UsageError: With every unknown key and wrong value of all layers.
     """
@@ -196,7 +200,10 @@ def build(kind: type[T], layers: Iterable[tuple[str, Mapping[str, Any]]]) -> T:
     problems: list[str] = []
     for where, mapping in layers:
         right, wrong = checked(mapping, kind)
-        values |= right
+        for name, value in right.items():
+            before = values.get(name)
+            both = isinstance(before, dict) and isinstance(value, dict)
+            values[name] = before | value if both else value
         problems += [f"{where}: {problem}" if where else problem for problem in wrong]
     if problems:
         raise UsageError(*problems)
@@ -234,7 +241,10 @@ def _value(value: Any, one: Declared) -> Any:
     if base is str:
         return _text(value)
     if base is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError("expected a number, got one that is too large") from None
     if base in (int, float) and isinstance(value, str):
         with contextlib.suppress(ValueError):  # YAML takes 1e-5 for a text
             value = base(value)
@@ -266,5 +276,5 @@ def _pair(text: Any, one: Declared) -> tuple[str, Any]:
         return key, value
     try:
         return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return key, value

@@ -21,6 +21,8 @@ def add_flags(parser: argparse._ActionsContainer, kind: type[Any], **texts: str)
     for name, one in declared(kind).items():
         default = one.field.default
         text = texts.get(name, one.field.metadata["help"])
+        if one.kind is dict:
+            text += "; adds to those of a file"
         if one.form != "argument" and default not in (None, False, REQUIRED):
             text += f" (default: {default})"
         options: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aft_factory.errors import RecordError, UsageError
-from aft_factory.records.record import record_from_row, told_beside
+from aft_factory.errors import UsageError
 from aft_factory.stage.command import Command, Leaves
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import (
@@ -24,7 +22,7 @@ from aft_factory.stage.declaring import (
     written,
 )
 from aft_factory.stage.flags import add_flags
-from aft_factory.stage.job import Job, survey
+from aft_factory.stage.job import Job, note_of_columns, survey
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import kept_settings
 from aft_factory.stage.output import summary_path
@@ -101,14 +99,12 @@ class JobCommand(Command[J]):
         settings = self._exported(given) if export else self.read(given)
         if args.input is None:
             raise UsageError("name the INPUT (see --help)")
-        total, first = survey(args.input, settings)
+        total, rows = survey(args.input, settings)
         task_output = self.task_output(settings)
         files = Files(args.input, args.output, task_output, args.overwrite, args.quiet)
-        stage = self.build_stage(settings, first)
-        with contextlib.suppress(RecordError):  # which is told of its row
-            beside = set(record_from_row(first, settings.columns()).meta) & set(first)
-            if beside and stage.task_row is None:  # a benchmark's columns are known
-                _log.warning("%s", told_beside(beside))
+        stage = self.build_stage(settings, rows[0] if rows else None)
+        if note := note_of_columns(rows, stage, settings.columns()):
+            _log.warning("%s", note)
         job = Job(files, settings, stage, total)
         if args.dry_run:
             job.dry_run()
@@ -146,7 +142,7 @@ class JobCommand(Command[J]):
         if output is None:
             raise UsageError("--output is missing")
         journal = Path(today.get("journal") or f"{output}.journal")
-        return kept_settings(journal, self.settings, today)
+        return kept_settings(journal, self.settings, (config, flags))
 
     def leaves(self, given: Mapping[str, Any], settings: J) -> Leaves:
         """Tell what a job leaves: its rows, a benchmark's file, rejects, summary and journal."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,13 +26,13 @@ def keepable(settings: JobSettings) -> str:
     return json.dumps(content, default=str)  # which has a word for infinity
 
 
-def kept_settings(path: Path, kind: type[S], today: Mapping[str, Any]) -> S:
+def kept_settings(path: Path, kind: type[S], today: Sequence[Mapping[str, Any]]) -> S:
     """Return the settings of the last run of a journal, but where its files are as today.
 
     Args:
         path: The journal.
         kind: The command's class of settings.
-        today: What is set now. Where it says otherwise, the user is told that it does not count.
+        today: What is set now, in layers as for `build`. Where it says otherwise, the user is told that it does not count.
 
     Raises:
         UsageError: If the journal keeps no settings, or another command's.
@@ -50,8 +50,8 @@ def kept_settings(path: Path, kind: type[S], today: Mapping[str, Any]) -> S:
     known = {field.name for field in fields(kind)}
     then = {key: value for key, value in content["settings"].items() if key in known}
     settings = build(kind, [(str(path), then)])
-    now = build(kind, [("flags", today)])
-    for name in today:
+    now = build(kind, [("flags", layer) for layer in today])
+    for name in dict.fromkeys(name for layer in today for name in layer):
         old, new = getattr(settings, name), getattr(now, name)
         if name not in PLACES and old != new:
             shown = f"--export writes by the run's own settings: {name} is {old!r}"

@@ -32,7 +32,8 @@ def kept_settings(path: Path, kind: type[S], today: Sequence[Mapping[str, Any]])
     Args:
         path: The journal.
         kind: The command's class of settings.
-        today: What is set now, in layers as for `build`. Where it says otherwise, the user is told that it does not count.
+        today: What is set now, in layers as for `build`. Where it says otherwise, the user is told
+            that it does not count.
 
     Raises:
         UsageError: If the journal keeps no settings, or another command's.

@@ -74,6 +74,8 @@ LAYOUTS = {
     "ShareGPT as JSON text": ({"conversations": json.dumps([*CHAT, ASK])}, said("Hi", "Hello.", "How many?"), None),
     "history as JSON text": ({"query": "How many?", "history": json.dumps([["Hi", "Hello."]])}, said("Hi", "Hello.", "How many?"), None),
     "a query that is a conversation's JSON": ({"query": json.dumps(said("Hi"))}, said(json.dumps(said("Hi"))), None),
+    **{f"a text in {name} that is JSON": ({name: json.dumps(said("Hi"))}, said(json.dumps(said("Hi"))), None) for name in ("instruction", "prompt", "question")},
+    "parts whose kind is missing as NaN": ({"query": [{"type": math.nan, "text": "How many?"}]}, said("How many?"), None),
     "messages with the keys of both layouts": (
         {"messages": [{"from": None, "value": None, "role": "user", "content": "How many?", "name": "x", "tool_calls": None}]}, said("How many?"), None,
     ),

@@ -216,7 +216,7 @@ def _boxed(text: str) -> Iterator[tuple[int, re.Match[str]]]:
                 break
         rest = _SLASH.sub("/", rest)
         left, _, right = rest.partition("=")
-        # Of "2x = 10" the answer is on the right; "15 because x = 3" and "x = 3, y = 4" begin with it.
+        # In "2x = 10" it is on the right; in "15 because x = 3" and "x = 3, y = 4" it comes first.
         first = _NUMBER.match(left := left.strip(" $"))
         whole = (first and not left[first.end() :][:1].strip()) or re.search("[,;<>]", left)
         yield from _result(box, rest if whole or not _NUMBER.search(right) else right)

@@ -106,7 +106,7 @@ def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Recor
         proposal_models=[r.model for r in kept.values()]
         if any(r.model for r in kept.values())
         else None,
-        meta={str(key): row[key] for key in row.keys() - _KNOWN - asked.used},
+        meta={str(key): row[key] for key in row if key not in _KNOWN and key not in asked.used},
     )
 
 

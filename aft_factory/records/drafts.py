@@ -33,16 +33,17 @@ def parse_drafts(value: Any, field: str) -> Drafts:
     texts: list[str] = []
     models: list[str | None] = []
     scores: list[float | None] = []
-    rests: list[dict[str, Any]] = []
+    rests: dict[int, dict[str, Any]] = {}
     for index, item in enumerate(items):
         model = score = None
-        text, rest = item, {}
+        text = item
         if isinstance(item, OBJECT):
             text = _text_in(item, f"{field}[{index}]")
             model, score = known(item.get("model")), known(item.get("score"))
             if item.keys() - KEYS:
                 others = {str(key): item[key] for key in item if key not in KEYS}
-                rest = {key: other for key, other in others.items() if not is_blank(other)}
+                if rest := {key: other for key, other in others.items() if not is_blank(other)}:
+                    rests[index] = rest
         text = "" if known(text) is None else text  # a draft that is missing
         if isinstance(text, LIST) and not isinstance(text, str):
             text = text_of_parts(text, f"{field}[{index}]")
@@ -55,18 +56,17 @@ def parse_drafts(value: Any, field: str) -> Drafts:
         texts.append(text)
         models.append(model)
         scores.append(score)
-        rests.append(rest)
     return (
         texts,
         models if any(models) else None,
         scores if any(s is not None for s in scores) else None,
-        rests if any(rests) else None,
+        [rests.get(index, {}) for index in range(len(texts))] if rests else None,
     )
 
 
 def put_together(one: list[T | None] | None, other: list[T | None] | None) -> list[T | None] | None:
     """Return a list with what is known of each draft; where both know, what the first says."""
-    if one is None or other is None:
+    if not one or not other:
         return one or other
     return [b if a is None else a for a, b in zip(one, other, strict=True)]
 

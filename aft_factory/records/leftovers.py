@@ -73,7 +73,9 @@ def refuse_leftovers(row: Mapping[str, Any], said: Iterable[str], read: Collecti
     """
     texts: set[str] | None = None
     for name, value in row.items():
-        if name in read or not may_be_part(str(name), value) or is_blank(value):
+        if name in read or not may_belong(str(name)):  # the usual cases
+            continue
+        if is_blank(value) or not may_be_part(str(name), value):
             continue
         texts = {text.strip() for text in said} if texts is None else texts
         told = (leaf for leaf in _told(value) if leaf is not None)  # as Parquet fills objects

@@ -18,7 +18,8 @@ from aft_factory.evaluate.results import FILE, results_of, table, write_results
 from aft_factory.evaluate.settings import EvalArguments, EvalSettings, paper_settings
 from aft_factory.stage.command import Command, Leaves
 from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import build, declared, read_yaml
+from aft_factory.stage.declaring import build, declared
+from aft_factory.stage.yaml_file import read_yaml
 
 _log = logging.getLogger(__name__)
 

@@ -73,6 +73,8 @@ def add_flags(parser: Parser, *kinds: type[Any], **texts: str) -> None:
     for name, one in declared(*kinds).items():
         group, default = parser.group(one.group), one.field.default
         text = texts.get(name, one.field.metadata["help"])
+        if one.kind is dict:
+            text += "; adds to those of a file"
         if one.form != "argument" and default not in (None, False, REQUIRED):
             text += f" (default: {default})"
         options: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}

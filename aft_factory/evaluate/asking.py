@@ -125,7 +125,11 @@ def _lines(plans: Sequence[Plan], settings: EvalSettings) -> Iterator[bytes]:
     for seed in seeds(settings):
         for plan in plans:
             for query in plan.queries(seed):
-                row = {"id": query.id, "benchmark": plan.part.benchmark.name, "seed": query.seed}
+                row: Row = {
+                    "id": query.id,
+                    "benchmark": plan.part.benchmark.name,
+                    "seed": query.seed,
+                }
                 row |= {"turns": query.turns, "final": query.final, "options": query.options}
                 yield orjson.dumps(row | {"row": query.row}, default=str) + b"\n"
 

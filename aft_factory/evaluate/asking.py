@@ -125,7 +125,7 @@ def _lines(plans: Sequence[Plan], settings: EvalSettings) -> Iterator[bytes]:
     for seed in seeds(settings):
         for plan in plans:
             for query in plan.queries(seed):
-                row: dict[str, Any] = {
+                row: Row = {
                     "id": query.id,
                     "benchmark": plan.part.benchmark.name,
                     "seed": query.seed,

@@ -30,6 +30,7 @@ from aft_factory.evaluate.settings import EvalSettings
 
 AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
 OF_ONE = frozenset({400, 413, 422})  # refusals that may be of one request: the harness knows best
+FIRST_RETRIES = 2  # where nobody is there, that is to be known soon
 LONGEST_WAIT = 60.0  # seconds between two attempts
 
 
@@ -55,7 +56,7 @@ class Judge:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("CREATE TABLE IF NOT EXISTS judgments (key BLOB PRIMARY KEY, reply BLOB)")
 
-    def ask(self, body: Mapping[str, Any]) -> tuple[int, bytes]:
+    def ask(self, body: Mapping[str, Any], retries: int | None = None) -> tuple[int, bytes]:
         """Return the status and body of a judgment, an earlier one where there is one."""
         content = {**body, "model": self.model}
         data = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
@@ -65,7 +66,7 @@ class Judge:
         with one:
             if (kept := self._find(key)) is not None:
                 return 200, kept
-            status, reply = self._send(data)
+            status, reply = self._send(data, self._retries if retries is None else retries)
             if status == 200:
                 with self._lock:
                     self._db.execute("INSERT OR IGNORE INTO judgments VALUES (?, ?)", (key, reply))
@@ -79,7 +80,7 @@ class Judge:
         Raises:
             UsageError: If it cannot be had, in the judge's words.
         """
-        status, reply = self.ask(body)
+        status, reply = self.ask(body, min(self._retries, FIRST_RETRIES))
         if status != 200:
             told = reply.decode("utf-8", "replace")[:500]
             raise UsageError(f"the judge {self.model} at {self._url}: {status}: {told}")
@@ -92,11 +93,11 @@ class Judge:
             found = self._db.execute(query, (key,)).fetchone()
         return None if found is None else found[0]
 
-    def _send(self, data: bytes) -> tuple[int, bytes]:
+    def _send(self, data: bytes, retries: int) -> tuple[int, bytes]:
         url = f"{self._url.rstrip('/')}/chat/completions"
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         status, reply = 502, b""
-        for attempt in range(self._retries + 1):
+        for attempt in range(retries + 1):
             with self._lock:
                 self.asked += 1
             request = urllib.request.Request(url, data, headers)
@@ -109,7 +110,7 @@ class Judge:
                     break
             except OSError as error:
                 status, reply = 502, str(error).encode()
-            if attempt < self._retries:
+            if attempt < retries:
                 time.sleep(min(0.5 * 2**attempt, LONGEST_WAIT))
         return status, reply
 

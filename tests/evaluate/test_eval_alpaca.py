@@ -50,7 +50,9 @@ def prefers(share):
     return reply
 
 
-def test_answers_are_judged_and_counted_by_alpaca_evals_own_code(tmp_path, monkeypatch, capsys):
+def test_answers_are_judged_and_counted_by_alpaca_evals_own_code(
+    tmp_path, monkeypatch, capsys, caplog
+):
     answering(monkeypatch, lambda request: "Numbers are many.")
     with judging(prefers(0.5)) as (url, asked):
         code, results = evaluate(
@@ -68,6 +70,7 @@ def test_answers_are_judged_and_counted_by_alpaca_evals_own_code(tmp_path, monke
     assert len(asked) == 5
     assert {body["model"] for body in asked} == {"the-judge"}
     assert all(body["logprobs"] and body["top_logprobs"] == 5 for body in asked)
+    assert "no length-controlled win rate: it is of all 805 instructions" in caplog.text
     assert "4 of 805" in capsys.readouterr().out
     outputs = json.loads((tmp_path / "out/alpaca_eval/seed42/model_outputs.json").read_text())
     assert outputs[0]["output"] == "Numbers are many."

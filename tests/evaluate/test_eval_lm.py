@@ -204,7 +204,7 @@ def test_a_scorer_that_draws_draws_the_same_again(tmp_path):
     rows += [{"key": 30 + i, **other, "kwargs": [{"language": "en"}]} for i in range(30)]
     data = {"ifeval": write_rows(tmp_path / "ifeval.jsonl", rows)}
     part = lm_harness.prepare(BENCHMARKS["ifeval"], EvalSettings(data=data), tmp_path)
-    texts = [["abcdefghijklm"]] * 30 + [["no me da on"]] * 30
+    texts = [["abcdefghijklm"]] * 30 + [["de a son of"]] * 30
 
     def verdicts(name):
         part.score(texts, tmp_path / name)

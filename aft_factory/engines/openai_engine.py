@@ -24,7 +24,7 @@ from aft_factory.engines.engine import EngineError, is_url
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.openai_replies import read_reply, whole
 from aft_factory.engines.openai_server import Server
-from aft_factory.engines.sampling import Reply, Request, joined
+from aft_factory.engines.sampling import Reply, Request, Told, joined, shifted
 from aft_factory.errors import MissingPackage, UsageError, suggest
 
 if TYPE_CHECKING:
@@ -126,14 +126,21 @@ class OpenAIEngine:
         Raises:
             EngineError: If there is no answer.
         """
-        n, seed = request.n, request.seed
+        return await self._ask_on(request, None)
+
+    async def stream(self, request: Request, told: Told) -> Reply:
+        """Ask as `sample` does, and tell of the samples while they are written."""
+        return await self._ask_on(request, told)
+
+    async def _ask_on(self, request: Request, told: Told | None) -> Reply:
+        n = request.n
         replies: list[Reply] = []
         while (got := sum(len(reply.completions) for reply in replies)) < n:
             if all(server.fields.one_by_one for server in self._servers):
-                asked = (self._ask(request, 1, seed + i) for i in range(got, n))
+                asked = (self._ask(request, 1, i, shifted(told, i)) for i in range(got, n))
                 replies += await gather_or_cancel(asked)
             else:
-                replies.append(await self._ask(request, n - got, seed + got))
+                replies.append(await self._ask(request, n - got, got, shifted(told, got)))
         return joined(replies)
 
     async def reachable(self) -> bool:
@@ -146,15 +153,15 @@ class OpenAIEngine:
         """Close the connections."""
         await asyncio.gather(*(server.client.close() for server in self._servers))
 
-    async def _ask(self, request: Request, n: int, seed: int) -> Reply:
-        """Send one request for at most n samples."""
+    async def _ask(self, request: Request, n: int, at: int, told: Told | None) -> Reply:
+        """Send one request for at most n samples, from the one at that place on."""
         prompt, sampling = request.prompt, request.sampling
         body: dict[str, Any] = {
             "model": request.model or self.model,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
-            "seed": seed,
+            "seed": request.seed + at,
         }
         if n > 1:
             body["n"] = n
@@ -166,7 +173,7 @@ class OpenAIEngine:
         if sampling.top_k is not None:
             extra["top_k"] = sampling.top_k
         try:
-            data = await server.ask(body | extra | dict(sampling.extra))
+            data = await server.ask(body | extra | dict(sampling.extra), told)
             return read_reply(data, n, server.cached)
         except EngineError as error:
             raise self._judged(error) from error

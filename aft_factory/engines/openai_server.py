@@ -9,25 +9,31 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.openai_fields import Fields
+from aft_factory.engines.openai_fields import STREAM, Fields
 from aft_factory.engines.openai_replies import (
+    Joining,
     error_words,
     kind_of_answer,
     parse_body,
+    read_chunk,
     read_json,
     retry_after,
+    undisguised,
 )
 from aft_factory.engines.openai_vetting import Vetting
+from aft_factory.engines.sampling import Told
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 LONGEST_PAUSE = 60.0  # seconds a failing server is left alone at most, unless it asks for more
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -71,17 +77,48 @@ class Server:
         """Whether to send it a request: while it is in doubt, one at a time."""
         return now >= self.back_at and not (self._in_doubt and self.in_flight)
 
-    async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Send one request and return the body of the answer; see `Vetting.ask`."""
-        return await self._vetting.ask(body)
+    async def ask(self, body: Mapping[str, Any], told: Told | None = None) -> dict[str, Any]:
+        """Send one request and return the body of the answer; see `Vetting.ask`.
 
-    async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        Args:
+            body: What to send.
+            told: Hears of the texts while they are written.
+        """
+        if told is None:
+            return await self._vetting.ask(body)
+        return await self._vetting.ask({**STREAM, **body}, partial(self._post, told=told))
+
+    async def _post(self, body: Mapping[str, Any], told: Told | None = None) -> dict[str, Any]:
         chat = "messages" in body
         endpoint: Any = self.client.chat.completions if chat else self.client.completions
         # In `extra_body` all of it goes out as it is, whatever the client knows of it.
         needed = {name: body[name] for name in ("model", "messages", "prompt") if name in body}
         more = {name: value for name, value in body.items() if name not in needed}
-        return await self._call(endpoint.with_raw_response.create(**needed, extra_body=more))
+        if told is None:
+            return await self._call(
+                self._read(endpoint.with_raw_response.create(**needed, extra_body=more))
+            )
+        stream = endpoint.with_streaming_response.create(**needed, extra_body=more)
+        return await self._call(self._follow(stream, told))
+
+    async def _read(self, call: Any) -> dict[str, Any]:
+        return parse_body((await call).http_response.content, self.url)
+
+    async def _follow(self, stream: Any, told: Told) -> dict[str, Any]:
+        """Read an answer while it is written, if the server streams it."""
+        async with stream as response:
+            if "event-stream" not in response.headers.get("content-type", ""):
+                return parse_body(await response.read(), self.url)
+            joining = Joining(told)
+            try:
+                async for line in response.iter_lines():
+                    if (chunk := read_chunk(line.encode(errors="replace"))) is not None:
+                        joining.add(chunk)
+            except Exception as error:  # of whatever package carries the bytes
+                raise EngineError(
+                    f"{self.url}: the stream broke off: {error!r}", "retry"
+                ) from error
+            return undisguised(joining.answer(self.url))
 
     async def models(self, wait: float) -> list[dict[str, Any]]:
         """Return what it offers, within `wait` seconds; nothing if it does not tell.
@@ -91,7 +128,7 @@ class Server:
         """
         listing = self.client.models.with_raw_response.list(timeout=wait)
         try:
-            entries = (await self._call(listing, sampling=False)).get("data")
+            entries = await self._call(_listed(listing, self.url), sampling=False)
         except EngineError as error:
             status = getattr(error.__cause__, "status_code", None)
             if error.kind == "retry" or status == 401:
@@ -141,18 +178,14 @@ class Server:
             return 0
         return told if samples == 1 or told == 0 else None
 
-    async def _call(self, call: Any, *, sampling: bool = True) -> dict[str, Any]:
+    async def _call(self, call: Awaitable[T], *, sampling: bool = True) -> T:
         """Await a call of the client; turn its failures into EngineError and note them."""
         import openai
 
         started = time.monotonic()
         self.in_flight += 1
         try:
-            response = await call
-            content = response.http_response.content
-            listed = None if sampling else read_json(content)
-            # Some list their models in a bare array.
-            data = {"data": listed} if isinstance(listed, list) else parse_body(content, self.url)
+            answer = await call
         except openai.APIStatusError as error:
             status, words = error.status_code, error_words(error.response.content)
             after = retry_after(error.response.headers)
@@ -180,7 +213,7 @@ class Server:
         finally:
             self.in_flight -= 1
         self._works(started)
-        return data
+        return answer
 
     def _deny(self, refusal: EngineError) -> None:
         """Take note that no request of some settings will do."""
@@ -204,6 +237,13 @@ class Server:
         words = failure.problem.removeprefix(self.url).lstrip(": ")
         level = logging.WARNING if in_doubt else logging.INFO
         _log.log(level, "%s is left alone for %g s: %s", self.url, pause, words)
+
+
+async def _listed(call: Any, url: str) -> Any:
+    """Return the list of models; some list them in a bare array."""
+    content = (await call).http_response.content
+    listed = read_json(content)
+    return listed if isinstance(listed, list) else parse_body(content, url).get("data")
 
 
 def fields_of(description: Any) -> dict[str, set[str]]:

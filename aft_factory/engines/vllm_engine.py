@@ -10,14 +10,22 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.gathering import gather_or_cancel
-from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Sampling
+from aft_factory.engines.sampling import (
+    Completion,
+    Piece,
+    Prompt,
+    Reply,
+    Request,
+    Told,
+)
 from aft_factory.engines.vllm_loading import (
     adapter_rank,
     check_name,
@@ -27,12 +35,12 @@ from aft_factory.engines.vllm_loading import (
     own_template,
     started,
 )
-from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.engines.vllm_sampling import sampling_params
+from aft_factory.errors import UsageError
 from aft_factory.prompts.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-    from vllm import SamplingParams
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -134,6 +142,17 @@ class VllmEngine:
 
     async def sample(self, request: Request) -> Reply:
         """Ask once; see `Engine.sample`."""
+        return await self._answer(request, self._one)
+
+    async def stream(self, request: Request, told: Told) -> Reply:
+        """Ask once, and tell of the samples while they are written; see `Engine.stream`."""
+        return await self._answer(request, partial(self._follow, told))
+
+    async def _answer(
+        self,
+        request: Request,
+        one: Callable[[list[int], Request, int], Coroutine[Any, Any, RequestOutput]],
+    ) -> Reply:
         if request.prompt_ids is not None:
             ids = list(request.prompt_ids)
         else:
@@ -141,7 +160,7 @@ class VllmEngine:
             ids = await loop.run_in_executor(self._thread, self._encode, request.prompt)
         # As n requests, which is what vLLM makes of n: so each tells what it found cached. The
         # prompt is read once all the same, by prefix caching.
-        outputs = await gather_or_cancel(self._one(ids, request, i) for i in range(request.n))
+        outputs = await gather_or_cancel(one(ids, request, i) for i in range(request.n))
         completions = tuple(_completion(output) for output in outputs)
         # The first sample finds what came before this request, the others what the first one read.
         cached = [output.num_cached_tokens for output in outputs]
@@ -160,15 +179,37 @@ class VllmEngine:
 
     async def _one(self, ids: list[int], request: Request, index: int) -> RequestOutput:
         final = None
+        async for output in self._outputs(ids, request, index, "FINAL_ONLY"):
+            final = output
+        return _ended(final)
+
+    async def _follow(
+        self, told: Told, ids: list[int], request: Request, index: int
+    ) -> RequestOutput:
+        final = None
+        text = ""
+        tokens: list[int] = []
+        async for output in self._outputs(ids, request, index, "DELTA"):
+            final = output
+            (sample,) = output.outputs
+            told(Piece(index, sample.text, len(text), ended=output.finished))
+            text += sample.text
+            tokens += sample.token_ids
+        whole = _ended(final)
+        whole.outputs[0].text, whole.outputs[0].token_ids = text, tokens
+        return whole
+
+    async def _outputs(
+        self, ids: list[int], request: Request, index: int, kind: str
+    ) -> AsyncIterator[RequestOutput]:
+        """Go through what vLLM tells of a sample."""
         with failures():
-            params = _sampling_params(request.sampling, request.seed + index, self._stop_ids)
+            params = sampling_params(request.sampling, request.seed + index, self._stop_ids, kind)
             prompt = self._prompt(ids)
             number = f"aft-{next(self._numbers)}"
-            async for output in self._llm.generate(prompt, params, number, lora_request=self._lora):
-                final = output
-        if final is None or final.outputs[0].finish_reason in ("abort", "error"):
-            raise EngineError("vLLM gave the request up", "retry")
-        return final
+            outputs = self._llm.generate(prompt, params, number, lora_request=self._lora)
+            async for output in outputs:
+                yield output
 
     def _prompt(self, ids: list[int]) -> Any:
         """Return what vLLM takes for token ids."""
@@ -219,38 +260,11 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerFast, chat_template: str | None
     return list(dict.fromkeys(stops + ends[:1]))
 
 
-def check_sampling(extra: Mapping[str, Any]) -> None:
-    """Check further sampling settings, before a model is loaded.
-
-    Raises:
-        MissingPackage: If vLLM is not installed.
-        UsageError: If vLLM has none of that name.
-    """
-    try:
-        from vllm import SamplingParams
-    except ImportError:
-        raise MissingPackage("running a model in this process", "'aft-factory[vllm]'") from None
-    known = [field for field in SamplingParams.__struct_fields__ if field[0] != "_"]
-    for name in extra:
-        if name not in known:
-            raise UsageError(f"sampling_args: vLLM has no {name!r}; {suggest(name, known)}")
-
-
-def _sampling_params(sampling: Sampling, seed: int, stop_ids: Sequence[int]) -> SamplingParams:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    settings: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k or 0,
-        "max_tokens": sampling.max_tokens,
-        "stop": list(sampling.stop),
-        **sampling.extra,
-    }
-    if not settings.get("ignore_eos"):  # vLLM would stop at these nevertheless
-        settings["stop_token_ids"] = [*stop_ids, *(settings.get("stop_token_ids") or [])]
-    return SamplingParams(**settings, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
+def _ended(final: RequestOutput | None) -> RequestOutput:
+    """Return the last that vLLM told of a sample, if it came to its end."""
+    if final is None or final.outputs[0].finish_reason in ("abort", "error"):
+        raise EngineError("vLLM gave the request up", "retry")
+    return final
 
 
 def _completion(output: RequestOutput) -> Completion:

@@ -15,8 +15,9 @@ from typing import Any
 from aft_factory.asking.asker import Asker
 from aft_factory.asking.journal import Place
 from aft_factory.engines.sampling import Completion, Prompt, Request, Sampling, Usage, identity_seed
-from aft_factory.errors import NoAnswer, RecordError
+from aft_factory.errors import NoAnswer, RecordError, TooLong
 from aft_factory.inference.policy import WORDS, Policy, verdict
+from aft_factory.inference.watching import Watch
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.rendering import AggregatorTemplate, with_aggregator
@@ -52,6 +53,8 @@ class DraftingOptions:
         proposer_system: System message of plain queries that have none; None sends none.
         seed: Of the run.
         policy: For unusable drafts.
+        final_policy: The same for the answer, where one text of the final layer is it; None if it
+            is as that of drafts.
         completion: How to ask a base model; None asks by chat.
     """
 
@@ -61,6 +64,7 @@ class DraftingOptions:
     proposer_system: str | None = None
     seed: int = 42
     policy: Policy = Policy()  # noqa: RUF009 - frozen
+    final_policy: Policy | None = None
     completion: CompletionPrompts | None = None
 
 
@@ -73,12 +77,14 @@ class Trace:
         by_model: The same of all layers, by the name of the model; "" is the run's own.
         drafts: By (turn, layer): (slot, completion) of every draft that was used.
         events: Every use of a policy: {turn, layer, slot, event}.
+        answers: By turn, all answers that were drawn from the same drafts.
     """
 
     usage: dict[tuple[int, int], Usage] = field(default_factory=dict)
     by_model: dict[str, Usage] = field(default_factory=dict)
     drafts: dict[tuple[int, int], list[tuple[int, Completion]]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    answers: dict[int, list[Completion]] = field(default_factory=dict)
 
 
 class Drafting:
@@ -95,6 +101,9 @@ class Drafting:
         markers: What is broken in all texts that a model reads, by model; of others, the markers of
             all known families.
         identity: What seeds follow from, where it is more than the id.
+        answers: How many answers to draw where one text of the final layer is the answer; the first
+            of them is the strategy's.
+        watch: Hears of drafts and answers while they are made.
     """
 
     def __init__(
@@ -107,6 +116,8 @@ class Drafting:
         trace: Trace,
         markers: Mapping[str, Markers] | None = None,
         identity: str | None = None,
+        answers: int = 1,
+        watch: Watch | None = None,
     ) -> None:
         self._query = query
         self._identity = query if identity is None else identity
@@ -116,6 +127,8 @@ class Drafting:
         self._fitters = fitters
         self._markers = markers or {}
         self._trace = trace
+        self._answers = answers
+        self._watch = watch
         self._lost: dict[int, list[str]] = {}  # by layer: why drafts were dropped
 
     async def __call__(
@@ -136,8 +149,11 @@ class Drafting:
             NoAnswer: If too few are usable, or the query does not fit the model.
             EngineError: If the model gives no reply.
         """
-        settings = self._settings
+        settings, watch = self._settings, self._watch
         sampling = settings.final if final else settings.proposal
+        answers = final and whole and n == 1
+        policy = (settings.final_policy if answers else None) or settings.policy
+        n = self._answers if answers else n
         texts = [draft.text for draft in drafts]
         markers = self._markers.get(model or "") or known_markers()
         prompt: Prompt
@@ -153,32 +169,39 @@ class Drafting:
             seed = identity_seed(settings.seed, self._identity, self._turn, layer, at, attempt)
             request = Request(prompt, count, sampling, seed, model, prompt_ids)
             place = Place(self._query, self._turn, layer, at, attempt)
-            reply = await self._asker.ask(request, place)
+            told = None if watch is None else watch.asked(layer, at, answers=answers)
+            reply = await self._asker.ask(request, place, told)
             self._count(layer, model, reply.usage)
             read = settings.completion.read if settings.completion else _unchanged
             restored = (replace(c, text=markers.restore(c.text)) for c in reply.completions)
             return [read(completion) for completion in restored]
 
         async def usable(at: int, completion: Completion) -> Completion | None:
-            most, cut_off = settings.policy.resamples, None
+            most, cut_off = policy.resamples, None
             for attempt in range(most + 1):
-                problem, fate = verdict(completion, settings.policy, most - attempt)
+                problem, fate = verdict(completion, policy, most - attempt)
                 if problem is not None:
                     self.note(layer, at, problem)
                 if fate == "keep":
-                    return completion
+                    return kept(at, completion)
                 if fate != "resample":
                     break
                 if problem == "truncated":
                     cut_off = completion  # kept, should no better one come
                 self.note(layer, at, "resampled")
                 [completion] = await draw(at, 1, attempt + 1)
-            if cut_off is None and fate == "reject":
+            if cut_off is not None:
+                return kept(at, cut_off)
+            if fate == "reject":
                 raise NoAnswer(f"layer {layer}, draft {at}: {problem}")
-            if cut_off is None:
-                self.note(layer, at, "dropped")
-                lost.append(completion.instead or WORDS[str(problem)])
-            return cut_off
+            self.note(layer, at, "dropped")
+            lost.append(completion.instead or WORDS[str(problem)])
+            return None
+
+        def kept(at: int, completion: Completion) -> Completion:
+            if watch is not None:
+                watch.used(layer, at, completion, answers=answers)
+            return completion
 
         lost = self._lost.setdefault(layer, [])
         # Greedy drafts are all alike. Servers refuse to write n of them, or take chance for it.
@@ -189,14 +212,17 @@ class Drafting:
         async with asyncio.TaskGroup() as group:
             checks = [group.create_task(usable(slot + i, c)) for i, c in enumerate(first)]
         results = [check.result() for check in checks] * (n if alike else 1)
-        kept = [completion for completion in results if completion is not None]
+        found = [completion for completion in results if completion is not None]
         recorded = self._trace.drafts.setdefault((self._turn, layer), [])
         recorded += [(slot + i, r) for i, r in enumerate(results) if r is not None]
-        if final and whole and n == 1 and not kept:
-            raise NoAnswer(f"layer {layer}: the final answer is {lost[-1]}")
+        if answers:
+            if len(found) < n:
+                raise NoAnswer(f"layer {layer}: the final answer is {lost[-1]}")
+            self._trace.answers[self._turn] = found
+            return found[:1]
         if whole:
-            self.require(kept, n, layer=layer)
-        return kept
+            self.require(found, n, layer=layer)
+        return found
 
     def require(self, drafts: Sequence[Completion], n: int, *, layer: int) -> None:
         """Refuse to go on with too few drafts (see `strategies.Sample`).
@@ -257,7 +283,7 @@ class Drafting:
                     sampling = replace(sampling, max_tokens=context - fitted.tokens)
                     self.note(layer, slot, f"max_tokens lowered to {sampling.max_tokens}")
             if isinstance(fitted, DoesNotFit):
-                raise NoAnswer(f"layer {layer}: {fitted}")
+                raise TooLong(f"layer {layer}: {fitted}")
             if fitted.cut:
                 self.note(layer, slot, f"{fitted.cut} drafts shortened")
             safe, ids = fitted.proposals, fitted.prompt_ids

@@ -18,7 +18,7 @@ from aft_factory.records.files import read_text
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import build
+from aft_factory.stage.declaring import build, declared, read_yaml, setting
 from aft_factory.stage.flags import add_flags
 from aft_factory.stage.reading import ReadSettings
 
@@ -168,3 +168,59 @@ class PlainCommand(Command[S]):
     def leaves(self, given: Mapping[str, Any], settings: S) -> Leaves:
         """Tell what it leaves."""
         return self.left(settings)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigArguments:
+    """What a command with a file of settings takes beside them."""
+
+    config: Path | None = setting(None, "file of settings; flags override it", "YAML")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfiguredCommand(Command[S]):
+    """A command with a file of settings, which flags override.
+
+    Attributes:
+        arguments: What it takes beside its settings.
+        below: From these, and from the settings of file and flags, to those that both override, and
+            where they come from.
+    """
+
+    arguments: type[Any] = ConfigArguments
+    below: Callable[[Any, Mapping[str, Any]], tuple[str, Mapping[str, Any]]] = lambda *_: ("", {})
+
+    @property
+    def kinds(self) -> tuple[type[Any], ...]:
+        """Arguments and settings."""
+        return (self.arguments, self.settings)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Help texts of arguments, in the place of the declared ones."""
+        return {}
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments, and a flag for each setting."""
+        add_flags(parser, self.arguments, **self.texts)
+        group = parser.add_argument_group("settings (also keys of --config)")
+        add_flags(group, self.settings)
+
+    def _arguments(self, given: Mapping[str, Any]) -> Any:
+        own = {name: given[name] for name in declared(self.arguments) if name in given}
+        return build(self.arguments, [("", own)])
+
+    def _layers(self, given: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Return the file of settings, what is in it, and the settings given as flags."""
+        config = self._arguments(given).config
+        flags = {name: given[name] for name in declared(self.settings) if name in given}
+        return str(config), {} if config is None else read_yaml(config), flags
+
+    def read(self, given: Mapping[str, Any]) -> S:
+        """Put what is below, the file and the flags together."""
+        path, config, flags = self._layers(given)
+        below = self.below(self._arguments(given), config | flags)
+        layers = [below, (path, config), ("flags", flags)]
+        settings = replace(build(self.settings, layers), by_flag=tuple(sorted(flags)))
+        settings.check()
+        return settings

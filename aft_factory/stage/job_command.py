@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aft_factory.errors import RecordError, UsageError
 from aft_factory.records.record import record_from_row, told_beside
-from aft_factory.stage.command import Command, Leaves
+from aft_factory.stage.command import ConfigArguments, ConfiguredCommand, Leaves
 from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import (
-    argument,
-    build,
-    declared,
-    read_yaml,
-    setting,
-    switch,
-    written,
-)
-from aft_factory.stage.flags import add_flags
+from aft_factory.stage.declaring import argument, switch, written
 from aft_factory.stage.job import Job, survey
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import kept_settings
@@ -37,12 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class JobArguments:
+class JobArguments(ConfigArguments):
     """What every job takes beside its settings: what a file of settings cannot say."""
 
     input: str | None = argument(None, "rows")
     output: Path | None = written(f"file to write ({FORMATS})")
-    config: Path | None = setting(None, "file of settings; flags override it", "YAML")
     dry_run: bool = switch("only tell requests, tokens and FLOPs to expect")
     export: bool = switch(
         "ask nothing; write what the journal's last run has done, by that run's own settings: "
@@ -56,35 +45,25 @@ class JobArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobCommand(Command[J]):
+class JobCommand(ConfiguredCommand[J]):
     """A command that runs a job: it asks a model, keeps a journal and writes rows.
 
     Attributes:
         build_stage: From the settings and the first row of the input to what happens to a row.
         reads: What its rows are.
-        arguments: What it takes beside its settings.
-        below: From these, and from the settings of file and flags, to those that both override, and
-            where they come from.
         task_output: A benchmark's own file.
     """
 
     build_stage: Callable[[J, Any], Stage]
     reads: str = "queries"
     arguments: type[JobArguments] = JobArguments
-    below: Callable[[Any, Mapping[str, Any]], tuple[str, Mapping[str, Any]]] = lambda *_: ("", {})
     task_output: Callable[[J], Path | None] = lambda _: None
     asks: bool = True
 
     @property
-    def kinds(self) -> tuple[type[Any], ...]:
-        """Arguments and settings."""
-        return (self.arguments, self.settings)
-
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add the arguments, and a flag for each setting."""
-        add_flags(parser, self.arguments, input=f"{self.reads} ({INPUTS})")
-        group = parser.add_argument_group("settings (also keys of --config)")
-        add_flags(group, self.settings)
+    def texts(self) -> dict[str, str]:
+        """What the input is."""
+        return {"input": f"{self.reads} ({INPUTS})"}
 
     def run(self, given: Mapping[str, Any]) -> int:
         """Run a job, and show errors as messages.
@@ -119,25 +98,6 @@ class JobCommand(Command[J]):
         nothing = totals.read > 0 and not totals.written
         lacking = task_output is not None and (totals.rejected or totals.unfinished)
         return 1 if nothing or lacking or (args.strict and totals.rejected) else 0
-
-    def _arguments(self, given: Mapping[str, Any]) -> JobArguments:
-        own = {name: given[name] for name in declared(self.arguments) if name in given}
-        return build(self.arguments, [("", own)])
-
-    def _layers(self, given: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """Return the file of settings, what is in it, and the settings given as flags."""
-        config = self._arguments(given).config
-        flags = {name: given[name] for name in declared(self.settings) if name in given}
-        return str(config), {} if config is None else read_yaml(config), flags
-
-    def read(self, given: Mapping[str, Any]) -> J:
-        """Put what is below, the file and the flags together."""
-        path, config, flags = self._layers(given)
-        below = self.below(self._arguments(given), config | flags)
-        layers = [below, (path, config), ("flags", flags)]
-        settings = replace(build(self.settings, layers), by_flag=tuple(sorted(flags)))
-        settings.check()
-        return settings
 
     def _exported(self, given: Mapping[str, Any]) -> J:
         """Return the settings of the run whose journal is to be written out."""

@@ -19,8 +19,9 @@ from shared_data import CASES
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Request, Sampling
-from aft_factory.engines.vllm_engine import VllmEngine, check_sampling, fingerprint, stop_token_ids
+from aft_factory.engines.vllm_engine import VllmEngine, fingerprint, stop_token_ids
 from aft_factory.engines.vllm_loading import adapter_rank
+from aft_factory.engines.vllm_sampling import check_sampling
 from aft_factory.errors import UsageError
 from aft_factory.prompts.markers import known_markers
 from aft_factory.prompts.rendering import chat_template, load_template, with_aggregator

@@ -100,6 +100,7 @@ class Strategy:
         fixed: Options of `run` that cannot: what makes it this one and no other.
         has_final: Whether its last layer is decoded by settings of its own; else its one layer is
             the final one, and what is set for drafts holds for the answer.
+        single: Whether its last layer is one text, which is the answer; else it chooses among them.
         needs: What `run` is handed besides: `proposals` that the row brings, `score`, `models`.
         flops: Of one query by appendix C of 2501.11877, from all options, in the FLOPs of one
             completion; None for a strategy that it does not cover.
@@ -110,6 +111,7 @@ class Strategy:
     options: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     has_final: bool = True
+    single: bool = True
     needs: frozenset[str] = frozenset()
     flops: Callable[..., int] | None = None
 
@@ -281,12 +283,13 @@ STRATEGIES = {
             best_of_n,
             {"width": 5},
             has_final=False,
+            single=False,
             needs=frozenset({"score"}),
             flops=lambda width: 2 * width,
         ),
-        Strategy("majority_vote", majority_vote, {"width": 5}, has_final=False),
+        Strategy("majority_vote", majority_vote, {"width": 5}, has_final=False, single=False),
         Strategy("self_moa_seq", self_moa_seq, {"width": 30, "window": 6}),
-        Strategy("rsa", rsa, {"width": 16, "subset": 4, "layers": 10}),
+        Strategy("rsa", rsa, {"width": 16, "subset": 4, "layers": 10}, single=False),
         Strategy("moa", moa, {"width": 1, "layers": 2}, needs=frozenset({"models"})),
     )
 }

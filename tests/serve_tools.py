@@ -1,0 +1,127 @@
+"""Our server in this process, on a scripted engine, for several test files."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+
+from aft_factory.engines.scripted import ScriptedEngine, babble
+from aft_factory.serve.serving import begin, web_server
+from aft_factory.serve.settings import ServeSettings
+from aft_factory.serve.state import State
+from aft_factory.stage.engines import OpenEngines
+
+QUESTION = [{"role": "user", "content": "How many pails are there?"}]
+
+
+class Watched(ScriptedEngine):
+    """A scripted engine that knows which requests are with it now."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.with_it = []
+
+    async def sample(self, request):
+        return await self._watched(request, super().sample(request))
+
+    async def stream(self, request, told):
+        return await self._watched(request, super().stream(request, told))
+
+    async def _watched(self, request, work):
+        self.with_it.append(request)
+        try:
+            return await work
+        finally:
+            self.with_it.remove(request)
+
+
+def drafts_of(request):
+    """A script: each sample says by which prompt, sampling and seed it was drawn."""
+    aggregates = "\n" in request.prompt[0]["content"] and request.prompt[0]["role"] == "system"
+    kind = "aggregation" if aggregates else "draft"
+    temperature = request.sampling.temperature
+    return [f"{kind} {i} at {temperature} by {request.seed % 1000}" for i in range(request.n)]
+
+
+@dataclass
+class Served:
+    """A server at work."""
+
+    url: str
+    engine: Any
+    state: State
+    loop: asyncio.AbstractEventLoop
+
+    def client(self, **options):
+        """The official client of it; it does not ask again by itself."""
+        options = {"api_key": "none", "max_retries": 0, "timeout": 60, **options}
+        return openai.OpenAI(**{"base_url": self.url, **options})
+
+    def ask(self, model="aft", messages=QUESTION, **fields):
+        """Ask by the official client."""
+        return self.client().chat.completions.create(model=model, messages=messages, **fields)
+
+    def run(self, work, timeout=60):
+        """Run a coroutine in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
+
+
+@contextlib.contextmanager
+def served(engine=None, *, journal=None, in_flight=256, ready=True, **settings):
+    """Serve an engine, by default one that babbles."""
+    settings = ServeSettings(scripted=True, **{"width": 3, "layers": 1, "grace": 5.0, **settings})
+    settings.check()
+    engine = engine or Watched(babble)
+    started, ended = threading.Event(), threading.Event()
+    found = {}
+
+    async def main():
+        with contextlib.closing(socket.create_server(("127.0.0.1", 0), backlog=2048)) as listener:
+            found["loop"], found["state"] = asyncio.get_running_loop(), State(settings)
+            found["url"] = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+            found["end"] = asyncio.Event()
+            opened = OpenEngines({"": engine}, {}, in_flight, None, name=engine.model)
+            server = web_server(found["state"])
+            web = asyncio.create_task(server.serve([listener]))
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    if ready:
+                        asker = begin(found["state"], opened, journal and journal())
+                        await stack.enter_async_context(asker)
+                    started.set()
+                    await found["end"].wait()
+                    await found["state"].stop()
+            finally:
+                server.should_exit = True
+                await web
+
+    def run():
+        try:
+            asyncio.run(main())
+        finally:
+            started.set()
+            ended.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert started.wait(30)
+    try:
+        yield Served(found["url"], engine, found["state"], found["loop"])
+    finally:
+        found["loop"].call_soon_threadsafe(found["end"].set)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def until(condition, seconds=1.0):
+    """Wait until something holds; return how long that took, fail if it does not."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "it does not"
+        time.sleep(0.005)
+    return time.monotonic() - began

@@ -10,6 +10,7 @@ from typing import Any
 
 import openai
 
+from aft_factory.asking.journal import Journal
 from aft_factory.engines.scripted import ScriptedEngine, babble
 from aft_factory.serve.serving import begin, web_server
 from aft_factory.serve.settings import ServeSettings
@@ -90,8 +91,9 @@ def served(engine=None, *, journal=None, in_flight=256, ready=True, **settings):
             web = asyncio.create_task(server.serve([listener]))
             try:
                 async with contextlib.AsyncExitStack() as stack:
+                    kept = None if journal is None else stack.enter_context(Journal(journal))
                     if ready:
-                        asker = begin(found["state"], opened, journal and journal())
+                        asker = begin(found["state"], opened, kept)
                         await stack.enter_async_context(asker)
                     started.set()
                     await found["end"].wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -72,52 +73,57 @@ class Served:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
 
 
-@contextlib.contextmanager
-def served(engine=None, *, journal=None, in_flight=256, ready=True, **settings):
-    """Serve an engine, by default one that babbles."""
+@contextlib.asynccontextmanager
+async def at_work(engine, *, journal=None, in_flight=256, ready=True, **settings):
+    """Serve an engine from the loop that runs; yields a `Served`."""
     settings = ServeSettings(scripted=True, **{"width": 3, "layers": 1, "grace": 5.0, **settings})
     settings.check()
-    engine = engine or Watched(babble)
-    started, ended = threading.Event(), threading.Event()
-    found = {}
-
-    async def main():
-        with contextlib.closing(socket.create_server(("127.0.0.1", 0), backlog=2048)) as listener:
-            found["loop"], found["state"] = asyncio.get_running_loop(), State(settings)
-            found["url"] = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-            found["end"] = asyncio.Event()
-            opened = OpenEngines({"": engine}, {}, in_flight, None, name=engine.model)
-            server = web_server(found["state"])
-            web = asyncio.create_task(server.serve([listener]))
-            try:
-                async with contextlib.AsyncExitStack() as stack:
-                    kept = None if journal is None else stack.enter_context(Journal(journal))
-                    if ready:
-                        asker = begin(found["state"], opened, kept)
-                        await stack.enter_async_context(asker)
-                    started.set()
-                    await found["end"].wait()
-                    await found["state"].stop()
-            finally:
-                server.should_exit = True
-                await web
-
-    def run():
+    async with contextlib.AsyncExitStack() as stack:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        state = State(settings)
+        server = web_server(state)
+        web = asyncio.create_task(server.serve([listener]))
         try:
-            asyncio.run(main())
+            opened = OpenEngines({"": engine}, {}, in_flight, None, name=engine.model)
+            kept = None if journal is None else stack.enter_context(Journal(journal))
+            if ready:
+                await stack.enter_async_context(begin(state, opened, kept))
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+            yield Served(url, engine, state, asyncio.get_running_loop())
+            await state.stop()
         finally:
-            started.set()
-            ended.set()
+            server.should_exit = True
+            await web
 
-    thread = threading.Thread(target=run)
+
+@contextlib.contextmanager
+def served(engine=None, **options):
+    """Serve an engine, by default one that babbles, from a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    assert started.wait(30)
+    work = at_work(engine or Watched(babble), **options)
+
+    def do(coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
+
     try:
-        yield Served(found["url"], engine, found["state"], found["loop"])
+        yield do(work.__aenter__())
+        do(work.__aexit__(None, None, None))
     finally:
-        found["loop"].call_soon_threadsafe(found["end"].set)
-        thread.join(30)
-        assert not thread.is_alive()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def raw_request(server, model, stream, messages=QUESTION, key=""):
+    """Ask, and return the socket, with the answer still to be read from it."""
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    body = json.dumps({"model": model, "messages": messages, "stream": stream}).encode()
+    http = socket.create_connection((host, int(port)))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    http.sendall(f"{head}Authorization: Bearer {key}\r\n\r\n".encode() + body)
+    return http
 
 
 def until(condition, seconds=1.0):

@@ -7,13 +7,12 @@ import asyncio
 import itertools
 import json
 import random
-import socket
 import threading
 import time
 
 import openai
 import pytest
-from serve_tools import QUESTION, Watched, drafts_of, served, until
+from serve_tools import QUESTION, Watched, drafts_of, raw_request, served, until
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Piece, Reply
@@ -235,16 +234,6 @@ def test_a_client_that_goes_ends_its_drafts_in_every_layer(stream, layer):
         http.close()
         assert until(lambda: not server.engine.with_it) < 1
         until(lambda: server.state.under_way == 0)
-
-
-def raw_request(server, model, stream, messages=QUESTION, key=""):
-    """Ask, and return the socket, with the answer still to be read from it."""
-    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
-    body = json.dumps({"model": model, "messages": messages, "stream": stream}).encode()
-    http = socket.create_connection((host, int(port)))
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-    http.sendall(f"{head}Authorization: Bearer {key}\r\n\r\n".encode() + body)
-    return http
 
 
 def test_two_hundred_clients_that_go_at_any_moment_leave_nothing_behind():

@@ -53,7 +53,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-2, 2),
     "repetition_penalty": (1e-9, 10),
 }
-WHOLE = frozenset({"top_k", "max_tokens", "n", "seed"})
+WHOLE = frozenset({"top_k", "max_tokens", "n", "seed", *OPTIONS})
 OF_SAMPLING = ("temperature", "top_p", "top_k", "max_tokens")
 MOST_STOPS, LONGEST_STOP = 32, 1000
 OF_AFT = ("strategy", *OPTIONS, "keep_drafts", "proposal")
@@ -126,7 +126,13 @@ def read_request(body: Any) -> Asked:
     for name in proposal:
         if name not in OF_SAMPLING:
             raise wrong(f"aft.proposal.{name}", f"unknown; {suggest(name, OF_SAMPLING)}")
-    changes = {name: aft[name] for name in ("strategy", *OPTIONS) if aft.get(name) is not None}
+    strategy = _text(aft, "strategy", "aft.")
+    changes: dict[str, Any] = {} if strategy is None else {"strategy": strategy}
+    changes |= {
+        name: _number(aft, name, 0, 2**31 - 1, "aft.")
+        for name in OPTIONS
+        if aft.get(name) is not None
+    }
     changes |= {
         name: _number(proposal, name, *NUMBERS[name], "aft.proposal.")
         for name in proposal
@@ -198,8 +204,8 @@ def _switch(given: Mapping[str, Any], name: str, where: str = "") -> bool:
     return bool(value)
 
 
-def _text(given: Mapping[str, Any], name: str) -> str | None:
+def _text(given: Mapping[str, Any], name: str, where: str = "") -> str | None:
     value = given.get(name)
     if value is not None and not isinstance(value, str):
-        raise wrong(name, f"expected a text, got {kind(value)}")
+        raise wrong(where + name, f"expected a text, got {kind(value)}")
     return value

@@ -9,7 +9,7 @@ import urllib.request
 
 import openai
 import pytest
-from serve_tools import QUESTION, Watched, drafts_of, served, until
+from serve_tools import QUESTION, Watched, drafts_of, raw_request, served, until
 
 from aft_factory import __version__
 from aft_factory.engines.engine import EngineError
@@ -134,7 +134,8 @@ def test_name_suffix_and_body_choose_width_and_layers(server, sent, model, aft, 
         ("aft", {"strategy": "best_of_n"}, 400, "aft.strategy"),
         ("aft", {"strategy": "guess"}, 400, "aft"),
         ("aft", {"width": 0}, 400, "aft"),
-        ("aft", {"width": "many"}, 400, "aft"),
+        ("aft", {"width": "many"}, 400, "aft.width"),
+        ("aft", {"strategy": 5}, 400, "aft.strategy"),
         ("aft", {"window": 3}, 400, "aft"),
         ("aft", {"seed": 3}, 400, "aft.seed"),
         ("aft", {"proposal": {"stop": "x"}}, 400, "aft.proposal.stop"),
@@ -399,7 +400,7 @@ def test_pages_of_others_are_not_let_in_unless_told(server):
 
 
 def test_limits_of_body_answer_and_queue():
-    engine = Watched(drafts_of, delay=0.5)
+    engine = Watched(drafts_of, delay=30)
     with served(engine, max_body=1000, max_answer=50, queue=2) as server:
         with pytest.raises(openai.APIStatusError) as raised:
             server.ask(messages=[{"role": "user", "content": "x" * 1001}])
@@ -410,17 +411,13 @@ def test_limits_of_body_answer_and_queue():
         ):
             with pytest.raises(openai.BadRequestError, match="up to 50 tokens"):
                 server.ask(**fields)
-        threads = [threading.Thread(target=server.ask, args=("plain",)) for _ in range(2)]
-        [thread.start() for thread in threads]
+        waiting = [raw_request(server, "plain", False) for _ in range(2)]
         until(lambda: server.state.under_way == 2)
         with pytest.raises(openai.RateLimitError) as raised:
-            server.ask()
-        assert (raised.value.response.headers["retry-after"], raised.value.code) == (
-            "5",
-            "queue_full",
-        )
-        [thread.join() for thread in threads]
-        assert server.ask("plain", max_tokens=50).choices
+            server.ask(max_tokens=50)
+        assert raised.value.response.headers["retry-after"] == "5"
+        assert raised.value.code == "queue_full"
+        [http.close() for http in waiting]
 
 
 def test_lengths_are_limited_by_the_models_context():

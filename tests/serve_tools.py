@@ -13,7 +13,7 @@ import openai
 
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.scripted import ScriptedEngine, babble
-from aft_factory.serve.serving import begin, web_server
+from aft_factory.serve.serving import begin, listen, web_server
 from aft_factory.serve.settings import ServeSettings
 from aft_factory.serve.state import State
 from aft_factory.stage.engines import OpenEngines
@@ -79,7 +79,7 @@ async def at_work(engine, *, journal=None, in_flight=256, ready=True, **settings
     settings = ServeSettings(scripted=True, **{"width": 3, "layers": 1, "grace": 5.0, **settings})
     settings.check()
     async with contextlib.AsyncExitStack() as stack:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        listener = listen("127.0.0.1", 0)
         state = State(settings)
         server = web_server(state)
         web = asyncio.create_task(server.serve([listener]))

@@ -212,8 +212,8 @@ class _Exchange:
             for index in range(asked.n):
                 opening = {"role": "assistant", "content": ""}
                 await self._event(exact_json.dump(head.chunk(index, opening, **usage)))
-            async for event in _until_none(events):
-                await self._event(event)
+            async for some in _until_none(events):
+                await self._event(*some)
             outcome = self._outcome(await work)
         finally:
             work.cancel()
@@ -222,13 +222,14 @@ class _Exchange:
             if not showing.ends_as(index, choice["text"]):
                 raise Refusal(500, "the model began anew, and wrote another answer", "rewritten")
             put(index, {}, finish_reason(choice["finish_reason"]))
-        while not events.empty():
-            await self._event(events.get_nowait())
         if asked.include_usage:
             took = usage_of(outcome, task.variant)
             last = head.last_chunk(took, account(outcome, task.variant, task.seed))
-            await self._event(exact_json.dump(last))
-        await self._event(b"[DONE]")
+            events.put_nowait(exact_json.dump(last))
+        events.put_nowait(b"[DONE]")
+        events.put_nowait(None)
+        async for some in _until_none(events):
+            await self._event(*some)
         await self._send({"type": "http.response.body", "body": b""})
         return "200"
 
@@ -252,20 +253,27 @@ class _Exchange:
         self._streaming = True
         self._first = time.monotonic() - self._started
 
-    async def _event(self, data: bytes | None) -> None:
-        """Send an event; None is a sign of life."""
-        body = b": keep-alive\n\n" if data is None else b"data: " + data + b"\n\n"
+    async def _event(self, *data: bytes) -> None:
+        """Send events; none at all is a sign of life."""
+        body = b"".join(b"data: " + one + b"\n\n" for one in data) or b": keep-alive\n\n"
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _until_none(events: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes | None]:
-    """Go through events up to the one that is None; where nothing happens, yield None."""
+async def _until_none(events: asyncio.Queue[bytes | None]) -> AsyncIterator[list[bytes]]:
+    """Go through events up to the one that is None, all that are there at a time.
+
+    Where nothing happens for a while, yield an empty list.
+    """
     while True:
         try:
-            event = await asyncio.wait_for(events.get(), SILENCE)
+            found = [await asyncio.wait_for(events.get(), SILENCE)]
         except TimeoutError:
-            yield None
+            yield []
             continue
-        if event is None:
+        while not events.empty():
+            found.append(events.get_nowait())
+        some = [event for event in found if event is not None]
+        if some:
+            yield some
+        if len(some) < len(found):
             return
-        yield event

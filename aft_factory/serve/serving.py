@@ -25,6 +25,7 @@ from aft_factory.serve.state import State
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.signals import graceful
 
+BACKLOG = 2048  # connections that may wait to be taken; the system has a limit of its own
 LAST_SENDS = 5  # seconds that connections have to take what was sent
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def web_server(state: State) -> uvicorn.Server:
     config = uvicorn.Config(
         build_app(state),
         lifespan="off",
+        backlog=BACKLOG,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -66,7 +68,7 @@ async def serve(settings: ServeSettings) -> None:
     Raises:
         UsageError: If the address cannot be listened on, or the model not be loaded.
     """
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     if not settings.keys() and not _is_loopback(settings.host):
         _log.warning(
             "everybody who reaches %s may ask, as no key is set; see %s and --client-key-file",
@@ -113,17 +115,20 @@ async def _answer(settings: ServeSettings, state: State, listener: socket.socket
         await state.stop()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Take the address, before a model is loaded.
 
     Raises:
         UsageError: If it cannot be had.
     """
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        # With its protocol named, or asyncio would not send short packets at once (TCP_NODELAY).
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)
     except OSError as error:
         raise UsageError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
     listener.setblocking(False)

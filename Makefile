@@ -53,6 +53,7 @@ bench: setup
 	$(BIN)/python benchmarks/runner.py
 	$(BIN)/python benchmarks/runner.py --memory
 	$(BIN)/python benchmarks/flaky.py
+	$(BIN)/python benchmarks/serve.py
 
 lock: $(BIN)/uv
 	for engine in cpu gpu; do \

@@ -82,6 +82,11 @@ class Answering:
         self._asker = asker
         self._journal = journal
         self._fitters: dict[tuple[str, frozenset[int]], dict[tuple[str, int], Fitter]] = {}
+        for name, variant in self.variants.listed.items():
+            try:
+                self._runner(variant, Asked([]), variant.drafting.seed)
+            except Refusal as refusal:
+                raise UsageError(f"variants: {name}: {refusal}") from None
         if journal is not None:
             first = next(iter(self.variants.listed.values()))
             fingerprint = self._runner(first, Asked([]), first.drafting.seed).fingerprint

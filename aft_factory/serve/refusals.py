@@ -87,4 +87,4 @@ def of_outcome(outcome: Outcome) -> Refusal:
 
 def of_engine(error: EngineError) -> Refusal:
     """Return what to tell where the model answers nobody, or would answer no request like it."""
-    return Refusal(502, f"the model answers no such request: {error}", "model_failed", None, NEVER)
+    return Refusal(502, f"the model answers no such request: {error}", "model_failed")

@@ -275,6 +275,25 @@ def test_a_stream_that_fails_is_no_answer(end, kind, words):
     assert words in str(error)
 
 
+@pytest.mark.parametrize("way", ["sample", "stream"])
+def test_a_request_that_is_given_up_is_given_up_by_the_server(way):
+    async def run():
+        async with FlakyServer(delay=30) as server:
+            engine = await OpenAIEngine.connect([server.url])
+            request = Request([{"role": "user", "content": "?"}], 1, Sampling(), 7)
+            told = [] if way == "sample" else [lambda _: None]
+            asking = asyncio.create_task(getattr(engine, way)(request, *told))
+            while not server.in_flight:
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            async with asyncio.timeout(1):
+                while server.in_flight:
+                    await asyncio.sleep(0.01)
+            await engine.close()
+
+    asyncio.run(run())
+
+
 def test_a_stream_that_is_refused_is_no_answer():
     error, told, _ = streamed(lambda *_: refuse("too long by far"))
     assert "too long by far" in str(error)

@@ -14,6 +14,9 @@ from serve_tools import QUESTION, Watched, drafts_of, raw_request, served, until
 from aft_factory import __version__
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion
+from aft_factory.errors import UsageError
+from aft_factory.prompts.rendering import chat_template
+from aft_factory.prompts.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -429,6 +432,33 @@ def test_lengths_are_limited_by_the_models_context():
         assert (raised.value.code, raised.value.param) == ("context_length_exceeded", "max_tokens")
         assert server.ask(max_tokens=4999).choices
         assert [one.max_model_len for one in server.client().models.list()] == [5000, 5000]
+
+
+def test_a_variant_that_the_models_context_has_no_room_for_is_told_at_the_start(tiny_llama):
+    engine = Watched(drafts_of)
+    engine.context, engine.tokenizer = 100, load_tokenizer(str(tiny_llama))
+    engine.chat_template = chat_template("llama3")
+    variants = {"long": {"max_tokens": 200}}
+    with (
+        pytest.raises(UsageError, match="variants: long: max_tokens 200 leaves no room"),
+        served(engine, max_tokens=50, variants=variants),
+    ):
+        pass
+
+
+def test_drafts_are_fitted_to_the_context_and_a_query_that_is_too_long_is_refused(tiny_llama):
+    engine = Watched(lambda request: ["six pails " * 200] * request.n)
+    engine.context, engine.tokenizer = 1200, load_tokenizer(str(tiny_llama))
+    engine.chat_template = chat_template("llama3")
+    with served(engine, max_tokens=300) as server:
+        events = [event["event"] for event in server.ask().aft["events"]]
+        assert "3 drafts shortened" in events
+        [*_, final] = engine.requests
+        assert len(final.prompt_ids) <= 900
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError) as raised:
+                server.ask(messages=[{"role": "user", "content": "pails " * 3000}], stream=stream)
+            assert raised.value.code == "context_length_exceeded"
 
 
 def test_a_request_that_takes_too_long_is_given_up():

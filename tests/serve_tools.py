@@ -116,13 +116,13 @@ def served(engine=None, **options):
         loop.close()
 
 
-def raw_request(server, model, stream, messages=QUESTION, key=""):
+def raw_request(server, model, stream, messages=QUESTION, key="", cut=0):
     """Ask, and return the socket, with the answer still to be read from it."""
     host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
     body = json.dumps({"model": model, "messages": messages, "stream": stream}).encode()
     http = socket.create_connection((host, int(port)))
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-    http.sendall(f"{head}Authorization: Bearer {key}\r\n\r\n".encode() + body)
+    http.sendall(f"{head}Authorization: Bearer {key}\r\n\r\n".encode() + body[cut:])
     return http
 
 

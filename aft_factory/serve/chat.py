@@ -64,11 +64,7 @@ class Chat:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         exchange = _Exchange(self._state, scope, receive, send)
-        try:
-            status = await exchange.run()
-        except ClientDisconnect:
-            status = "gone"
-        exchange.count(status)
+        exchange.count(await exchange.run())
 
 
 class _Exchange:
@@ -90,7 +86,7 @@ class _Exchange:
         self._state.metrics.ended(self._variant, status, seconds, self._first)
 
     async def run(self) -> str:
-        """Answer; return how it ended: the status, `gone` or `aborted`."""
+        """Answer; return how it ended: the status, or `gone`."""
         try:
             self._state.ready()
             body = await self._body()
@@ -98,6 +94,8 @@ class _Exchange:
                 return await self._while_wanted(answering, read_request(body))
         except Refusal as refusal:
             return await self._refuse(refusal)
+        except ClientDisconnect:
+            return "gone"
         except Exception:
             _log.exception("a request failed")
             return await self._refuse(Refusal(500, "the server failed", "internal_error"))

@@ -4,9 +4,11 @@ Run: pytest tests/serve/test_streaming.py
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import random
+import socket
 import threading
 import time
 
@@ -17,6 +19,7 @@ from serve_tools import QUESTION, Watched, drafts_of, raw_request, served, until
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Piece, Reply
 from aft_factory.serve import chat
+from aft_factory.serve.serving import listen
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +222,22 @@ def test_a_stream_begins_at_once_and_shows_signs_of_life(monkeypatch):
         assert told(server.ask("plain", stream=True))[1] == {0: "six"}
 
 
+def test_what_is_short_is_sent_at_once_nodelay():
+    """Else every answer waits 40 ms for the client's system to say that it has the headers."""
+
+    async def run():
+        found = asyncio.get_running_loop().create_future()
+        listener = listen("127.0.0.1", 0)
+        told = lambda _, writer: found.set_result(writer.get_extra_info("socket"))  # noqa: E731
+        async with await asyncio.start_server(told, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            one = await found
+            writer.close()
+            return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    assert asyncio.run(run())
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_client_that_goes_ends_its_drafts_in_every_layer(stream, layer):
@@ -256,6 +275,14 @@ def test_two_hundred_clients_that_go_at_any_moment_leave_nothing_behind():
 
         left = server.run(tasks())
         assert not any("_Exchange" in name or "Asker" in name for name in left), left
+
+
+def test_one_who_goes_while_asking_is_no_failure_of_the_server(server, caplog):
+    with contextlib.closing(raw_request(server, "aft", False, cut=10)):
+        time.sleep(0.1)
+    gone = 'aft_requests_total{status="gone",variant="unknown"} 1.0'
+    until(lambda: gone in server.state.metrics.text().decode())
+    assert caplog.text == ""
 
 
 def test_one_who_goes_does_not_end_what_another_waits_for():

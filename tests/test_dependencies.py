@@ -11,6 +11,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "aft_factory"
 HEAVY = ("torch", "transformers", "vllm", "llamafactory", "datasets", "openai")
+SERVING = ("starlette", "uvicorn", "prometheus_client")
 COMMANDS = (
     "convert",
     "sample",
@@ -20,6 +21,7 @@ COMMANDS = (
     "pipeline",
     "stats",
     "push",
+    "serve",
     "template",
 )
 
@@ -40,6 +42,7 @@ ORDER = (
     "stats",
     "push",
     "template",
+    "serve",
     "pipeline",
 )
 TOP = {"__init__", "cli", "errors"}
@@ -108,7 +111,7 @@ def test_the_package_and_every_help_load_nothing_heavy(command):
         f"sys.argv = ['x', '--help']\n"
         f"try: runpy.run_module('aft_factory.{command}', run_name='__main__')\n"
         "except SystemExit: pass\n"
-        f"print([m for m in {HEAVY} if m in sys.modules])"
+        f"print([m for m in {HEAVY + SERVING} if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True

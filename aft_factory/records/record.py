@@ -22,12 +22,11 @@ import orjson
 
 from aft_factory.errors import RecordError, UsageError, suggest
 from aft_factory.records import exact_json
+from aft_factory.records.drafts import parse_proposals
 from aft_factory.records.fields import (
     LIST,
     OBJECT,
     from_json,
-    is_blank,
-    items_of,
     kind,
     known,
     names_of,
@@ -35,12 +34,11 @@ from aft_factory.records.fields import (
     parse_id,
     parse_list,
 )
-from aft_factory.records.messages import Asked, Message, read_query, text_of_parts
+from aft_factory.records.messages import Asked, Message, read_query
 
 Row = dict[str, Any]
 
 PROPOSAL_KEYS = ("proposals", "responses")
-TEXT_KEYS = ("response", "text", "content", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +181,7 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
         return name or names[0], known(row.get(name))
 
     name, value = take(*PROPOSAL_KEYS, given=columns.proposals)
-    proposals, models, scores = _parse_proposals(from_json(value), name)
+    proposals, models, scores = parse_proposals(from_json(value), name)
     beside: dict[str, list[Any] | None] = {}
     for name, types in (("scores", (int, float)), ("proposal_models", (str,))):
         value = from_json(known(row.get(name)))
@@ -250,57 +248,9 @@ def required_aggregation(record: Record) -> str:
     return record.aggregation
 
 
-def _parse_proposals(
-    value: Any, field: str
-) -> tuple[list[str], list[str | None] | None, list[float | None] | None]:
-    if value is None:
-        return [], None, None
-    items = items_of(value)
-    if items is None:
-        raise RecordError(field, f"expected a list, got {kind(value)}")
-    texts: list[str] = []
-    models: list[str | None] = []
-    scores: list[float | None] = []
-    for index, item in enumerate(items):
-        model = score = None
-        text = item
-        if isinstance(item, OBJECT):
-            keys = [key for key in TEXT_KEYS if key in item]
-            if not keys:
-                raise _no_proposal(field, index, item)
-            # Parquet gives every object the keys of all.
-            filled = [key for key in keys if not is_blank(item[key])] or keys[:1]
-            if len(filled) > 1 and any(item[key] != item[filled[0]] for key in filled):
-                problem = f"two texts, {' and '.join(filled)}; which is the draft?"
-                raise RecordError(f"{field}[{index}]", problem)
-            text, model, score = item[filled[0]], known(item.get("model")), known(item.get("score"))
-        text = "" if known(text) is None else text  # a draft that is missing
-        if isinstance(text, LIST) and not isinstance(text, str):
-            text = text_of_parts(text, f"{field}[{index}]")
-        if not isinstance(text, str):
-            raise _no_proposal(field, index, item)
-        if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
-            raise RecordError(f"{field}[{index}].score", f"expected a number, got {kind(score)}")
-        if model is not None and not isinstance(model, str):
-            raise RecordError(f"{field}[{index}].model", f"expected a text, got {kind(model)}")
-        texts.append(text)
-        models.append(model)
-        scores.append(score)
-    return (
-        texts,
-        models if any(models) else None,
-        scores if any(s is not None for s in scores) else None,
-    )
-
-
 def _is_nothing(value: Any) -> bool:
     """Tell whether another column should be looked at instead."""
     return known(value) is None or (isinstance(value, str | list) and not value)
-
-
-def _no_proposal(field: str, index: int, item: Any) -> RecordError:
-    expected = f"a text, or an object with {' or '.join(TEXT_KEYS)}"
-    return RecordError(f"{field}[{index}]", f"expected {expected}, got {kind(item)}")
 
 
 def _parse_meta(value: Any) -> Row | None:

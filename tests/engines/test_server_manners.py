@@ -365,6 +365,13 @@ def test_samples_that_are_asked_for_one_by_one_are_told_at_their_places():
     assert [c.text for c in reply.completions] == ["by 7", "by 8", "by 9"]
 
 
+def test_samples_that_were_left_out_and_asked_for_again_are_told_at_their_places():
+    reply, told, sent = streamed(lambda _, body: stream(chunk(f"by {body['seed']}", "stop")), n=3)
+    assert told == [(i, 0, f"by {7 + i}", True) for i in range(3)]
+    assert [c.text for c in reply.completions] == ["by 7", "by 8", "by 9"]
+    assert [body.get("n", 1) for body in sent] == [3, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("end", "kind", "words"),
     [

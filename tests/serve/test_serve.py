@@ -453,6 +453,7 @@ def test_drafts_are_fitted_to_the_context_and_a_query_that_is_too_long_is_refuse
     with served(engine, max_tokens=300) as server:
         events = [event["event"] for event in server.ask().aft["events"]]
         assert "3 drafts shortened" in events
+        assert b'aft_events_total{event="N drafts shortened"} 1.0' in server.state.metrics.text()
         [*_, final] = engine.requests
         assert len(final.prompt_ids) <= 900
         for stream in (False, True):

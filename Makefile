@@ -1,6 +1,7 @@
 # make demo    the whole of AFT on a tiny model: convert, train SFT and AFT, answer with it
 # make test    all tests        make fast    the tests that train nothing
 # make newest  the engines' tests with the newest vLLM, in an environment of its own
+# make fastchat   an environment of its own for MT-Bench's judge (.venv-fastchat)
 # make check   lint and types   make format  mend what can be mended
 # make bench   the benchmarks   make lock    pin requirements/*.in anew
 #
@@ -15,7 +16,7 @@ PARALLEL ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 READY := .venv/ready-$(ENGINE)
 NEWEST := .venv-newest
 
-.PHONY: setup demo test fast newest check format bench lock clean
+.PHONY: setup demo test fast newest check format bench lock clean fastchat
 
 setup: $(READY)
 
@@ -28,6 +29,13 @@ $(READY): requirements/$(ENGINE).txt requirements/override.txt pyproject.toml af
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python \
 		--override requirements/override.txt -r requirements/$(ENGINE).txt
 	touch $@
+
+.venv-fastchat/ready: requirements/fastchat.txt | $(BIN)/uv
+	$(PYTHON) -m venv .venv-fastchat
+	$(BIN)/uv pip install --python .venv-fastchat/bin/python -r requirements/fastchat.txt
+	touch $@
+
+fastchat: .venv-fastchat/ready
 
 demo: setup
 	$(BIN)/python examples/demo.py --output demo_output
@@ -74,6 +82,7 @@ lock: $(BIN)/uv
 		$(PIN) --override requirements/override.txt requirements/$$engine.in -o requirements/$$engine.txt; \
 	done
 	$(PIN) --override requirements/newest-override.txt requirements/newest.in -o requirements/newest.txt
+	$(PIN) requirements/fastchat.in -o requirements/fastchat.txt
 
 clean:
-	rm -rf .venv $(NEWEST) demo_output build dist
+	rm -rf .venv .venv-fastchat $(NEWEST) demo_output build dist

@@ -16,11 +16,13 @@ STAGES = {
     "aggregate": "aggregation targets by a strong model",
     "run": "a data set through propose-and-aggregate",
     "serve": "propose-and-aggregate as a model of OpenAI's API",
+    "eval": "benchmarks through their own harnesses, a strategy as the model",
     "pipeline": "several stages in order, from one file",
     "stats": "what is in a record file",
     "template": "a chat template that takes proposals",
     "push": "a record file as a data set on the hub",
 }
+FOLDERS = {"eval": "evaluate"}  # `eval` is a word of Python's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in STAGES:
         print(f"error: no stage {name!r}; {suggest(name, STAGES)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"aft_factory.{name}.__main__")
+    module = importlib.import_module(f"aft_factory.{FOLDERS.get(name, name)}.__main__")
     code: int = module.main(arguments[1:])
     return code
 

@@ -10,7 +10,16 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "aft_factory"
-HEAVY = ("torch", "transformers", "vllm", "llamafactory", "datasets", "openai")
+HEAVY = (
+    "torch",
+    "transformers",
+    "vllm",
+    "llamafactory",
+    "datasets",
+    "openai",
+    "lm_eval",
+    "alpaca_eval",
+)
 SERVING = ("starlette", "uvicorn", "prometheus_client")
 COMMANDS = (
     "convert",
@@ -23,6 +32,7 @@ COMMANDS = (
     "push",
     "serve",
     "template",
+    "evaluate",
 )
 
 # Folders, each of which uses only those before it; of the commands, `pipeline` uses the others.
@@ -44,6 +54,7 @@ ORDER = (
     "template",
     "serve",
     "pipeline",
+    "evaluate",
 )
 TOP = {"__init__", "cli", "errors"}
 FILES = sorted(PACKAGE.rglob("*.py"))

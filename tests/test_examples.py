@@ -62,7 +62,27 @@ def test_every_yaml_here_is_tested():
     tested |= {EXAMPLES / "tiny_aft.yaml"}
     tested |= set(EXAMPLES.glob("pipeline_*.yaml"))  # test_pipeline.py, test_pipeline_killed.py
     assert set(EXAMPLES.glob("*.yaml")) == tested
+    assert {path.stem for path in (EXAMPLES / "eval").glob("*.yaml")} == {
+        *("sft_llama", "aft_llama", "sft_mistral", "aft_mistral")
+    }
     assert {path.name for path in (EXAMPLES / "v1").iterdir()} == {"aft_qwen3.yaml", "dataset.yaml"}
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "eval").glob("*.yaml")), ids=named)
+def test_evaluations_are_of_what_the_trainings_make_and_decode_as_the_paper(path):
+    from aft_factory.evaluate.benchmarks import benchmark_named
+    from aft_factory.evaluate.command import COMMAND
+
+    def told(benchmark):
+        settings = COMMAND.settings_for({"config": path}, benchmark_named(benchmark))
+        return settings.options()["width"], settings.options()["layers"]
+
+    settings = COMMAND.read({"config": path})
+    assert settings.model == f"saves/{path.stem}_merged"
+    assert settings.final().temperature == {"llama": 0.9, "mistral": 0.7}[path.stem.split("_")[1]]
+    assert told("alpaca_eval") == told("mt_bench") == (5, 2)
+    assert told("gsm8k") == told("ifeval") == (5, 1)
+    assert told("mmlu")[1] == told("arc_c")[1] == told("strategyqa")[1] == 0
 
 
 @pytest.mark.parametrize("path", TRAININGS, ids=named)

@@ -78,8 +78,8 @@ def test_every_command_of_the_readme_runs_after_the_one_before(folder, tiny_llam
         if given is None:
             continue
         given = scripted(given, tiny_llama)
-        if given[0] == "pipeline":
-            continue  # `tests/test_examples.py` goes through its motions
+        if given[0] in ("pipeline", "eval"):  # see the tests of examples and of evaluate
+            continue
         if given[0] == "serve":  # it would, until it is stopped
             SERVE.read(vars(SERVE.parser().parse_args(given[1:])))
             continue

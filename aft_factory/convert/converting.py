@@ -33,7 +33,13 @@ from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.prompts.tokenizer import resolve_chat_template
 from aft_factory.records import exact_json
 from aft_factory.records.fields import OBJECT, names_of
-from aft_factory.records.record import Columns, Record, Row, required_aggregation
+from aft_factory.records.record import (
+    Columns,
+    Record,
+    Row,
+    note_beside,
+    required_aggregation,
+)
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
@@ -167,7 +173,8 @@ class Conversion:
                 summary.columns = names_of(line.value)
             try:
                 record = self.read_row(line.value, self.columns, summary.notes)
-                summary.beside.update(record.meta.keys() & line.value.keys())
+                if record.meta:
+                    note_beside(record, line.value, summary.beside)
                 self.target_text(record)
                 if self.target == "sft" or self.options.ablation != "none":
                     refuse_copy(record)

@@ -25,19 +25,37 @@ from dataclasses import replace
 from typing import Any
 
 from aft_factory.errors import RecordError
-from aft_factory.records.fields import LIST, OBJECT, kind, names_of, optional_text, parse_id
-from aft_factory.records.messages import Message
+from aft_factory.records.fields import (
+    LIST,
+    OBJECT,
+    items_of,
+    kind,
+    known,
+    names_of,
+    optional_text,
+    parse_id,
+)
+from aft_factory.records.layouts import MESSAGE_KEYS, Asked
+from aft_factory.records.leftovers import refuse_leftovers
+from aft_factory.records.messages import from_text
 from aft_factory.records.record import Columns, Record
+from aft_factory.records.texts import refuse_more
 
 PLACEHOLDERS = ("N/A", "None")  # written by binarizing scripts where there was no second response
 PAIR_SCORES = ("score_{0}", "{0}-rating", "{0}_score", "{0}_rating")
+# Columns of the published layouts; others are carried along.
+_KNOWN = {
+    *("aggregation", "chosen", "completions", "correct_answers", "id", "incorrect_answers"),
+    *("metadata", "models", "prompt_id", "rejected", "source", *MESSAGE_KEYS),
+    *(name.format(side) for side in ("chosen", "rejected") for name in (*PAIR_SCORES, "{0}-model")),
+}
 
 
 def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Record:
     """Return the record of a row: every distinct response is a proposal.
 
     Args:
-        row: A row in one of the layouts above.
+        row: A row in one of the layouts above. Columns of no layout go to `meta`.
         columns: Which columns belong to no query; for the rest, the layouts are known.
         notes: Counts what was repaired or left out.
 
@@ -47,9 +65,9 @@ def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Recor
     if not isinstance(row, OBJECT):
         raise RecordError("row", f"expected an object, got {kind(row)}")
     if row.get(field := "completions") is not None:
-        messages, responses, preferred = _read_completions(row, columns, notes)
+        asked, responses, preferred = _read_completions(row, columns, notes)
     elif row.get(field := "chosen") is not None:
-        messages, responses, preferred = _read_pair(row, columns)
+        asked, responses, preferred = _read_pair(row, columns)
     else:
         raise RecordError(
             "completions", f"missing, and no 'chosen' either; the row has: {names_of(row)}"
@@ -77,7 +95,7 @@ def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Recor
     name = "prompt_id" if row.get("id") is None else "id"
     return Record(
         id=parse_id(row.get(name), name),
-        messages=messages,
+        messages=asked.messages,
         proposals=list(kept),
         aggregation=optional_text(row.get("aggregation"), "aggregation"),
         reference=reference,
@@ -88,6 +106,7 @@ def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Recor
         proposal_models=[r.model for r in kept.values()]
         if any(r.model for r in kept.values())
         else None,
+        meta={str(key): row[key] for key in row if key not in _KNOWN and key not in asked.used},
     )
 
 
@@ -117,8 +136,8 @@ class _Response:
 
 def _read_completions(
     row: Mapping[str, Any], columns: Columns, notes: Counter[str]
-) -> tuple[list[Message], list[_Response], None]:
-    messages = columns.query_of(row).messages
+) -> tuple[Asked, list[_Response], None]:
+    asked = columns.query_of(row)
     completions = row["completions"]
     if not isinstance(completions, LIST) or isinstance(completions, str) or not completions:
         raise RecordError("completions", "expected a list with at least one completion")
@@ -127,7 +146,7 @@ def _read_completions(
         place = f"completions[{index}]"
         if not isinstance(completion, OBJECT):
             raise RecordError(place, f"expected an object, got {kind(completion)}")
-        text = completion.get("response")
+        text = known(completion.get("response"))
         if text is None:
             text = ""
         if not isinstance(text, str):
@@ -135,18 +154,21 @@ def _read_completions(
         model = completion.get("model")
         score = _completion_score(completion, notes)
         responses.append(_Response(text, model if isinstance(model, str) else None, score))
-    return messages, responses, None
+    return asked, responses, None
 
 
-def _read_pair(
-    row: Mapping[str, Any], columns: Columns
-) -> tuple[list[Message], list[_Response], str]:
+def _read_pair(row: Mapping[str, Any], columns: Columns) -> tuple[Asked, list[_Response], str]:
     before, chosen = _split_answer(row["chosen"], "chosen")
     _, rejected = _split_answer(row.get("rejected"), "rejected")
-    # The whole conversation where it has one: `prompt` may be one message of it.
+    # The whole conversation where it has one: `prompt` may be one message of it, but no other.
     if before:
-        row, columns = {**row, "chosen": before}, replace(columns, messages="chosen")
-    asked = columns.query_of(row)
+        asked = replace(columns, messages="chosen").query_of({**row, "chosen": before})
+        ignored = (columns.ignore or "").split(",")
+        beside = {key: row[key] for key in MESSAGE_KEYS if key in row and key not in ignored}
+        said = [*(message["content"] for message in asked.messages), chosen, rejected]
+        refuse_leftovers(beside, said, asked.used)
+    else:
+        asked = columns.query_of(row)
     metadata = row.get("metadata") if isinstance(row.get("metadata"), OBJECT) else {}
     responses = []
     for side, text in (("chosen", chosen), ("rejected", rejected)):
@@ -155,18 +177,21 @@ def _read_pair(
         model = row.get(f"{side}-model")
         score = next((s for s in scores if s is not None), None)
         responses.append(_Response(text, model if isinstance(model, str) else None, score))
-    return asked.messages, responses, chosen
+    return asked, responses, chosen
 
 
 def _split_answer(value: Any, field: str) -> tuple[list[Any] | None, str]:
     """Take apart a text, or a list of messages that ends with the assistant's."""
+    value = from_text(known(value), field)
     if value is None:
         return None, ""
     if isinstance(value, str):
         return None, value
+    value = items_of(value) or value
     if isinstance(value, LIST) and value and isinstance(value[-1], OBJECT):
         content, role = value[-1].get("content"), value[-1].get("role")
         if role == "assistant" and isinstance(content, str):
+            refuse_more(value[-1], ("role", "content"), content, f"{field}[{len(value) - 1}]")
             return list(value[:-1]), content
         raise RecordError(
             f"{field}[{len(value) - 1}]", "expected the assistant's message with a text"

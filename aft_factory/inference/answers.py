@@ -71,23 +71,27 @@ _THOUGHT_START, _THOUGHT_END = (
 )
 # What a model writes on behind its answer.
 _NEXT_TURN = re.compile(
-    r"^[^\w\n]*+(?:user|human|assistant)[^\w\n]{0,3}?(?:[:.)]|$)|(?<=[^\sa-z])(?:user|assistant)\s*?$",
+    r"^[^\w\n]*+(?:user|human|assistant)[^\w\n]{0,3}?(?:[:.)]|$)|(?<=[0-9.!?)\]}>*$|])(?:user|assistant)\s*?$",
     re.IGNORECASE | re.MULTILINE,
 )
 _NEXT_QUESTION = re.compile(
-    r"^[^\w\n]*+(?:(?:next|new|another) )?"
+    r"^[^\w\n]*+(?:(?:next|new|another|additional|bonus|extra|practice|similar|follow[- ]?up) )?"
     r"(?:question|problem|exercise|example|query|instruction|task|q)"
     r" ?#?[0-9]*+[^\w\n]{0,3}?(?:[:.)]|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 
+# Below a blank line, or with a number: else it may be the task that a solution says again.
+_NEXT_SECTION = re.compile(rf"(?<=\n\n)(?:{_NEXT_QUESTION.pattern})", _NEXT_QUESTION.flags)
+
 _MARK = re.compile(r"####[ \t*]*+")
 _NUMBERED_HEADING = re.compile(r"\)|\.[ \t]++\S")  # "#### 2. Add them" is no answer
+_SLASH = re.compile(r"(?<=[0-9]) ?/ ?(?=[0-9])")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*+\{")
 # What is stated may stand in bold or as a formula, on lines of its own. That "the answer is found
 # in 2 parts" states how, not what.
 _STATED = re.compile(
-    r"\banswer\W{0,4}?(?:is\b(?!\s+(?:not|[a-z]+\s+(?:in|by|from))\b)|[:=])"
+    r"(?<![a-z0-9])answer[\W_]{0,4}?(?:is\b(?!\s+(?:not|[a-z]+\s+(?:in|by|from))\b)|[:=])"
     r"(?:[\s:*_$]|\\[\[(])*+(?:[a-z]\w*+ ?= ?)?",
     re.IGNORECASE,
 )
@@ -96,7 +100,9 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 # What makes the number before it the beginning of a sum. None is in "15, because x = 3".
 _SUM = re.compile(
     r"(?!\s*(?:as|because|since)\b)"
-    r"[^-+*/×÷·^=,;:\\0-9]{0,30}?(?:[-+*/×÷·^]|\\(?:times|cdot|div)\b|\b(?:x|of|times)\b)"
+    r"(?:[^-+*/×÷·^=,;:\\0-9]|/(?=[a-z])){0,30}?"
+    r"(?:[-+*/×÷·^]|\\(?:times|cdot|div)\b|\b(?:x|of|times|plus|minus|(?:divid|multipli)ed by)\b"
+    r"|(?<=[0-9])(?=\([-.0-9]+\)))"
     r"\s*+[-($.\\0-9][^=\n]{0,200}+=(?![=>])"
 )
 
@@ -115,7 +121,7 @@ def extract_number(text: str, *, whole: bool = True) -> str | None:
     response = _until(text, first.end(), _NEXT_TURN, _CONTROL)
     found = [*_marked(response), *_boxed(response), *_stated(response)]
     start = min((start for start, _ in found), default=first.end())
-    response = _until(response, start, _NEXT_QUESTION)
+    response = _until(response, start, _NEXT_QUESTION if found else _NEXT_SECTION)
     if found:
         before = (number for start, number in found if start < len(response))
         return _canonical(next(before, found[0][1]))
@@ -209,7 +215,12 @@ def _boxed(text: str) -> Iterator[tuple[int, re.Match[str]]]:
             if depth == 0:
                 rest = rest[:end]
                 break
-        yield from _result(box, rest)
+        rest = _SLASH.sub("/", rest)
+        left, _, right = rest.partition("=")
+        # In "2x = 10" it is on the right; in "15 because x = 3" and "x = 3, y = 4" it comes first.
+        first = _NUMBER.match(left := left.strip(" $"))
+        whole = (first and not left[first.end() :][:1].strip()) or re.search("[,;<>]", left)
+        yield from _result(box, rest if whole or not _NUMBER.search(right) else right)
 
 
 def _stated(text: str) -> Iterator[tuple[int, re.Match[str]]]:

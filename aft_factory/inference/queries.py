@@ -27,6 +27,8 @@ class Query:
         proposals: Drafts of an answer to the first query that the row brings along.
         final: Settings of the final sampling that this query overrides.
         events: What reading the row left out: {turn, layer, slot, event}, as outcomes have them.
+        options: Options of the strategy that this query overrides.
+        seed: In the place of the run's.
     """
 
     id: str
@@ -35,6 +37,8 @@ class Query:
     proposals: list[str] = field(default_factory=list)
     final: Mapping[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
 
     @property
     def identity(self) -> str:

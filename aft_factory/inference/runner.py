@@ -91,7 +91,9 @@ class Runner:
     @staticmethod
     def outcome_key(query: Query, fingerprint: str) -> bytes:
         """Return the journal's key for the outcome of a query."""
-        content = [fingerprint, query.id, query.turns, query.final, query.proposals]
+        content: list[Any] = [fingerprint, query.id, query.turns, query.final, query.proposals]
+        if query.options or query.seed is not None:
+            content += [query.options, query.seed]
         return hashlib.blake2b(_canonical(content), digest_size=16).digest()
 
     async def answer(self, query: Query, watch: Watch | None = None) -> Outcome:
@@ -109,7 +111,9 @@ class Runner:
         settings = self.settings
         if query.final:
             settings = replace(settings, final=replace(settings.final, **query.final))
-        options = dict(self.options)
+        if query.seed is not None:
+            settings = replace(settings, seed=query.seed)
+        options = {**self.options, **query.options}
         scored: list[Usage] = []
         if self.score is not None:
             options["score"] = self.score if self.count is None else self._counted(scored)

@@ -28,14 +28,11 @@ import orjson
 from aft_factory.errors import RecordError
 from aft_factory.inference.answers import extract_number, is_correct
 from aft_factory.inference.queries import Query, read_record
-from aft_factory.records.fields import LIST, OBJECT, kind, names_of, optional_text, parse_id
+from aft_factory.records.fields import LIST, OBJECT, kind, known, names_of, optional_text, parse_id
+from aft_factory.records.layouts import read_query
 from aft_factory.records.leftovers import refuse_leftovers
-from aft_factory.records.messages import Message, parse_messages, read_query
-from aft_factory.records.record import (
-    PROPOSAL_KEYS,
-    Row,
-    content_id,
-)
+from aft_factory.records.messages import Message, parse_messages
+from aft_factory.records.record import Row, content_id
 from aft_factory.records.tables import FORMATS
 
 # FastChat's `temperature_config`; it takes the default for other categories.
@@ -61,6 +58,7 @@ class Task:
     Attributes:
         read_row: Row to query; raises RecordError for a row it cannot use.
         columns: What it reads, for messages.
+        known_columns: What its rows may hold; for `records` that is not known.
         taken: Columns of other answers, which its scorer would take for the run's own.
         write_row: (query, the answer of each turn, name of the model) to a row of the benchmark's
             output file; None where it has none of its own.
@@ -79,6 +77,7 @@ class Task:
     unread: Callable[[Any], Query | None] = lambda _: None
     is_right: Callable[[Query, list[str]], bool] | None = None
     taken: tuple[str, ...] = ()
+    known_columns: frozenset[str] = frozenset()
 
 
 def read_as(name: str, row: Any) -> Query:
@@ -94,15 +93,19 @@ def read_as(name: str, row: Any) -> Query:
 
 
 def detect_task(row: Any) -> str:
-    """Name the task whose layout a row has, by its keys; `records` where it has no other."""
+    """Name the task whose layout a row has, by its keys; `records` where it has no other.
+
+    Many rows have a question and an answer: they are a benchmark's where they have nothing else.
+    """
     keys = set(row) if isinstance(row, OBJECT) else set()
     if {"question_id", "turns"} <= keys and _are_texts(row["turns"]):
         return "mt_bench"  # Arena-Hard has objects in the place of texts, and one turn: a record
     if {"key", "prompt", "instruction_id_list"} <= keys:
         return "ifeval"
-    if {"question", "answer"} <= keys:
+    if {"question", "answer"} <= keys <= TASKS["gsm8k"].known_columns:
         return "gsm8k"
-    if "instruction" in keys and keys & {"dataset", "generator"} and not keys & {*PROPOSAL_KEYS}:
+    is_eval = "instruction" in keys and keys & {"dataset", "generator"}
+    if is_eval and keys <= TASKS["alpaca_eval"].known_columns:
         return "alpaca_eval"
     return "records"
 
@@ -134,8 +137,8 @@ def read_mt_bench(row: Any) -> Query:
     refuse_leftovers(row, turns, ["turns"])
     category = optional_text(row.get("category"), "category")
     temperature = MT_BENCH_TEMPERATURES.get(category or "", MT_BENCH_DEFAULT_TEMPERATURE)
-    if "required_temperature" in row:
-        temperature = row["required_temperature"]
+    if (required := known(row.get("required_temperature"))) is not None:
+        temperature = required
         if type(temperature) not in (int, float) or not 0 <= temperature <= 10:
             problem = f"expected a number from 0 to 10, got {kind(temperature)}"
             raise RecordError("required_temperature", problem)
@@ -198,6 +201,18 @@ def write_ifeval(query: Query, answers: list[str], model: str) -> Row:
     return {"prompt": query.row["prompt"], "response": answers[0]}
 
 
+def unread_alpaca_eval(row: Any) -> Query | None:
+    """Return `Task.unread` of AlpacaEval: by its instruction, as an answered row has it."""
+    if not isinstance(row, OBJECT):
+        return None
+    name = "instruction" if "instruction" in row else "query"
+    try:
+        messages = read_query({key: row[key] for key in (name, "input") if key in row}).messages
+    except RecordError:
+        return unread(name)(row)
+    return Query("", [messages], dict(row))
+
+
 def unread(key: str) -> Callable[[Any], Query | None]:
     """Return `Task.unread` of a benchmark whose scorer knows a row by the text of this key."""
 
@@ -248,25 +263,34 @@ def _user_message(value: Any, field: str) -> list[Message]:
     return parse_messages(value, field)  # refuses a blank one
 
 
+# Read into the query beside the text that a benchmark has it in.
+_BESIDE = {"id", "input", "system", "system_prompt", "history"}
+_ALPACA_EVAL = {"instruction", "query", "output", "generator", "dataset", "datasplit", "index"}
 TASKS = {
     "records": Task(read_record, None, FORMATS),
     "alpaca_eval": Task(
         *(read_alpaca_eval, write_alpaca_eval, (".json",), ("instruction",)),
         taken=("output", "generator"),
-        unread=unread("instruction"),
+        unread=unread_alpaca_eval,
+        known_columns=frozenset(_ALPACA_EVAL | _BESIDE),
     ),
     # Beside the temperature of the category: FastChat cuts no tail off.
     "mt_bench": Task(
         *(read_mt_bench, write_mt_bench, (".jsonl",), ("question_id", "turns"), {"top_p": 1.0}),
         unread=unread_mt_bench,
+        known_columns=frozenset(
+            {"question_id", "category", "turns", "reference", "required_temperature"}
+        ),
     ),
     "gsm8k": Task(
         *(read_gsm8k, write_gsm8k, FORMATS, ("question", "answer"), GREEDY),
         unread=unread("question"),
         is_right=is_right_gsm8k,
+        known_columns=frozenset({"question", "answer"} | _BESIDE),
     ),
     "ifeval": Task(
         *(read_ifeval, write_ifeval, (".jsonl",), ("key", "prompt"), GREEDY),
         unread=unread("prompt"),
+        known_columns=frozenset({"key", "prompt", "instruction_id_list", "kwargs"} | _BESIDE),
     ),
 }

@@ -8,7 +8,8 @@ from typing import Any
 from aft_factory.errors import UsageError, suggest
 from aft_factory.pipeline.step import COMMANDS, Step
 from aft_factory.pipeline.training import TrainStep
-from aft_factory.stage.declaring import declared, read_yaml
+from aft_factory.stage.declaring import declared
+from aft_factory.stage.yaml_file import read_yaml
 
 KEYS = ("folder", "allow_failed", "stages")
 STAGES = (*COMMANDS, "train")

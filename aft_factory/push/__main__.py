@@ -16,7 +16,7 @@ from aft_factory.push.settings import PushSettings
 from aft_factory.records.files import read_text
 from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.console import show
-from aft_factory.stage.declaring import read_yaml
+from aft_factory.stage.yaml_file import read_yaml
 
 EXAMPLES = """\
 examples:

@@ -67,10 +67,10 @@ def items_of(value: Any) -> list[Any] | None:
 
 
 def from_json(value: Any) -> Any:
-    """Return the list that a text is the JSON of, as data frames have it; all else as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """Return the list or object that a text is the JSON of, as data frames have it; else itself."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
-            value = exact_json.load(value)  # which begins so, and therefore is a list
+            value = exact_json.load(value)
         except ValueError:
             return value
     return value

@@ -1,19 +1,19 @@
 """Leftovers: columns of a row that may belong to its query and were not read. Pure.
 
 A name tells: its last word, as in `retrieved_documents` or `userPrompt`. `prompt_id`, `num_tokens`
-and `question_type` tell of a query without being part of it, and so does a number, such as how many
-turns there are. What says only what the conversation says as well is no loss.
+and `question_type` tell of a query without being part of it, and so does a number that counts:
+`num_turns`, `turns`, `turn`. What says only what the conversation says as well is no loss.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from aft_factory.errors import RecordError
-from aft_factory.records.fields import is_blank, kind, leaves
+from aft_factory.records.fields import LIST, OBJECT, is_blank, kind, leaves
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+")
 _FORM = re.compile(r"content|json|list|raw|str|string|text")  # a last word that says nothing
@@ -26,6 +26,12 @@ _PART = re.compile(
     r"|requirement|scenario|schema|sentence|situation|system|table|tool|turn|user|utterance)s?"
     r"|queries|histories|hypotheses|story|stories"
 )
+# Names of which a number is how many there are, which one it is, or whether there is any.
+_COUNT = re.compile(
+    r"(?:avg|count|has|is|max|mean|min|n|nb|no|num|number|total|with)", re.IGNORECASE
+)
+_COUNTED = re.compile(r"(?i:turn|.*s)")
+_TAGS = ("role", "from", "type")  # of messages and parts: what says how a text is meant
 
 
 @cache
@@ -44,6 +50,16 @@ def may_belong(name: str) -> bool:
     return bool(words and (_PART.fullmatch(words[-1]) or _MEDIUM.fullmatch(words[-1])))
 
 
+def may_be_part(name: str, value: Any) -> bool:
+    """Tell whether a value that says something may be part of a query, by its name."""
+    if not may_belong(name):
+        return False
+    if isinstance(value, int | float):
+        words = _WORD.findall(name)
+        return not (_COUNTED.fullmatch(words[-1]) or (words[1:] and _COUNT.fullmatch(words[0])))
+    return True
+
+
 def refuse_leftovers(row: Mapping[str, Any], said: Iterable[str], read: Collection[str]) -> None:
     """Refuse a column that may belong to the query and says what the conversation does not.
 
@@ -57,12 +73,13 @@ def refuse_leftovers(row: Mapping[str, Any], said: Iterable[str], read: Collecti
     """
     texts: set[str] | None = None
     for name, value in row.items():
-        if name in read or not may_belong(str(name)) or is_blank(value):
+        if name in read or not may_belong(str(name)):  # the usual cases
+            continue
+        if is_blank(value) or not may_be_part(str(name), value):
             continue
         texts = {text.strip() for text in said} if texts is None else texts
-        if isinstance(value, int | float) or all(
-            isinstance(leaf, str) and leaf.strip() in texts for leaf in leaves(value)
-        ):
+        told = (leaf for leaf in _told(value) if leaf is not None)  # as Parquet fills objects
+        if all(isinstance(leaf, str) and leaf.strip() in texts for leaf in told):
             continue
         raise RecordError(
             str(name),
@@ -70,3 +87,15 @@ def refuse_leftovers(row: Mapping[str, Any], said: Iterable[str], read: Collecti
             "name the columns of the query (messages=COLUMN, system=COLUMN ...), or leave this "
             f"one out of it (ignore={name})",
         )
+
+
+def _told(value: Any) -> Iterator[Any]:
+    """Go through what a value tells: of messages and parts, the texts."""
+    if isinstance(value, LIST) and not isinstance(value, str):
+        value = [
+            {key: item[key] for key in item if key not in _TAGS}
+            if isinstance(item, OBJECT)
+            else item
+            for item in value
+        ]
+    return leaves(value)

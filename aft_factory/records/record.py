@@ -14,7 +14,7 @@ Every key is always written and `meta` is JSON text, so that Arrow finds equal c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,12 @@ import orjson
 
 from aft_factory.errors import RecordError, UsageError, suggest
 from aft_factory.records import exact_json
-from aft_factory.records.drafts import parse_proposals
+from aft_factory.records.drafts import parse_drafts, put_together
 from aft_factory.records.fields import (
     LIST,
     OBJECT,
     from_json,
+    is_blank,
     kind,
     known,
     names_of,
@@ -34,7 +35,8 @@ from aft_factory.records.fields import (
     parse_id,
     parse_list,
 )
-from aft_factory.records.messages import Asked, Message, read_query
+from aft_factory.records.layouts import Asked, read_query
+from aft_factory.records.messages import Message
 
 Row = dict[str, Any]
 
@@ -126,7 +128,7 @@ class Columns:
         return cls(**names)
 
     def query_of(self, row: Mapping[str, Any]) -> Asked:
-        """Read what a row asks; see `messages.read_query`.
+        """Read what a row asks; see `layouts.read_query`.
 
         Raises:
             RecordError: If it asks nothing, or something that is not understood.
@@ -153,12 +155,12 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
     """Read a record from a row of any of the accepted layouts.
 
     Args:
-        row: The query as `messages` has it; `proposals` (or `responses`) is a list of texts or of
+        row: The query as `layouts` has it; `proposals` (or `responses`) is a list of texts or of
             objects `{"response" or "text", "model", "score"}`, in which what is missing is blank.
             The reference is `reference`, else Alpaca's `output`, else the answer that the
             conversation ends with (otherwise that is "answer" in `meta`). Other columns go to
             `meta`, and so do `reference`, `source`, `scores`, `proposal_models` and `meta` of
-            other types than ours.
+            other types than ours; what else the drafts' objects hold is there as "of_proposals".
         columns: Names of the columns, where they are not the usual ones.
 
     Raises:
@@ -169,27 +171,29 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
     asked = columns.query_of(row)
     used = set(asked.used)
 
-    def take(*names: str, given: str | None) -> tuple[str, Any]:
+    def take(
+        *names: str, given: str | None, nothing: Callable[[Any], bool] = _is_nothing
+    ) -> tuple[str, Any]:
         if given is not None:
             if given not in row:
                 raise RecordError(given, f"no such column; the row has: {names_of(row)}")
             names = (given,)
         present = [name for name in names if name in row]
-        filled = (name for name in present if not _is_nothing(row[name]))
+        filled = (name for name in present if not nothing(row[name]))
         name = next(filled, next(iter(present), ""))
         used.add(name)
         return name or names[0], known(row.get(name))
 
-    name, value = take(*PROPOSAL_KEYS, given=columns.proposals)
-    proposals, models, scores = parse_proposals(from_json(value), name)
+    name, value = take(*PROPOSAL_KEYS, given=columns.proposals, nothing=_is_no_list)
+    proposals, models, scores, rest = parse_drafts(from_json(value), name)
     beside: dict[str, list[Any] | None] = {}
     for name, types in (("scores", (int, float)), ("proposal_models", (str,))):
         value = from_json(known(row.get(name)))
         if value is None or (isinstance(value, LIST) and not isinstance(value, str)):
             used.add(name)
             beside[name] = parse_list(value, name, types, len(proposals))
-    scores = beside.get("scores") or scores
-    models = beside.get("proposal_models") or models
+    scores = put_together(beside.get("scores"), scores)
+    models = put_together(beside.get("proposal_models"), models)
 
     name, value = take("id", given=columns.id)
     identity = parse_id(value, name)
@@ -209,13 +213,20 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
             used.add("output")
             reference = output
 
-    if _is_nothing(reference):
-        reference = asked.answer or reference
-    elif asked.answer not in (None, reference):
-        row = {**row, "answer": asked.answer}
     meta = _parse_meta(row["meta"]) if "meta" in row else {}
     if meta is not None:
         used.add("meta")
+    meta = meta or {}
+    more = {str(key): value for key, value in row.items() if key not in used}
+    if _is_nothing(reference):
+        reference = asked.answer or reference
+    elif asked.answer not in (None, reference):
+        name = "answer"
+        while name in more:
+            name = f"conversation_{name}"
+        more[name] = asked.answer
+    if rest is not None:
+        more["of_proposals"] = rest
     return Record(
         id=identity,
         messages=asked.messages,
@@ -225,8 +236,15 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
         source=texts["source"] or "",
         scores=None if scores is None else [None if s is None else float(s) for s in scores],
         proposal_models=models,
-        meta=(meta or {}) | {str(key): value for key, value in row.items() if key not in used},
+        meta=_beside(meta, more) if meta else more,
     )
+
+
+def note_beside(record: Record, row: Mapping[str, Any], found: set[str]) -> None:
+    """Add the columns of a row that hold something and were read as no part of its record."""
+    for name in record.meta.keys() & row.keys() - found:
+        if not is_blank(row[name]):
+            found.add(name)
 
 
 def told_beside(columns: Iterable[str]) -> str:
@@ -250,7 +268,24 @@ def required_aggregation(record: Record) -> str:
 
 def _is_nothing(value: Any) -> bool:
     """Tell whether another column should be looked at instead."""
-    return known(value) is None or (isinstance(value, str | list) and not value)
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return known(value) is None or (isinstance(value, LIST) and not value)
+
+
+def _is_no_list(value: Any) -> bool:
+    """Tell the same of a list, which may be JSON text."""
+    return _is_nothing(from_json(value))
+
+
+def _beside(meta: Row, more: Row) -> Row:
+    """Put columns beside what `meta` held before; nothing of either is lost."""
+    made = dict(meta)
+    for name, value in more.items():
+        while name in made and made[name] != value:
+            name = f"input_{name}"
+        made[name] = value
+    return made
 
 
 def _parse_meta(value: Any) -> Row | None:

@@ -17,9 +17,10 @@ from aft_factory.run.inspection import describe_query, first_id, journal_of
 from aft_factory.run.replaying import prompts_of
 from aft_factory.run.settings import PRESETS, RunSettings, preset_names
 from aft_factory.stage.console import guarded, show
-from aft_factory.stage.declaring import COMMON, read_yaml, setting
+from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.job_command import JobArguments, JobCommand
 from aft_factory.stage.job_settings import FILES
+from aft_factory.stage.yaml_file import read_yaml
 
 EXAMPLES = """\
 examples:

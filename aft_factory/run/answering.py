@@ -77,6 +77,7 @@ def build_stage(settings: RunSettings, name: str, first: Any = None) -> Stage:
         task_row=write and (lambda query, answers: write(query, answers, generator)),
         unread=task.unread,
         is_right=task.is_right,
+        columns=task.known_columns,
         used=used(settings, name),
         following=lambda output: ("aft", "run", "--inspect", output),
     )

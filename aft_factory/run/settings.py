@@ -16,7 +16,7 @@ from aft_factory.prompts.rendering import load_template
 from aft_factory.records.tables import table_format
 from aft_factory.stage.declaring import COMMON, setting, written
 from aft_factory.stage.job_settings import DECODING, FILES, OWNED, AskSettings, missing_keys
-from aft_factory.stage.reading import AGGREGATOR, ROWS, at_least
+from aft_factory.stage.reading import AGGREGATOR, MOST_SAMPLES, ROWS, at_least
 from aft_factory.stage.reward import RewardSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -116,7 +116,8 @@ class RunSettings(RewardSettings, AskSettings):
             value = getattr(self, name)
             if value is not None and value not in known:
                 problems.append(f"{name}: unknown {value!r}; {suggest(value, known)}")
-        problems += at_least(self, ("width", 1), ("layers", 0), ("subset", 1), ("window", 2))
+        limits = (("width", 1), ("layers", 0), ("subset", 1), ("window", 2))
+        problems += at_least(self, *limits, most=MOST_SAMPLES)
         if not is_form(self.drafts):
             problems.append(f"drafts: expected {FORMS}, got {self.drafts!r}")
         for check in (self.final, self.middle, lambda: load_template(self.template)):

@@ -31,7 +31,7 @@ from aft_factory.sample import urial
 from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import DECODING, AskSettings
-from aft_factory.stage.reading import at_least
+from aft_factory.stage.reading import MOST_SAMPLES, at_least
 from aft_factory.stage.rehearsing import filler, records
 from aft_factory.stage.stage import Stage, Tally
 
@@ -54,7 +54,8 @@ class SampleSettings(AskSettings):
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
-        problems = AskSettings.problems(self) + at_least(self, ("samples", 1))
+        problems = AskSettings.problems(self)
+        problems += at_least(self, ("samples", 1), most=MOST_SAMPLES)
         try:
             urial.load_propose_template(self.prompt)
         except UsageError as error:

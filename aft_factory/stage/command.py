@@ -18,10 +18,11 @@ from aft_factory.records.files import read_text
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import build, declared, read_yaml, setting
+from aft_factory.stage.declaring import build, declared, setting
 from aft_factory.stage.flags import Parser, add_flags, usage_of
 from aft_factory.stage.job_settings import FILES
 from aft_factory.stage.reading import Settings
+from aft_factory.stage.yaml_file import read_yaml
 
 # Files that are no settings of ours, by a key that none of them has.
 LOOKS_LIKE = {

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from aft_factory.errors import UsageError, suggest
-from aft_factory.records.files import read_text
-from aft_factory.records.tables import is_table
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
@@ -152,42 +150,6 @@ def declared(*kinds: type[Any]) -> dict[str, Declared]:
     }
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file of settings.
-
-    Raises:
-        UsageError: If it is not a mapping in YAML; names the line.
-    """
-    import yaml
-
-    if path.suffix != ".json" and is_table(str(path)):
-        raise UsageError(f"{path}: looks like a file of rows; expected lines of `key: value`")
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        """Refuses what others take silently: of a name given twice, the last."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            seen = set()
-            for key, _ in node.value:
-                if key.value in seen:
-                    problem = f"{key.value} is given twice"
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-                seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
-            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-            return mapping
-
-    try:
-        content = yaml.load(read_text(path), Loader)
-    except (OSError, yaml.YAMLError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise UsageError(f"{path}: cannot be read as YAML: {problem}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageError(f"{path}: expected lines of `key: value`")
-    return content
-
-
 def checked(
     mapping: Mapping[str, Any], *kinds: type[Any], but: Iterable[str] = ()
 ) -> tuple[dict[str, Any], list[str]]:
@@ -215,6 +177,8 @@ def checked(
 def build(kind: type[T], layers: Iterable[tuple[str, Mapping[str, Any]]]) -> T:
     """Build settings from layers of (where it stands, mapping); a later one overrides.
 
+    Of a setting that is itself a mapping, a later one overrides key by key.
+
     Raises:
         UsageError: With every unknown key and wrong value of all layers.
     """
@@ -222,7 +186,10 @@ def build(kind: type[T], layers: Iterable[tuple[str, Mapping[str, Any]]]) -> T:
     problems: list[str] = []
     for where, mapping in layers:
         right, wrong = checked(mapping, kind)
-        values |= right
+        for name, value in right.items():
+            before = values.get(name)
+            both = isinstance(before, dict) and isinstance(value, dict)
+            values[name] = before | value if both else value
         problems += [f"{where}: {problem}" if where else problem for problem in wrong]
     if problems:
         raise UsageError(*problems)
@@ -260,7 +227,10 @@ def _value(value: Any, one: Declared) -> Any:
     if base is str:
         return _text(value)
     if base is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError("expected a number, got one that is too large") from None
     if base in (int, float) and isinstance(value, str):
         with contextlib.suppress(ValueError):  # YAML takes 1e-5 for a text
             value = base(value)
@@ -292,5 +262,5 @@ def _pair(text: Any, one: Declared) -> tuple[str, Any]:
         return key, value
     try:
         return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return key, value

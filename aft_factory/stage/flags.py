@@ -73,6 +73,8 @@ def add_flags(parser: Parser, *kinds: type[Any], **texts: str) -> None:
     for name, one in declared(*kinds).items():
         group, default = parser.group(one.group), one.field.default
         text = texts.get(name, one.field.metadata["help"])
+        if one.kind is dict:
+            text += "; adds to those of a file"
         if one.form != "argument" and default not in (None, False, REQUIRED):
             text += f" (default: {default})"
         options: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
@@ -95,8 +97,10 @@ def _taken(one: Declared) -> dict[str, Any]:
     if one.kind is dict:
         return {"action": "append", "metavar": one.field.metadata["metavar"] or PAIR}
     if one.form == "argument":
-        several = "+" if one.kind is list else None
-        return {"nargs": "?" if one.field.default is None else several}
+        optional = one.field.default is None
+        if one.kind is list:
+            return {"nargs": "*" if optional else "+"}
+        return {"nargs": "?" if optional else None}
     if one.kind is list:
         return (
             {"action": "append"} if one.form == "repeated" else {"action": "extend", "nargs": "+"}

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,7 +24,8 @@ from aft_factory.errors import RecordError
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner, window
-from aft_factory.records.fields import OBJECT
+from aft_factory.records.fields import OBJECT, is_blank
+from aft_factory.records.record import Columns, Row, note_beside, record_from_row, told_beside
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import keepable
@@ -34,6 +35,8 @@ from aft_factory.stage.signals import graceful
 from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe
 from aft_factory.stage.writing import JobFiles
+
+MOST_SHOWING = 100  # rows, of which each has a column that is new: more are no columns
 
 
 class Job(JobFiles):
@@ -170,8 +173,9 @@ class Job(JobFiles):
                 await self._runner(asker, dry).answer_all(queries(), dry.in_flight, count)
         totals.finish_reasons.clear()
         expected = f"To expect, {self.stage.dry_run_note}:"
+        flops = self.flops_of(totals, self.stage.strategy, self.stage.options)
         told = [f"{totals.read} rows, {unusable} of them unusable. {expected}"]
-        told += describe(totals, self.flops_of(totals), measured=False)
+        told += describe(totals, flops, measured=False)
         told += self._priced("price", totals.total)
         if left is not None:
             told += left.describe(totals.read - unusable - totals.repeated)
@@ -190,11 +194,33 @@ class Job(JobFiles):
         return [f"{what}: {cost:,.2f}, by --price-in and --price-out"]
 
 
-def survey(source: str, settings: JobSettings) -> tuple[int, Any]:
-    """Count the rows of the input, and return the count and the first that is an object."""
-    count, first = 0, None
+def survey(source: str, settings: JobSettings) -> tuple[int, list[Row]]:
+    """Count the rows of the input, and return the count and those that show what rows hold.
+
+    These are the first that is an object, and each that is the first with something in a column.
+    """
+    count, rows = 0, list[Row]()
+    seen: set[Any] = set()
     for line in settings.lines(source):
-        if first is None and isinstance(line.value, OBJECT):
-            first = line.value
         count += 1
-    return count, first
+        if not isinstance(line.value, OBJECT) or len(rows) == MOST_SHOWING:
+            continue
+        new = {name for name in line.value.keys() - seen if not is_blank(line.value[name])}
+        if new or not rows:
+            seen |= new
+            rows.append(dict(line.value))
+    return count, rows
+
+
+def note_of_columns(rows: Sequence[Row], stage: Stage, columns: Columns) -> str | None:
+    """Say which columns of rows are in no prompt; None where all are, or are a benchmark's."""
+    beside: set[str] = set()
+    for row in rows:
+        if stage.columns:
+            beside |= {
+                name for name in row if name not in stage.columns and not is_blank(row[name])
+            }
+            continue
+        with contextlib.suppress(RecordError):  # which is told of its row
+            note_beside(record_from_row(row, columns), row, beside)
+    return told_beside(beside) if beside else None

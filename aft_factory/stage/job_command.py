@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -10,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aft_factory.errors import RecordError, UsageError
-from aft_factory.records.record import record_from_row, told_beside
+from aft_factory.errors import UsageError
 from aft_factory.stage.command import ConfigArguments, ConfiguredCommand, Leaves
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import COMMON, argument, build, switch, written
 from aft_factory.stage.flags import with_input
-from aft_factory.stage.job import Job, survey
+from aft_factory.stage.job import Job, note_of_columns, survey
 from aft_factory.stage.job_settings import FILES, JobSettings
 from aft_factory.stage.kept import kept_settings
 from aft_factory.stage.output import summary_path
@@ -87,14 +85,12 @@ class JobCommand(ConfiguredCommand[J]):
         settings = self._exported(given) if export else self.read(given)
         if args.input is None:
             raise UsageError(f"name the INPUT: aft {self.name} INPUT --output OUTPUT ...")
-        total, first = survey(args.input, settings)
+        total, rows = survey(args.input, settings)
         task_output = self.task_output(settings)
         files = Files(args.input, args.output, task_output, args.overwrite, args.quiet)
-        stage = self.build_stage(settings, first)
-        with contextlib.suppress(RecordError):  # which is told of its row
-            beside = set(record_from_row(first, settings.columns()).meta) & set(first)
-            if beside and stage.task_row is None:  # a benchmark's columns are known
-                _log.warning("%s", told_beside(beside))
+        stage = self.build_stage(settings, rows[0] if rows else None)
+        if note := note_of_columns(rows, stage, settings.columns()):
+            _log.warning("%s", note)
         job = Job(files, settings, stage, total)
         if args.dry_run:
             job.dry_run()

@@ -18,6 +18,7 @@ from aft_factory.records.tables import Line, read_rows
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.progress import progress_bar
 
+MOST_SAMPLES = 10_000  # of one query: what is larger is a slip, and fills the memory
 FORMATS = ".jsonl, .json, .gz, .zst, .parquet"
 AGGREGATOR = (  # help of `--template`
     "aggregator prompt: paper, moa, release or the path of a .jinja file, whose one variable is "
@@ -113,12 +114,13 @@ class ReadSettings(Settings):
             yield self.lines(*sources, on_bytes=bar.update)
 
 
-def at_least(settings: object, *limits: tuple[str, int]) -> list[str]:
-    """Return a problem for each number that is set and below its limit."""
+def at_least(settings: object, *limits: tuple[str, int], most: int = sys.maxsize) -> list[str]:
+    """Return a problem for each number that is set and below its limit, or above what can be."""
+    end = f" to {most}" if most < sys.maxsize else ""
     return [
-        f"{name}: expected a number from {least}, got {value}"
+        f"{name}: expected a number from {least}{end}, got {value}"
         for name, least in limits
-        if (value := getattr(settings, name)) is not None and not least <= value <= sys.maxsize
+        if (value := getattr(settings, name)) is not None and not least <= value <= most
     ]
 
 

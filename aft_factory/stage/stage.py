@@ -57,6 +57,7 @@ class Stage:
         task_row: From a query and its answers to the row of a benchmark's own file.
         unread: From a row that `read_row` refuses to a query that `task_row` can name.
         is_right: Whether the answers to a query are right, where that can be told.
+        columns: What the rows of a benchmark are known to hold.
         used: DraftingOptions that were used where none were given, for the summary.
         following: From its output to the command that comes next, in words.
     """
@@ -76,6 +77,7 @@ class Stage:
     task_row: Callable[[Query, list[str]], Row] | None = None
     unread: Callable[[Any], Query | None] = lambda _: None
     is_right: Callable[[Query, list[str]], bool] | None = None
+    columns: frozenset[str] = frozenset()
     used: Mapping[str, Any] = field(default_factory=dict)
     following: Callable[[Path], Sequence[str | Path]] = lambda _: ()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import AftError, RecordError, UsageError
@@ -14,6 +15,7 @@ from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
+from aft_factory.inference.strategy import Strategy
 from aft_factory.records.files import check_writable, write_report
 from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects
@@ -154,7 +156,7 @@ class JobFiles:
                     table.withdraw()
                 if outputs.task_table is not None and (totals.is_empty or totals.unfinished):
                     outputs.task_table.withdraw()  # it would look complete
-            flops = self.flops_of(totals)
+            flops = self.flops_of(totals, self.stage.strategy, self.stage.options)
             sessions = journal.sessions()
             more = {
                 "seconds": round(sum(session["seconds"] for session in sessions), 3),
@@ -193,7 +195,9 @@ class JobFiles:
             return []
         return [f"warning: {name} is of the run before; --task-output writes it anew"]
 
-    def flops_of(self, totals: Totals) -> dict[str, float | None] | None:
+    def flops_of(
+        self, totals: Totals, strategy: Strategy, options: Mapping[str, Any]
+    ) -> dict[str, float | None] | None:
         """Return the FLOPs of what a job asked; None where the model's size is unknown."""
         own = _shape(self.shapes[0])
         if own is None:
@@ -201,7 +205,7 @@ class JobFiles:
         # Of another model at a server its name is all there is to go by.
         others = {name: _shape(name, here=True) for name in totals.by_model if name}
         reward = None if totals.scored is None else _shape(self.shapes[1], classifier=True)
-        return totals.flops({"": own, **others}, reward, self.stage.strategy, self.stage.options)
+        return totals.flops({"": own, **others}, reward, strategy, options)
 
 
 def _told_of_task(totals: Totals, path: Path) -> list[str]:

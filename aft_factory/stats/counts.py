@@ -18,7 +18,7 @@ from aft_factory.errors import RecordError
 from aft_factory.prompts.estimating import HOW, estimated_row, estimated_tokens
 from aft_factory.prompts.rendering import load_template
 from aft_factory.records.fields import LIST, OBJECT
-from aft_factory.records.record import USUAL_COLUMNS, Columns, Record, record_from_row
+from aft_factory.records.record import USUAL_COLUMNS, Columns, Record, note_beside, record_from_row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.tables import Line
 
@@ -104,6 +104,7 @@ class Counts:
         self._scores: Counter[str] = Counter()
         self._truncated: Counter[str] = Counter()
         self._equal_proposals = 0
+        self._beside: set[str] = set()
 
     def read_line(self, line: Line) -> Record | None:
         """Count a line and return its record; None if it is none, which is counted too."""
@@ -112,6 +113,7 @@ class Counts:
             if line.problem is not None:
                 raise RecordError("row", line.problem)
             record = record_from_row(line.value, self._columns)
+            note_beside(record, line.value, self._beside)
             self._add(record)
         except RecordError as error:
             self.rejects.add(line, error.problem, error.field)
@@ -197,6 +199,7 @@ class Counts:
             "sources": dict(self.sources.most_common()),
             "proposal_models": dict(self.models.most_common()),
             "truncated": dict(self._truncated),
+            "in_no_prompt": sorted(map(str, self._beside)),
         }
 
 

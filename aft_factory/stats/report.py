@@ -13,7 +13,7 @@ from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.selection import Aggregation, select
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.records.fields import short
-from aft_factory.records.record import Record
+from aft_factory.records.record import Record, told_beside
 from aft_factory.stats.counts import LIMITS, PARTS, Lengths
 
 CHUNK = 128  # rows tokenized as one parallel batch
@@ -139,6 +139,8 @@ def _lines(numbers: dict[str, Any]) -> Iterator[str]:
     for title, key in (("sources", "sources"), ("models of proposals", "proposal_models")):
         if names := numbers[key]:
             yield f"{title}: {_listed({short(name): n for name, n in names.items()})}"
+    if beside := numbers["in_no_prompt"]:
+        yield told_beside(beside)
     if cut := numbers["truncated"]:
         yield f"rows with a cut-off answer: {cut['rows']} of {cut['rows_that_tell']} that tell"
 
@@ -151,8 +153,13 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def _table(title: str, parts: dict[str, Any], names: Sequence[str]) -> Iterator[str]:
+    rows = {
+        name: [f"{parts[name][head]:.6g}" for head in HEADS]
+        for name in names
+        if parts[name]["count"]
+    }
+    width = max([7, *(len(cell) for cells in rows.values() for cell in cells)]) + 1
     yield title
-    yield " " * 13 + "".join(f"{head:>8}" for head in HEADS)
-    for name in names:
-        if parts[name]["count"]:
-            yield f"  {name:11}" + "".join(f"{parts[name][head]:8.6g}" for head in HEADS)
+    yield " " * 13 + "".join(f"{head:>{width}}" for head in HEADS)
+    for name, cells in rows.items():
+        yield f"  {name:11}" + "".join(f"{cell:>{width}}" for cell in cells)

@@ -426,3 +426,11 @@ def test_prompts_without_completions_are_refused_and_known_as_truthful_qa(real):
 
 def test_readme_rows_are_not_from_truthful_qa(real):
     assert not any(map(is_truthful_qa, real.rows("ultrafeedback_readme_rows.jsonl")))
+
+
+def test_a_response_that_is_missing_as_nan_is_blank_and_other_columns_are_kept():
+    row = {"instruction": "Q", "completions": [{"response": float("nan")}, {"response": "a"}], "facts": "F"}  # fmt: skip
+    notes = Counter()
+    record = read_ultrafeedback(row, Columns(), notes)
+    assert (record.proposals, record.meta) == (["a"], {"facts": "F"})
+    assert notes == {"empty responses left out": 1}

@@ -396,3 +396,33 @@ def test_headings_and_questions_hide_no_answer(text, number):
 )
 def test_no_text_made_of_an_answers_parts_ends_a_run(words):
     assert extract_number("".join(words)) is None or isinstance(extract_number("".join(words)), str)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("**Given:** 3 boxes, 4 pens each\n**Problem:** total\n**Solution:** 3 x 4 = **12**", "12"),
+        ("There are 3 boxes.\nQuestion: How many?\n\n3*4 = 12", "12"),
+        ("Step 1: 3 boxes.\nTask: find the total.\nTotal: 12", "12"),
+        ("It is 18.\n\nQuestion: What is 2 + 3?\n5", "18"),
+        ("The answer is 18.\n\n## Follow-up question 1: Why?\nThe answer is 20", "18"),
+        ("5 GB/user\nSo 10 users need 50 GB", "50"),
+        ("18.user\nWhat is 5?", "18"),
+        ("#### 60 miles/hour * 2 hours = 120 miles", "120"),
+        ("The answer is $7/hour * 8 hours = $56", "56"),
+        ("The answer is 26 divided by 5 = 5.2", "5.2"),
+        ("The answer is 10 minus 3 equals 7", "7"),
+        ("#### 3(5) = 15", "15"),
+        ("#### 15 (because x = 3)", "15"),
+        (r"\boxed{2x = 10}", "10"),
+        (r"\boxed{f(2) = 5}", "5"),
+        (r"\boxed{x_1 = 5}", "5"),
+        (r"\boxed{\sqrt{16} = 4}", "4"),
+        (r"\boxed{15 = 3 * 5}", "15"),
+        (r"\boxed{x = 3, y = 4}", "3"),
+        (r"\boxed{1 / 2}", "0.5"),
+        ("__Answer__: 42. Because 3", "42"),
+    ],
+)
+def test_restated_tasks_equations_and_units_do_not_hide_the_answer(text, answer):
+    assert extract_number(text) == answer

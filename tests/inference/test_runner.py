@@ -15,7 +15,7 @@ from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.drafting_options import CompletionPrompts
 from aft_factory.inference.policy import Policy
-from aft_factory.inference.runner import window
+from aft_factory.inference.runner import Runner, window
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import read_mt_bench
 from aft_factory.prompts.fitting import Fitter
@@ -313,6 +313,26 @@ def test_the_fingerprint_names_all_that_decides_an_outcome(llama3_tokenizer_dir)
 
     fingerprints = asyncio.run(run())
     assert len(set(fingerprints)) == len(fingerprints)
+
+
+def test_a_query_may_have_a_seed_and_options_of_its_own():
+    """As a run has that is given these: its requests are the same, its outcome is another's."""
+    own = [replace(query("Question", "q"), seed=7, options={"width": 2})]
+    given, said = ScriptedEngine(), ScriptedEngine()
+    answer(given, own)
+    answer(said, [query("Question", "q")], seed=7, options={"width": 2, "layers": 2})
+    assert given.requests == said.requests
+    assert given.requests[0].n == 2
+    keys = {
+        Runner.outcome_key(one, "")
+        for one in (
+            own[0],
+            replace(own[0], seed=8),
+            replace(own[0], options={}),
+            query("Question", "q"),
+        )
+    }
+    assert len(keys) == 4
 
 
 def test_replay_asks_nothing_and_gives_the_same(tmp_path):

@@ -67,6 +67,11 @@ READ = {
         MT_BENCH | {"required_temperature": 1},
         {"id": "81", "turns": [user("Name a bird."), user("Another.")], "final": {"temperature": 1.0}},
     ),
+    "MT-Bench, where no question of the file asks for one": (
+        "mt_bench",
+        MT_BENCH | {"required_temperature": None},
+        {"id": "81", "turns": [user("Name a bird."), user("Another.")], "final": {"temperature": 0.1}},
+    ),
     "GSM8K": ("gsm8k", GSM8K, {"id": "cb4d689815210a16", "turns": [user("How much is 8 * 9?")]}),
     "GSM8K, where the rows have ids": (
         "gsm8k",
@@ -156,7 +161,7 @@ WRONG = [
     ("mt_bench", MT_BENCH | {"turns": ["a", ""]}, "turns[1]: the query is empty"),
     ("mt_bench", MT_BENCH | {"category": 5}, "category: expected a text, got int 5"),
     ("mt_bench", MT_BENCH | {"required_temperature": True}, "required_temperature: expected a number"),
-    ("mt_bench", MT_BENCH | {"required_temperature": float("nan")}, "required_temperature: expected"),
+    ("mt_bench", MT_BENCH | {"required_temperature": 11}, "required_temperature: expected"),
     ("gsm8k", GSM8K | {"question": 5}, "question: expected a text, got int 5"),
     ("gsm8k", {"question": "a"}, "answer: expected a text with a number, got nothing"),
     ("gsm8k", GSM8K | {"answer": "none"}, "answer: expected a text with a number, got str 'none'"),
@@ -220,7 +225,13 @@ def test_rows_of_alpaca_eval_are_known_by_their_keys(row):
 
 
 @pytest.mark.parametrize(
-    "row", [{"instruction": "a"}, {"prompt": "a", "id": 1}, ALPACA | {"proposals": ["a"]}, [], "a"]
+    "row",
+    [
+        *({"instruction": "a"}, {"prompt": "a", "id": 1}, ALPACA | {"proposals": ["a"]}, [], "a"),
+        {"body": "Seven red apples.", "question": "How many?", "answer": "7 (apples)"},
+        {"question": "Which?", "answer": "2", "A": "1", "B": "2"},
+        {"instruction": "Explain.", "code": "def f(): pass", "dataset": "mine"},
+    ],
 )
 def test_all_else_is_a_record(row):
     assert detect_task(row) == "records"
@@ -311,3 +322,14 @@ def test_benchmarks_rows_keep_all_of_their_query():
     row = {"question": "a", "answer": "#### 1", "system": "Be brief."}
     [query] = TASKS["gsm8k"].read_row(row).turns
     assert [message["content"] for message in query] == ["Be brief.", "a"]
+
+
+def test_a_row_that_cannot_be_read_is_named_as_an_answered_one_is():
+    task = TASKS["alpaca_eval"]
+    for row in ({"query": user("Name a bird.")}, {"instruction": "Name", "input": "a bird."}):
+        answered = task.write_row(task.read_row(row), ["x"], "aft")
+        assert task.write_row(task.unread(row | {"context": "b"}), ["x"], "aft") == answered
+    assert task.unread({"query": None}) is None
+    assert task.unread({"instruction": "Hi", "input": 5}).turns == [user("Hi")]
+    nan = MT_BENCH | {"required_temperature": float("nan")}
+    assert TASKS["mt_bench"].read_row(nan).final == {"temperature": 0.1}

@@ -17,7 +17,7 @@ from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.push.__main__ import read_settings
 from aft_factory.records.files import read_text
 from aft_factory.sample.urial import render
-from aft_factory.stage.declaring import read_yaml
+from aft_factory.stage.yaml_file import read_yaml
 
 MARK = codecs.BOM_UTF8
 QUERY = [{"role": "user", "content": "How many?"}]

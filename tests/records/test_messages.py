@@ -74,12 +74,22 @@ LAYOUTS = {
     "ShareGPT as JSON text": ({"conversations": json.dumps([*CHAT, ASK])}, said("Hi", "Hello.", "How many?"), None),
     "history as JSON text": ({"query": "How many?", "history": json.dumps([["Hi", "Hello."]])}, said("Hi", "Hello.", "How many?"), None),
     "a query that is a conversation's JSON": ({"query": json.dumps(said("Hi"))}, said(json.dumps(said("Hi"))), None),
+    **{f"a text in {name} that is JSON": ({name: json.dumps(said("Hi"))}, said(json.dumps(said("Hi"))), None) for name in ("instruction", "prompt", "question")},
+    "parts whose kind is missing as NaN": ({"query": [{"type": math.nan, "text": "How many?"}]}, said("How many?"), None),
     "messages with the keys of both layouts": (
         {"messages": [{"from": None, "value": None, "role": "user", "content": "How many?", "name": "x", "tool_calls": None}]}, said("How many?"), None,
     ),
     "parts with the keys of all kinds": (
         {"query": [{"type": "text", "text": "How many?", "image_url": None, "value": None}, {"type": None, "text": None, "value": "Six?"}]}, said("How many?\nSix?"), None,
     ),
+    "messages as JSON text of an object of lists": ({"messages": json.dumps({"role": ["user"], "content": ["How many?"]})}, said("How many?"), None),
+    "a text that is a list in JSON": ({"instruction": "", "input": "[3, 1, 2]"}, said("[3, 1, 2]"), None),
+    "a text that begins as JSON": ({"input": '[{"a": 1}] what is this?'}, said('[{"a": 1}] what is this?'), None),
+    "a text of objects that are no messages": ({"input": '[{"role": "admin"}]'}, said('[{"role": "admin"}]'), None),
+    "parts as JSON text": ({"messages": json.dumps([PART])}, said("How many?"), None),
+    "turns as JSON text": ({"turns": '[{"role": "user", "content": "How many?"}]'}, said("How many?"), None),
+    "a prompt as messages that says what the messages say": ({"prompt": [{"role": "user", "content": " How many?", "name": None}], "messages": said("How many?", "Six.")}, said("How many?"), "Six."),
+    "an answer beside messages that end with it": ({"prompt": ["How many?", "Six."], "messages": said("How many?", "Six.")}, said("How many?"), "Six."),
     "an empty part": ({"query": [PART, {"type": "text", "text": ""}]}, said("How many?\n"), None),
     "numbers and names of things": (
         {"query": "How many?", "num_turns": 3, "turn": 2, "prompt_id": "p1", "has_image": False, "input_tokens": 3, "question_type": "sum", "images": [], "context": math.nan},
@@ -207,12 +217,55 @@ def test_the_plugin_trains_on_the_same(rows):
         ({"completions": [{"response": "a"}], "instruction": "Sum.", "input": "1 2"}, said("Sum.\n1 2")),
         ({"chosen": "a", "rejected": "b", "question": "Q", "system": "S"}, said("Q", system="S")),
         ({"chosen": said("Q", "a"), "rejected": said("Q", "b"), "prompt": "Q", "system": "S"}, said("Q", system="S")),
+        ({"chosen": json.dumps(said("Q", "a")), "rejected": json.dumps(said("Q", "b")), "messages": said("Q", "a")}, said("Q")),
+        ({"chosen": "[1, 2]", "rejected": "[2, 1]", "prompt": "Sort."}, said("Sort.")),
     ],
 )  # fmt: skip
 def test_pairs_and_completions_keep_their_query(row, messages):
     from collections import Counter
 
     assert read_ultrafeedback(row, Columns(), Counter()).messages == messages
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"chosen": str(said("Q", "a")), "rejected": "b", "prompt": "Q"}, "chosen"),
+        ({"chosen": said("Q", "a"), "rejected": said("Q", "b"), "prompt": said("Q", system="S")}, "prompt"),
+        ({"chosen": [*said("Q"), {"role": "assistant", "content": "a", "value": "all of a"}], "rejected": "b"}, "chosen[1].value"),
+    ],
+)  # fmt: skip
+def test_pairs_lose_nothing_of_their_query_either(row, field):
+    from collections import Counter
+
+    with pytest.raises(RecordError) as caught:
+        read_ultrafeedback(row, Columns(), Counter())
+    assert caught.value.field == field
+    if field == "prompt":  # the way out
+        ignoring = read_ultrafeedback(row, Columns(ignore="prompt"), Counter())
+        assert (ignoring.messages, ignoring.proposals) == (said("Q"), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"chat": said("Q"), "facts": "F"}, said("Q\nF")),
+        ({"chat": said("Q", "A"), "facts": "F", "old": [["p", "q"]]}, said("p", "q", "Q\nF")),
+        ({"chat": said("Q", system="S"), "old": said("p", "q", system="S")}, said("p", "q", "Q", system="S")),
+        ({"chat": said("Q", system="S"), "old": '[["p", "q"]]'}, said("p", "q", "Q", system="S")),
+        ({"chat": "Q", "facts": "F", "old": [["p", "q"]]}, said("p", "q", "Q\nF")),
+    ],
+)  # fmt: skip
+def test_a_column_that_is_named_is_read_whatever_form_the_query_has(row, messages):
+    names = {"messages": "chat", "input": "facts", "history": "old"}
+    columns = Columns.from_mapping({k: name for k, name in names.items() if name in row})
+    assert record_from_row(row, columns).messages == messages
+
+
+def test_two_system_messages_in_history_and_query_are_refused():
+    row = {"chat": said("Q", system="S"), "old": said("p", "q", system="T")}
+    with pytest.raises(RecordError, match="another system message"):
+        record_from_row(row, Columns(messages="chat", history="old"))
 
 
 REFUSED = {
@@ -222,6 +275,21 @@ REFUSED = {
     "a query beside messages": ({"messages": said("a"), "query": "b"}, "query"),
     "an input beside a query": ({"query": "How many?", "input": "6 pails"}, "input"),
     "an input that is no text": ({"instruction": "Sum.", "input": {"a": 1}}, "input"),
+    "an input that is 0": ({"instruction": "Sum.", "input": 0}, "input"),
+    "an input that is false": ({"instruction": "Sum.", "input": False}, "input"),
+    "a context that is a number": ({"query": "q", "context": 7}, "context"),
+    "a premise that is true": ({"query": "q", "premise": True}, "premise"),
+    "a second text in a message": ({"messages": [{"role": "user", "content": "short", "value": "the whole"}]}, "messages[0].value"),
+    "a second text in a turn of ShareGPT": ({"conversations": [{"from": "human", "value": "short", "content": "the whole"}]}, "conversations[0].content"),
+    "a text beside the content": ({"messages": [{"role": "user", "content": "short", "text": "the whole"}]}, "messages[0].text"),
+    "a file beside the content": ({"messages": [{"role": "user", "content": "short", "file": "a.txt"}]}, "messages[0].file"),
+    "a second text in a part": ({"query": [{**PART, "value": "the whole"}]}, "query[0].content[0].value"),
+    "a part that is no text": ({"query": [{"type": "image", "text": "q"}]}, "query[0].content[0]"),
+    "a picture in a turn": ({"turns": [{"content": "What is it?", "image": "x.png"}]}, "turns[0].image"),
+    "a list of texts as a text": ({"instruction": "Sum.", "input": ["1", "2"]}, "input"),
+    "messages as numpy prints them": ({"conversations": "{'from': array(['human']), 'value': array(['q'])}"}, "conversations"),
+    "one message as JSON text": ({"messages": '{"role": "user", "content": "q"}'}, "messages"),
+    "a prompt as messages that says more": ({"prompt": said("q", system="S"), "messages": said("q", "a")}, "prompt"),
     "an input that is a number": ({"instruction": "Sum.", "input": 5}, "input"),
     "images": ({"query": "What is it?", "images": ["a.png"]}, "images"),
     "an image as bytes": ({"query": "What is it?", "image": {"bytes": b"x", "path": None}}, "image"),
@@ -286,7 +354,7 @@ def test_a_column_that_is_named_is_read_though_it_is_another_field_too():
     ],
 )  # fmt: skip
 def test_a_benchmarks_row_loses_no_part_of_its_query_either(row, task):
-    assert detect_task(row) == task
+    assert detect_task(row) in (task, "records")
     with pytest.raises(RecordError, match="may belong to the query"):
         TASKS[task].read_row(row)
 

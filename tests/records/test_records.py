@@ -74,6 +74,34 @@ ACCEPTED = {
         {"query": "How many pails?", "proposals": ["5", "6"], "scores": [math.nan, math.inf]},
         {"scores": [None, None]},
     ),
+    "scores are put together": (
+        {"query": "How many pails?", "proposals": [{"text": "5", "score": 1, "model": "a"}, {"text": "6", "score": 2}], "scores": [None, 3], "proposal_models": [None, "b"]},
+        {"scores": [1.0, 3.0], "proposal_models": ["a", "b"], },
+    ),
+    "what else drafts hold": (
+        {"query": "How many pails?", "responses": [{"text": "5", "rating": 4, "note": ""}, {"text": "6"}]},
+        {"meta": {"of_proposals": [{"rating": 4}, {}]}},
+    ),
+    "an empty list as JSON text, a blank reference": (
+        {"query": "How many pails?", "proposals": "[]", "responses": ["5", "6"], "reference": "  ", "output": "6"},
+        {"reference": "6", "meta": {"proposals": "[]"}},
+    ),
+    "a reference that is a list as text": (
+        {"query": "How many pails?", "proposals": ["5", "6"], "reference": "[]", "output": "6"},
+        {"reference": "[]", "meta": {"output": "6"}},
+    ),
+    "an answer, a column of that name, and a reference": (
+        {"messages": [USER, ASSISTANT], "proposals": ["5", "6"], "reference": "6", "answer": "mine"},
+        {"reference": "6", "meta": {"answer": "mine", "conversation_answer": "Six."}},
+    ),
+    "an answer, and a reference": (
+        {"messages": [USER, ASSISTANT], "proposals": ["5", "6"], "reference": "6"},
+        {"reference": "6", "meta": {"answer": "Six."}},
+    ),
+    "a column of a name that meta has": (
+        {"query": "How many pails?", "proposals": ["5", "6"], "meta": {"a": 1, "b": 2}, "a": 3, "b": 2},
+        {"meta": {"a": 1, "b": 2, "input_a": 3}},
+    ),
     "NaN in a draft's score is unknown": (
         {"query": "How many pails?", "responses": [{"text": "5", "score": math.nan}, {"text": "6", "score": 2}]},
         {"scores": [None, 2.0]},
@@ -197,6 +225,7 @@ REFUSED = {
     "score a text": ({"query": "q", "responses": [{"text": "a", "score": "7"}]}, "responses[0].score: expected a number, got str '7'"),
     "score true": ({"query": "q", "responses": [{"text": "a", "score": True}]}, "responses[0].score: expected a number, got bool True"),
     "model a number": ({"query": "q", "responses": [{"text": "a", "model": 1}]}, "responses[0].model: expected a text, got int 1"),
+    "drafts as lists of texts": ({"query": "q", "proposals": [["a", "b"]]}, "proposals[0]: expected a text or a list of parts, got list ['a', 'b']"),
     "too few scores": ({"query": "q", "proposals": ["a", "b"], "scores": [1]}, "scores: expected 2 entries, one per proposal, got 1"),
     "scores of texts": ({"query": "q", "proposals": ["a"], "scores": ["1"]}, "scores[0]: expected int or float, got str '1'"),
     "models of numbers": ({"query": "q", "proposals": ["a"], "proposal_models": [1]}, "proposal_models[0]: expected str, got int 1"),

@@ -794,3 +794,9 @@ AS_PEOPLE_HAVE_THEM = {
 def test_files_as_people_have_them(name):
     lines = list(read_rows(str(CASES / "files" / name)))
     assert [line.problem for line in lines] == [None] * AS_PEOPLE_HAVE_THEM[name]
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, -(10**19) + 1, 10**40 + 1])
+def test_no_whole_number_is_rounded_wherever_it_stands(number):
+    for blanks in range(12):
+        assert exact_json.load(f'{{"a":{" " * blanks}[{number}]}}') == {"a": [number]}

@@ -56,10 +56,20 @@ def test_rows_come_in_the_order_of_the_input_with_their_columns(run, tmp_path):
     assert not (tmp_path / "out.rejects.jsonl").exists()
 
 
-def test_what_belongs_to_no_query_is_said_of_the_first_row(run, caplog):
-    rows = [{"query": "a", "topic": "x", "meta": {"k": 1}}, {"query": "b", "note": "y"}]
+def test_what_belongs_to_no_query_is_said_of_all_rows(run, caplog):
+    told = "in no prompt, as they are no part of a query by their names: "
+    rows = [
+        {"query": "a", "topic": "x", "meta": {"k": 1}, "note": "", "blank": [None]},
+        *(["no row"], {"context": "refused", "query": "c"}, {"query": "b", "note": "y"}),
+    ]
     assert run(rows)[0] == 0
-    assert caplog.messages == ["in no prompt, as they are no part of a query by their names: topic"]
+    assert caplog.messages == [f"{told}note, topic"]
+    caplog.clear()
+    row = {"question": "2 + 2?", "answer": "#### 4", "id": "1", "system": "Be brief."}
+    run([row], "--overwrite", "--task", "gsm8k")
+    assert not caplog.messages
+    run([row | {"body": "Seven."}], "--overwrite", "--task", "gsm8k")
+    assert caplog.messages == [f"{told}body"]
     caplog.clear()
     run([{"query": "a", "id": "1", "proposals": ["x"]}], "--overwrite")
     assert not caplog.messages
@@ -299,6 +309,18 @@ def test_settings_of_the_final_layer_are_refused_where_there_is_none(run, tmp_pa
     assert used == ({0.7, 0.123} if STRATEGIES[strategy].has_final else {0.7})
 
 
+def test_a_flag_adds_to_the_columns_of_a_file(run, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("column: {messages: ask}\n")
+    row = {"id": "1", "ask": "How many?", "query": "Which?", "context": "6 pails"}
+    flags = ("--config", str(path), "--column", "ignore=context")
+    assert run([row], *flags)[0] == 0
+    summary = json.loads((tmp_path / "out.summary.json").read_text())
+    assert summary["settings"]["column"] == {"messages": "ask", "ignore": "context"}
+    code, _, out, _ = run([row], "--config", str(path), "--overwrite")
+    assert (code, "1 x context: may belong" in out) == (1, True)
+
+
 def test_all_wrong_settings_are_reported_at_once_with_suggestions(run, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("widht: 3\ntop_p: high\nseed: 1.5\n")
@@ -344,6 +366,7 @@ def test_all_wrong_settings_are_reported_at_once_with_suggestions(run, tmp_path)
             )
             for name in ("n", "stop", "messages", "stream", "best_of")
         ),
+        (["--width", "99999999999999"], "width: expected a number from 1 to 10000"),
         (["--template", "papr"], "did you mean 'paper'"),
         (["--preset", "alpaca"], "did you mean 'alpaca_eval'"),
         (["--rejects", "{input}"], "--rejects would replace the input"),

@@ -95,6 +95,26 @@ def test_what_is_not_given_leaves_the_layer_below():
     assert build(Some, [("file", below), ("flags", flags("--no-loud"))]).loud is False
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_a_number_that_is_too_large_is_refused(number):
+    with pytest.raises(UsageError, match="rate: expected a number"):
+        build(Some, [("", {"rate": number})])
+    assert build(Some, [("", flags("--extra", f"a={'9' * 5000}"))]).extra == {"a": "9" * 5000}
+
+
+def test_of_a_mapping_a_later_layer_overrides_key_by_key():
+    layers = [{"extra": {"a": 1, "b": 2}}, {"extra": {"b": 3}}, flags("--extra", "c=4")]
+    built = build(Some, [("", layer) for layer in layers])
+    assert built.extra == {"a": 1, "b": 3, "c": 4}
+    assert layers[0] == {"extra": {"a": 1, "b": 2}}  # never changed
+
+
+def test_what_merges_merges_over_several_steps(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}\n")
+    assert read_yaml(path) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 3}}
+
+
 def test_null_unsets_what_may_be_unset():
     assert build(Some, [("preset", {"rate": 1.5}), ("file", {"rate": None})]).rate is None
     with pytest.raises(UsageError, match="file: count: expected a whole number, got None"):
@@ -191,7 +211,13 @@ def test_settings_of_two_runs_share_no_list():
     assert Some().words is not Some().words
 
 
-@pytest.mark.parametrize("text", ["- a\n", "a: [", "3", "1: 2\n", "a: !!python/object:os.system x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("- a\n", "a: [", "3", "1: 2\n", "a: !!python/object:os.system x"),
+        *("{{ x }}: 1\n", "? [a, b]\n: 1\n", "a: {{ x }}\n", f"a: {'9' * 5000}\n", "a: 2024-13-45\n"),
+    ],
+)  # fmt: skip
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)

@@ -132,6 +132,15 @@ def test_the_text_says_the_same(stats):
         assert line in text.splitlines()
 
 
+def test_columns_in_no_prompt_are_told_and_wide_numbers_stand_apart(stats, numbers):
+    rows = [{"query": "a", "proposals": ["b" * 12_345_679], "topic": "x", "note": " "}]
+    assert numbers(write("rows.jsonl", rows))["in_no_prompt"] == ["topic"]
+    text = stats(write("rows.jsonl", [*rows, {"query": "b", "proposals": ["b"]}]))
+    assert "in no prompt, as they are no part of a query by their names: topic" in text
+    [line, *_] = [line for line in text.splitlines() if "1.23457e+07" in line]
+    assert len(line.split()) == 10  # the name and nine numbers
+
+
 @pytest.mark.parametrize("name", ["r.json", "r.jsonl.gz", "r.jsonl.zst", "r.parquet"])
 def test_any_format_gives_the_same_numbers(numbers, name):
     plain = numbers(write("rows.jsonl", demo_rows()))

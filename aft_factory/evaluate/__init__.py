@@ -1,0 +1,1 @@
+"""Benchmarks through their own harnesses, a strategy as the model: `aft eval`."""

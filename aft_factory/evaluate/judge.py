@@ -1,0 +1,212 @@
+"""The judge's side: a small server between a harness and its judge, that keeps each judgment.
+
+A harness asks this server, which asks the judge. What was judged is kept by what was asked, the
+moment it is there: whenever a harness is killed, the same command pays no judgment twice. The key
+never reaches the harness.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.evaluate.settings import EvalSettings
+
+AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
+OF_ONE = frozenset({400, 413, 422})  # refusals that may be of one request: the harness knows best
+FIRST_RETRIES = 2  # where nobody is there, that is to be known soon
+LONGEST_WAIT = 60.0  # seconds between two attempts
+
+
+class Judge:
+    """A judge at a server, and what it has judged.
+
+    Attributes:
+        model: The name it is served by.
+        failure: What it answered to a request that no other would do better; None so far.
+        asked: How many requests it was sent.
+    """
+
+    def __init__(self, settings: EvalSettings, model: str, path: Path) -> None:
+        self.model = model
+        self.failure: str | None = None
+        self.asked = 0
+        self._url = settings.judge_url or _usual_url()
+        self._key = os.environ.get(settings.judge_key_env, "none")
+        self._timeout, self._retries = settings.timeout, settings.retries
+        self._one_by_one: dict[bytes, threading.Lock] = defaultdict(threading.Lock)
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("CREATE TABLE IF NOT EXISTS judgments (key BLOB PRIMARY KEY, reply BLOB)")
+
+    def ask(self, body: Mapping[str, Any], retries: int | None = None) -> tuple[int, bytes]:
+        """Return the status and body of a judgment, an earlier one where there is one."""
+        content = {**body, "model": self.model}
+        data = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+        key = hashlib.blake2b(self._url.encode() + data, digest_size=16).digest()
+        with self._lock:
+            one = self._one_by_one[key]
+        with one:
+            if (kept := self._find(key)) is not None:
+                return 200, kept
+            status, reply = self._send(data, self._retries if retries is None else retries)
+            if status == 200:
+                with self._lock:
+                    self._db.execute("INSERT OR IGNORE INTO judgments VALUES (?, ?)", (key, reply))
+            elif status not in OF_ONE:
+                self.failure = f"{status}: {reply.decode('utf-8', 'replace')[:500]}"
+            return status, reply
+
+    def check(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for one judgment before anything is paid for.
+
+        Raises:
+            UsageError: If it cannot be had, in the judge's words.
+        """
+        status, reply = self.ask(body, min(self._retries, FIRST_RETRIES))
+        if status != 200:
+            told = reply.decode("utf-8", "replace")[:500]
+            raise UsageError(f"the judge {self.model} at {self._url}: {status}: {told}")
+        found: dict[str, Any] = json.loads(reply)
+        return found
+
+    def _find(self, key: bytes) -> bytes | None:
+        with self._lock:
+            query = "SELECT reply FROM judgments WHERE key = ?"
+            found = self._db.execute(query, (key,)).fetchone()
+        return None if found is None else found[0]
+
+    def _send(self, data: bytes, retries: int) -> tuple[int, bytes]:
+        url = f"{self._url.rstrip('/')}/chat/completions"
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        status, reply = 502, b""
+        for attempt in range(retries + 1):
+            with self._lock:
+                self.asked += 1
+            request = urllib.request.Request(url, data, headers)
+            try:
+                with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+                    return int(answer.status), answer.read()
+            except urllib.error.HTTPError as error:
+                status, reply = error.code, error.read()
+                if status not in AGAIN or b"insufficient_quota" in reply:
+                    break
+            except OSError as error:
+                status, reply = 502, str(error).encode()
+            if attempt < retries:
+                time.sleep(min(0.5 * 2**attempt, LONGEST_WAIT))
+        return status, reply
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        """Serve a harness; yields the URL."""
+        judge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, reply = judge.ask(body)
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(reply)))
+                self.end_headers()
+                with contextlib.suppress(OSError):  # the harness has gone
+                    self.wfile.write(reply)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Say nothing of each request."""
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+        with Server(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread.start()
+            try:
+                yield f"http://127.0.0.1:{server.server_port}/v1"
+            finally:
+                server.shutdown()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        self._db.close()
+
+
+def run_harness(
+    name: str,
+    command: Sequence[str],
+    judge: Judge,
+    where: Path,
+    log: Path,
+    environment: Mapping[str, str],
+) -> str:
+    """Run a harness's own command until it ends, or until its judge fails it.
+
+    Args:
+        name: Of the harness.
+        command: To run.
+        judge: That it asks.
+        where: The folder to run it in.
+        log: Where what it says is kept.
+        environment: Added to ours.
+
+    Returns:
+        What it says.
+
+    Raises:
+        UsageError: If it fails.
+    """
+    with judge.serving() as url, log.open("wb") as out:
+        # The names that the versions of OpenAI's client know.
+        names = {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "none"}
+        env = {**os.environ, **names, **environment}
+        env.pop("OPENAI_API_KEYS", None)
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=out, stderr=out, cwd=where, env=env
+        )
+        try:
+            assert child.stdin is not None
+            with contextlib.suppress(OSError), child.stdin as stdin:
+                stdin.write(b"\n")  # FastChat waits for Enter
+            while child.poll() is None and judge.failure is None:
+                time.sleep(0.1)
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+    if judge.failure is not None:
+        raise UsageError(f"{name}: the judge {judge.model}: {judge.failure}")
+    said = log.read_text(encoding="utf-8", errors="replace")
+    if child.returncode:
+        last = said.strip().splitlines()[-1:]
+        raise UsageError(f"{name} ended with {child.returncode}: {''.join(last)} ({log})")
+    return said
+
+
+def _usual_url() -> str:
+    """Return where OpenAI's own client asks."""
+    try:
+        import openai
+    except ImportError:
+        raise MissingPackage("a judge", '"aft-factory[eval]"') from None
+    return str(openai.OpenAI(api_key="none").base_url)

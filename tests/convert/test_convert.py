@@ -691,6 +691,7 @@ def test_ultrafeedback_from_end_to_end(convert, real):
         "  1 x reference: missing or empty; no response to train the baseline on",
         "  4 x duplicate responses left out",
         "  2 x empty responses left out",
+        "in no prompt, as they are no part of a query by their names: source_index",
         out.splitlines()[-1],
     ]
     assert out.splitlines()[-1].startswith(

@@ -262,6 +262,14 @@ def test_a_column_that_is_named_is_read_whatever_form_the_query_has(row, message
     assert record_from_row(row, columns).messages == messages
 
 
+@pytest.mark.parametrize("value", [0, False, 5, ["a", "b"]])
+def test_a_column_that_is_named_and_holds_no_text_is_refused(value):
+    for chat in ("Q", said("Q")):
+        with pytest.raises(RecordError) as caught:
+            record_from_row({"chat": chat, "facts": value}, Columns(messages="chat", input="facts"))
+        assert caught.value.field == "facts"
+
+
 def test_two_system_messages_in_history_and_query_are_refused():
     row = {"chat": said("Q", system="S"), "old": said("p", "q", system="T")}
     with pytest.raises(RecordError, match="another system message"):

@@ -348,6 +348,14 @@ def test_a_stream_is_told_while_it_is_read():
     assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
 
 
+def test_a_thought_is_not_told_though_it_is_streamed():
+    texts = ["<thi", "nk>6 x", " 7</think>", "\n\nIt is ", "42."]
+    last = chunk("", "stop")
+    reply, told, _ = streamed(lambda *_: stream(*map(chunk, texts), last))
+    assert [(c.thought, c.text) for c in reply.completions] == [("6 x 7", "It is 42.")]
+    assert "".join(piece.text for piece in told) == "It is 42."
+
+
 def test_a_server_that_streams_nothing_is_read_all_the_same():
     reply, told, _ = streamed(lambda *_: None)
     assert reply.completions[0].text

@@ -767,15 +767,18 @@ def test_a_thought_between_control_tokens_is_told_apart_and_counted(tiny_llama, 
     engine.chat_template, engine._thoughts = CHANNELS, Thoughts(tokenizer, CHANNELS)
     ids = tokenizer.encode(written, add_special_tokens=False)
 
-    async def one(_, request, index):
+    async def outputs(_, request, index, kind):
         flags = {"skip_special_tokens": True, **request.sampling.extra}
         flags.pop("min_p"), flags.pop("spaces_between_special_tokens", None)
-        sample = SimpleNamespace(
-            text=tokenizer.decode(ids, **flags), finish_reason="length", token_ids=ids
-        )
-        return SimpleNamespace(outputs=[sample], num_cached_tokens=0)
+        for some in [ids] if kind == "FINAL_ONLY" else [[token] for token in ids]:
+            sample = SimpleNamespace(
+                text=tokenizer.decode(some, **flags), finish_reason="length", token_ids=some
+            )
+            yield SimpleNamespace(
+                outputs=[sample], num_cached_tokens=0, finished=some[-1:] == ids[-1:]
+            )
 
-    engine._one = one
+    engine._outputs = outputs
     conversation = [{"role": "user", "content": "How many?"}]
     request = Request(conversation, 2, replace(SHORT, extra={"min_p": 0.1}), 0)
     reply = asyncio.run(engine.sample(request))
@@ -783,6 +786,9 @@ def test_a_thought_between_control_tokens_is_told_apart_and_counted(tiny_llama, 
     assert reply.completions[0].tokens == len(ids)
     thought = len(tokenizer.encode(expected[0], add_special_tokens=False))
     assert reply.usage.thought == 2 * thought
+    pieces = []
+    assert asyncio.run(engine.stream(request, pieces.append)) == reply
+    assert "".join(piece.text for piece in pieces if piece.index == 0) == expected[1]
     asyncio.run(engine.close())
 
 

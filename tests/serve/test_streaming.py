@@ -11,6 +11,7 @@ import random
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import openai
 import pytest
@@ -360,3 +361,36 @@ def test_while_the_model_is_loaded_a_client_is_asked_to_wait():
             server.ask()
         assert raised.value.status_code == 503
         assert raised.value.response.headers["retry-after"] == "5"
+
+
+def test_a_thought_is_in_no_stream_and_the_rest_is_as_without_one(server):
+    def thinking(request):
+        return [f"<think>\nHm, {len(text)}.\n</think>\n\n{text}" for text in drafts_of(request)]
+
+    with served(Watched(thinking)) as one:
+        asked = {"stream": True, "stream_options": {"include_usage": True}}
+        drafts, answers, reasons, last = told(one.ask(n=2, **asked))
+        assert one.ask(n=2).choices[0].message.content == answers[0]
+    plain_drafts, plain_answers, plain_reasons, plain_last = told(server.ask(n=2, **asked))
+    assert (drafts, answers, reasons) == (plain_drafts, plain_answers, plain_reasons)
+    assert last.usage.completion_tokens > plain_last.usage.completion_tokens  # it is paid for
+
+
+def test_a_thought_that_is_cut_off_is_drawn_again_and_nothing_of_it_is_shown():
+    class Short(Watched):
+        def _reply(self, request, texts):
+            reply = super()._reply(request, texts)
+            if request.sampling.max_tokens > 50:
+                return reply
+            cut = tuple(
+                replace(c, text="", thought="Hm", finish_reason="length") for c in reply.completions
+            )
+            return replace(reply, completions=cut)
+
+    def thinking(request):
+        whole = request.sampling.max_tokens > 50
+        return ["<think>Hm" + ("</think>Six." if whole else "") for _ in range(request.n)]
+
+    with served(Short(thinking)) as one:
+        _, answers, reasons, _ = told(one.ask("plain", max_tokens=40, stream=True))
+    assert (answers, reasons) == ({0: "Six."}, {0: "stop"})

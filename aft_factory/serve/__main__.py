@@ -14,18 +14,18 @@ from aft_factory.run.settings import preset_names
 from aft_factory.serve.settings import ServeSettings
 from aft_factory.stage.command import ConfigArguments, ConfiguredCommand, Leaves
 from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import declared, setting
+from aft_factory.stage.declaring import COMMON, declared, setting
 
 EXAMPLES = """\
 examples:
   # a model in this process, K=5 drafts, L=2 layers; then ask the models `aft` and `plain`
-  python -m aft_factory.serve --model saves/llama-aft --width 5 --layers 2 --port 8000
+  aft serve --model saves/llama-aft --width 5 --layers 2 --port 8000
 
   # in front of servers that are there; a key for clients
-  AFT_API_KEY=... python -m aft_factory.serve --host 0.0.0.0 --base-url http://gpu1:8000/v1
+  AFT_API_KEY=... aft serve --host 0.0.0.0 --base-url http://gpu1:8000/v1
 
   # try a configuration without a model
-  python -m aft_factory.serve --config examples/serve_llama.yaml --scripted
+  aft serve --config examples/serve_llama.yaml --scripted
 """
 
 
@@ -33,7 +33,9 @@ examples:
 class ServeArguments(ConfigArguments):
     """What a server takes beside its settings."""
 
-    preset: str | None = setting(None, f"settings of a paper: {', '.join(preset_names())}", "NAME")
+    preset: str | None = setting(
+        None, f"settings of a paper: {', '.join(preset_names())}", "NAME", group=COMMON
+    )
 
 
 def _preset(args: ServeArguments, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

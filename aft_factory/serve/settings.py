@@ -13,11 +13,13 @@ from aft_factory.errors import UsageError
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.records.files import read_text
 from aft_factory.run.settings import FINAL, MIDDLE, OPTIONS, RunSettings
-from aft_factory.stage.declaring import checked, setting, written
-from aft_factory.stage.job_settings import missing_keys
+from aft_factory.stage.declaring import COMMON, checked, setting, written
+from aft_factory.stage.job_settings import FILES, PACE, missing_keys
 from aft_factory.stage.reading import at_least
 
 KEY_VARIABLE = "AFT_API_KEY"
+CLIENTS = "clients"  # headings of `--help`
+LIMITS = "limits"
 PLAIN = "plain"
 BUILT_IN: dict[str, dict[str, Any]] = {
     "aft": {},
@@ -44,40 +46,61 @@ class ServeSettings(RunSettings):
         "further models by name, with settings of their own: aft-fast={width: 3, layers: 1}; aft "
         "and plain (no drafts) are there unless they are named here",
         "NAME={...}",
+        group=COMMON,
     )
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 is every one of this machine")
-    port: int = setting(8000, "port to listen on; 0 takes a free one")
+    host: str = setting(
+        "127.0.0.1", "address to listen on; 0.0.0.0 is every one of this machine", group=COMMON
+    )
+    port: int = setting(8000, "port to listen on; 0 takes a free one", group=COMMON)
     client_key_env: list[str] = setting(
         [],
         "environment variables with the keys of which a client must show one (default: "
         f"{KEY_VARIABLE}, if it is set)",
         "NAME",
+        group=CLIENTS,
     )
-    client_key_file: Path | None = setting(None, "file with further such keys, one a line")
+    client_key_file: Path | None = setting(
+        None, "file with further such keys, one a line", group=CLIENTS
+    )
     allow_origin: list[str] = setting(
-        [], "web pages that may ask, such as https://chat.example.org; * is all of them", "ORIGIN"
+        [],
+        "web pages that may ask, such as https://chat.example.org; * is all of them",
+        "ORIGIN",
+        group=CLIENTS,
     )
     reasoning_field: Literal["reasoning_content", "reasoning", "both", "none"] = setting(
-        "reasoning_content", "field of a stream that shows drafts while they are made"
+        "reasoning_content",
+        "field of a stream that shows drafts while they are made",
+        group=CLIENTS,
     )
     journal: Path | None = written(
         "keep what is asked and answered here, and answer equal requests from it (default: keep "
-        "nothing)"
+        "nothing)",
+        group=FILES,
     )
     fresh: bool = setting(
-        False, "draw a seed for a request without one; else equal requests get equal answers"
+        False,
+        "draw a seed for a request without one; else equal requests get equal answers",
+        group=CLIENTS,
     )
-    max_width: int = setting(16, "most drafts of a layer, and answers, that a client may ask for")
-    max_layers: int = setting(4, "most layers that a client may ask for")
+    max_width: int = setting(
+        16, "most drafts of a layer, and answers, that a client may ask for", group=LIMITS
+    )
+    max_layers: int = setting(4, "most layers that a client may ask for", group=LIMITS)
     max_answer: int | None = setting(
-        None, "most tokens of an answer that a client may ask for (default: the model's context)"
+        None,
+        "most tokens of an answer that a client may ask for (default: the model's context)",
+        group=LIMITS,
     )
-    queue: int = setting(1000, "most requests under way, waiting ones too; others are sent away")
-    time_limit: float = setting(1800.0, "seconds until a request is given up")
-    max_body: int = setting(4 * 2**20, "most bytes of a request")
-    grace: float = setting(30.0, "seconds that requests have to finish after SIGTERM or Ctrl-C")
-    retries: int = setting(3, "attempts after a failed one")
-
+    queue: int = setting(
+        1000, "most requests under way, waiting ones too; others are sent away", group=LIMITS
+    )
+    time_limit: float = setting(1800.0, "seconds until a request is given up", group=LIMITS)
+    max_body: int = setting(4 * 2**20, "most bytes of a request", group=LIMITS)
+    grace: float = setting(
+        30.0, "seconds that requests have to finish after SIGTERM or Ctrl-C", group=LIMITS
+    )
+    retries: int = setting(3, "attempts after a failed one", group=PACE)
     # A run over files has these; a server does not, so they are no settings of it.
     split: str = "train"
     data_subset: str | None = None

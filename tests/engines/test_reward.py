@@ -128,7 +128,7 @@ class TestWhatTheModelReads:
     def test_a_template_with_two_bos_is_refused(self, reward_dir, tmp_path):
         template = (reward_dir / "chat_template.jinja").read_text(encoding="utf-8")
         path = tmp_path / "two_bos.jinja"
-        path.write_text(template.replace("{{- bos_token -}}", "{{- bos_token ~ bos_token -}}"))
+        path.write_text(template.replace("bos_token", "bos_token + bos_token"))
         [error] = PairEncoder(load_tokenizer(str(reward_dir)), str(path), None).encode(
             [(QUERY, "")]
         )
@@ -334,13 +334,13 @@ class TestFailures:
         template = (reward_dir / "chat_template.jinja").read_text(encoding="utf-8")
         path = tmp_path / "strict.jinja"
         strict = (
-            "{%- if messages[0].role == 'system' -%}{{ raise_exception('no system') }}{%- endif -%}"
+            "{%- if 'brief.' in messages[0].content -%}{{ raise_exception('too brief') }}{%- endif -%}"
         )
         path.write_text(strict + template, encoding="utf-8")
         model = TransformersReward.load(str(reward_dir), chat_template=str(path))
         system = [{"role": "system", "content": "Be brief."}, *QUERY]
         error, number = score(model, [(system, "Six."), (QUERY, "Six.")])
-        assert (error.kind, "no system" in str(error)) == ("refused", True)
+        assert (error.kind, "too brief" in str(error)) == ("refused", True)
         assert isinstance(number, float)
 
     def test_a_model_without_a_score_head_is_refused(self, tiny_llama, tmp_path):
@@ -528,7 +528,7 @@ class TestServerAnswers:
     def test_what_a_server_says_reaches_a_terminal_spelled_out(self, reward_dir):
         with http_server(lambda body: (400, {}, "no \x1b[2Jmore")) as url:
             [error] = ask(url, [(QUERY, "Six.")], tokenizer=str(reward_dir))
-        assert error.problem.endswith(r"no \x1b[2Jmore")
+        assert error.problem.endswith("no [2Jmore")
 
     def test_a_wrong_url_or_model_is_a_usage_error(self, reward_dir):
         with pytest.raises(UsageError, match="expected a vLLM server at"):

@@ -74,7 +74,7 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def at_work(engine, *, journal=None, in_flight=256, ready=True, **settings):
+async def at_work(engine, *, journal=None, in_flight=256, ready=True, no_system=(), **settings):
     """Serve an engine from the loop that runs; yields a `Served`."""
     settings = ServeSettings(scripted=True, **{"width": 3, "layers": 1, "grace": 5.0, **settings})
     settings.refuse_wrong()
@@ -84,7 +84,8 @@ async def at_work(engine, *, journal=None, in_flight=256, ready=True, **settings
         server = web_server(state)
         web = asyncio.create_task(server.serve([listener]))
         try:
-            opened = OpenEngines({"": engine}, {}, in_flight, None, name=engine.model)
+            more = {"name": engine.model, "no_system": frozenset(no_system)}
+            opened = OpenEngines({"": engine}, {}, in_flight, None, **more)
             kept = None if journal is None else stack.enter_context(Journal(journal))
             if ready:
                 await stack.enter_async_context(begin(state, opened, kept))

@@ -470,3 +470,24 @@ def test_a_request_that_takes_too_long_is_given_up():
         assert (raised.value.status_code, raised.value.code) == (504, "timeout")
         assert raised.value.response.headers["x-should-retry"] == "false"
         until(lambda: not engine.with_it)
+
+
+def test_layers_between_have_settings_of_their_own():
+    deep = {"layers": 2, "middle_temperature": 0.3, "middle_max_tokens": 70, "drafts": "full"}
+    thinking = Watched(lambda request: ["<think>Hm.</think>Six."] * request.n)
+    with served(thinking, variants={"deep": deep, "vote": {"strategy": "majority_vote"}}) as one:
+        one.ask("deep", temperature=0.1)
+        samplings = [request.sampling for request in thinking.requests]
+        assert [s.temperature for s in samplings] == [0.7, 0.3, 0.1]
+        assert [s.max_tokens for s in samplings] == [4096, 70, 4096]
+        assert "Hm." in thinking.requests[-1].prompt[0]["content"]  # all of a draft is read
+        one.ask("deep", extra_body={"aft": {"strategy": "majority_vote"}})  # has none between
+
+
+def test_a_model_without_system_messages_is_sent_none():
+    engine = Watched(lambda request: ["Six."] * request.n)
+    with served(engine, no_system=[""]) as one:
+        one.ask()
+    [*_, final] = engine.requests
+    assert [message["role"] for message in final.prompt] == ["user"]
+    assert "Six." in final.prompt[0]["content"]

@@ -45,9 +45,9 @@ def test_vllms_server_decodes_as_asked_whatever_the_models_generation_config(vll
         engine = await OpenAIEngine.connect([vllm_server])
         try:
             [server] = engine._servers
-            assert server.neutral == {"messages": NEUTRAL, "prompt": NEUTRAL}
+            assert server._neutral == {"messages": NEUTRAL, "prompt": NEUTRAL}
             if not neutral:
-                server.neutral = {}
+                server._neutral = {}
             replies = [
                 await engine.sample(Request(QUESTION, 1, sampling, seed)) for seed in range(6)
             ]

@@ -72,6 +72,7 @@ bench: setup
 	$(BIN)/python benchmarks/runner.py
 	$(BIN)/python benchmarks/runner.py --memory
 	$(BIN)/python benchmarks/flaky.py
+	$(BIN)/python benchmarks/serve.py
 
 PIN := $(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links

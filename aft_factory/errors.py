@@ -43,6 +43,10 @@ class NoAnswer(AftError, RuntimeError):
     """A query that got no answer, such as one whose drafts are all empty."""
 
 
+class TooLong(NoAnswer):
+    """A query that does not fit the model's context."""
+
+
 class MissingPackage(AftError, ImportError):
     """A feature whose optional package is not installed."""
 

@@ -5,7 +5,7 @@
 Real rows (GSM8K questions with four model solutions each) are converted, the real LLaMA-Factory
 trains an SFT and an AFT adapter on them, and their losses are set side by side (the paper's
 figure 6, left, in small). Then the real vLLM answers held-out questions with the AFT model by
-propose-and-aggregate, is killed halfway and resumes (`demo_run.py`).
+propose-and-aggregate, is killed halfway and resumes, and our server is asked one (`demo_run.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo_run import answer, merge, show
+from demo_run import answer, merge, serve, show
 from tiny_model import make_tiny_model
 
 from aft_factory.convert.__main__ import main as convert
@@ -208,7 +208,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     held_out = output / "data" / "held_out.jsonl"
     questions = rows[TRAINING_ROWS : TRAINING_ROWS + QUESTIONS]
     held_out.write_text("".join(json.dumps({"query": row["query"]}) + "\n" for row in questions))
-    show(answer(merge(output / "model", output / "aft", output), held_out, output))
+    merged = merge(output / "model", output / "aft", output)
+    show(answer(merged, held_out, output))
+
+    print("\n5. The same model behind our server, asked one question as any client of OpenAI's API")
+    serve(merged, questions[0]["query"], output)
     print(f"\n{time.monotonic() - started:.0f} s in all")
     print(
         "The model is tiny and its weights started at random: "

@@ -1,7 +1,8 @@
 """The second half of `make demo`: propose-and-aggregate with the model that the first half trained.
 
 Merges the AFT adapter, lets the real vLLM answer held-out questions, kills the run halfway as a
-power cut would, and runs the same command again, which goes on where the first one was.
+power cut would, and runs the same command again, which goes on where the first one was. Then serves
+the model, and asks it one question.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 WIDTH, LAYERS = 3, 2
@@ -101,3 +103,44 @@ def show(answers: Path) -> None:
     )
     inspect = f"python -m aft_factory.run --inspect {answers}.journal {row['id']}"
     print(f"every draft can be read: {inspect}")
+
+
+def serve(model: Path, question: str, output: Path) -> None:
+    """Serve the model, ask it one question over HTTP, and end the server as its keeper would."""
+    port = 8017
+    command = [sys.executable, "-m", "aft_factory.serve", "--model", str(model)]
+    command += ["--port", str(port), "--width", str(WIDTH), "--layers", str(LAYERS)]
+    command += ["--max-tokens", "128"]
+    for argument in ENGINE:
+        command += ["--engine-args", argument]
+    print(f"$ {' '.join(command).replace(sys.executable, 'python')}")
+    url, log = f"http://127.0.0.1:{port}", output / "serve.log"
+    with log.open("wb") as stream:
+        server = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment())
+    try:
+        while not is_ready(f"{url}/health"):
+            if server.poll() is not None:
+                raise SystemExit(f"the server did not start; the whole log: {log}")
+            time.sleep(0.2)
+        body = {"model": "aft", "messages": [{"role": "user", "content": question}]}
+        headers = {"Content-Type": "application/json"}
+        print(f"$ curl {url}/v1/chat/completions -d '{json.dumps(body)}'")
+        asked = urllib.request.Request(
+            f"{url}/v1/chat/completions", json.dumps(body).encode(), headers
+        )
+        with urllib.request.urlopen(asked, timeout=300) as response:
+            answer = json.load(response)
+    finally:
+        server.terminate()
+        server.wait()
+    print(f"its answer: {answer['choices'][0]['message']['content'][:70]!r} ...")
+    print(f"what all drafts and layers took: {answer['usage']}")
+
+
+def is_ready(url: str) -> bool:
+    """Tell whether a server says that it is well."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:  # it does not listen yet, or loads its model
+        return False

@@ -58,6 +58,7 @@ def convert_command(path):
 
 def test_every_yaml_here_is_tested():
     tested = {*TRAININGS, EXAMPLES / "export_llama.yaml", EXAMPLES / "run_llama.yaml"}
+    tested |= {EXAMPLES / "serve_llama.yaml"}  # test_serving.py
     tested |= {EXAMPLES / "tiny_aft.yaml"}
     tested |= set(EXAMPLES.glob("pipeline_*.yaml"))  # test_pipeline.py, test_pipeline_killed.py
     assert set(EXAMPLES.glob("*.yaml")) == tested

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from aft_factory.cli import main
+from aft_factory.serve.__main__ import COMMAND as SERVE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,6 +79,9 @@ def test_every_command_of_the_readme_runs_after_the_one_before(folder, tiny_llam
             continue
         given = scripted(given, tiny_llama)
         if given[0] in ("pipeline", "eval"):  # see the tests of examples and of evaluate
+            continue
+        if given[0] == "serve":  # it would, until it is stopped
+            SERVE.read(vars(SERVE.parser().parse_args(given[1:])))
             continue
         code = main(given)
         assert code == 0, (words, capsys.readouterr().err)

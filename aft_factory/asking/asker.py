@@ -2,7 +2,8 @@
 
 Every request of a run goes through one `Asker`. What was answered before is not asked again; what
 fails for a passing reason is asked again after a while, without holding its place in flight. What
-was sent is waited for and kept, even if whoever asked for it has gone: it is paid for.
+was sent is waited for and kept, even if whoever asked for it has gone: it is paid for. A server's
+asker gives it up instead (`keep_sent`), as those who come next ask for something else.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from aft_factory.asking.journal import Journal, Place
 from aft_factory.asking.limiter import Limiter
 from aft_factory.engines.engine import Engine
 from aft_factory.engines.gathering import gather_or_cancel
-from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Usage, joined
+from aft_factory.engines.sampling import (
+    Completion,
+    Piece,
+    Prompt,
+    Reply,
+    Request,
+    Told,
+    Usage,
+    joined,
+    shifted,
+)
 
 PROBE = "Hello"  # what any model has an answer to
 
@@ -47,6 +58,8 @@ class _Flight:
         waiters: How many wait for it.
         attempts: How often it was sent.
         sent: Whether it is with the engine now.
+        listeners: Those of them who hear of it while it is written.
+        written: What they have heard, by sample.
         task: What they wait for.
     """
 
@@ -56,7 +69,22 @@ class _Flight:
     waiters: int = 0
     attempts: int = 0
     sent: bool = False
+    listeners: list[Told] = field(default_factory=list)
+    written: dict[int, str] = field(default_factory=dict)
     task: asyncio.Task[Reply] = field(init=False)
+
+    def join(self, told: Told) -> None:
+        """Let one more hear of it, from its beginning."""
+        self.listeners.append(told)
+        for index, text in self.written.items():
+            told(Piece(index, text, 0))
+
+    def tell(self, piece: Piece) -> None:
+        """Pass on what is written."""
+        before = self.written.get(piece.index, "") if piece.start else ""
+        self.written[piece.index] = before + piece.text
+        for told in self.listeners:
+            told(piece)
 
 
 class Asker:
@@ -70,6 +98,7 @@ class Asker:
         journal: What was answered already; None keeps nothing.
         in_flight: Most samples in flight, of all engines together.
         retries: When to ask again.
+        keep_sent: Whether what was sent is kept, though nobody waits for it any more.
     """
 
     def __init__(
@@ -78,11 +107,14 @@ class Asker:
         journal: Journal | None,
         in_flight: int,
         retries: Retries = Retries(),  # noqa: B008 - frozen
+        *,
+        keep_sent: bool = True,
     ) -> None:
         self.limiter = Limiter(in_flight)
         self.counts = Counts()
         self._engines = engines
         self._journal = journal
+        self._keep_sent = keep_sent
         self._stopping = asyncio.Event()
         self._flights: dict[bytes, _Flight] = {}
         self._available = {
@@ -115,11 +147,17 @@ class Asker:
         self._stopping.set()
         self.limiter.stop()
 
-    async def ask(self, request: Request, place: Place) -> Reply:
+    async def ask(self, request: Request, place: Place, told: Told | None = None) -> Reply:
         """Return the reply to a request.
 
         Where the engine gives fewer samples at a time, it is asked by several requests, each kept
         by itself; a prompt is then read, and accounted in `Usage.prompt`, as often.
+
+        Args:
+            request: What is asked.
+            place: Where it belongs.
+            told: Hears of the samples while they are written; of such as were answered before, and
+                of one that is on its way already to others, it need not hear anything.
 
         Raises:
             EngineError: If the model refuses it or, of kind `retry`, fails at every attempt; of
@@ -128,17 +166,18 @@ class Asker:
         """
         most = self._engines[request.model or ""].most_samples or request.n
         if request.n <= most:
-            return await self._ask(request, place)
+            return await self._ask(request, place, told)
         parts = (
             self._ask(
                 replace(request, n=min(most, request.n - at), seed=request.seed + at),
                 replace(place, slot=place.slot + at),
+                shifted(told, at),
             )
             for at in range(0, request.n, most)
         )
         return joined(await gather_or_cancel(parts))
 
-    async def _ask(self, request: Request, place: Place) -> Reply:
+    async def _ask(self, request: Request, place: Place, told: Told | None) -> Reply:
         key = request.key(self._engines[request.model or ""].model)
         flight = self._flights.get(key)  # rows of equal text and id ask the same at the same time
         shared = flight is not None
@@ -151,10 +190,14 @@ class Asker:
             flight.task = asyncio.create_task(self._fly(flight))
             flight.task.add_done_callback(_forgotten)
         flight.waiters += 1
+        if told is not None:
+            flight.join(told)
         try:
             reply = await asyncio.shield(flight.task)
         finally:
             flight.waiters -= 1
+            if told is not None:
+                flight.listeners.remove(told)
             self._abandon(flight)
         if shared:
             self.counts.replayed += reply.usage.requests
@@ -187,7 +230,10 @@ class Asker:
         flight.attempts += 1
         flight.sent = True
         try:
-            reply = _storable(await engine.sample(request))
+            if flight.listeners and request is flight.request:
+                reply = _storable(await engine.stream(request, flight.tell))
+            else:
+                reply = _storable(await engine.sample(request))
             if request is flight.request:
                 self.counts.asked += reply.usage
                 if self._journal is not None:
@@ -200,8 +246,8 @@ class Asker:
         return reply
 
     def _abandon(self, flight: _Flight) -> None:
-        """Give up what nobody waits for, unless it was sent."""
-        if not flight.waiters and not flight.sent:
+        """Give up what nobody waits for, unless it was sent and is kept."""
+        if not flight.waiters and not (flight.sent and self._keep_sent):
             flight.task.cancel()
             self._land(flight)
 

@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
-from aft_factory.engines.sampling import Reply, Request
+from aft_factory.engines.sampling import Reply, Request, Told
 from aft_factory.errors import AftError, printable
 from aft_factory.records.network import read_key
 
@@ -94,6 +94,10 @@ class Engine(Protocol):
         Raises:
             EngineError: If there is no answer.
         """
+        ...
+
+    async def stream(self, request: Request, told: Told) -> Reply:
+        """Ask once, as `sample`, and tell of the samples while they are written."""
         ...
 
     async def reachable(self) -> bool:

@@ -24,7 +24,8 @@ from aft_factory.engines.engine import EngineError, default_key, is_url
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.openai_replies import read_reply, whole
 from aft_factory.engines.openai_server import Server
-from aft_factory.engines.sampling import Reply, Request, joined
+from aft_factory.engines.sampling import Reply, Request, Told, joined, shifted
+from aft_factory.engines.telling import apart
 from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.prompts.thoughts import Thoughts
 from aft_factory.prompts.tokenizer import shows_system
@@ -133,14 +134,21 @@ class OpenAIEngine:
         Raises:
             EngineError: If there is no answer.
         """
-        n, seed = request.n, request.seed
+        return await self._ask_on(request, None)
+
+    async def stream(self, request: Request, told: Told) -> Reply:
+        """Ask as `sample` does, and tell of the samples while they are written."""
+        return await self._ask_on(request, told)
+
+    async def _ask_on(self, request: Request, told: Told | None) -> Reply:
+        n = request.n
         replies: list[Reply] = []
         while (got := sum(len(reply.completions) for reply in replies)) < n:
             if all(server.fields.one_by_one for server in self._servers):
-                asked = (self._ask(request, 1, seed + i) for i in range(got, n))
+                asked = (self._ask(request, 1, i, shifted(told, i)) for i in range(got, n))
                 replies += await gather_or_cancel(asked)
             else:
-                replies.append(await self._ask(request, n - got, seed + got))
+                replies.append(await self._ask(request, n - got, got, shifted(told, got)))
         return joined(replies)
 
     async def reachable(self) -> bool:
@@ -178,15 +186,15 @@ class OpenAIEngine:
         """Close the connections."""
         await asyncio.gather(*(server.client.close() for server in self._servers))
 
-    async def _ask(self, request: Request, n: int, seed: int) -> Reply:
-        """Send one request for at most n samples."""
+    async def _ask(self, request: Request, n: int, at: int, told: Told | None) -> Reply:
+        """Send one request for at most n samples, from the one at that place on."""
         prompt, sampling = request.prompt, request.sampling
         body: dict[str, Any] = {
             "model": request.model or self.model,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
-            "seed": seed,
+            "seed": request.seed + at,
         }
         if n > 1:
             body["n"] = n
@@ -197,8 +205,8 @@ class OpenAIEngine:
             body["top_k"] = sampling.top_k
         server = self._pick()
         try:
-            data = await server.ask(body | dict(sampling.extra))
             words = None if isinstance(prompt, str) else self._thoughts(sampling.extra)
+            data = await server.ask(body | dict(sampling.extra), apart(told, words))
             return read_reply(data, n, server.cached, words)
         except EngineError as error:
             raise self._judged(error) from error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.sampling import Completion, Reply
+from aft_factory.engines.sampling import Completion, Piece, Reply, Told
 from aft_factory.prompts.thoughts import FIELDS, ThoughtWords
 from aft_factory.records import exact_json
 from aft_factory.records.network import proxy_hint
@@ -90,11 +90,16 @@ def parse_body(body: bytes, url: str) -> dict[str, Any]:
     data = _joined_stream(body, url) if _is_stream(body) else read_json(body)
     if not isinstance(data, dict):
         raise EngineError(f"{url}: expected a JSON object, got: {error_words(body)}", "retry")
+    return undisguised(data)
+
+
+def undisguised(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of an answer of status 200, unless it is an error in disguise."""
     error = data.get("error")
     if error or data.get("object") == "error":
         code = str(error.get("code") if isinstance(error, dict) else data.get("code"))
         kind = kind_of(int(code)) if code in map(str, range(400, 600)) else "retry"
-        raise EngineError(error_words(body), kind)
+        raise EngineError(error_words(exact_json.dump(data)), kind)
     return data
 
 
@@ -179,40 +184,68 @@ def _is_stream(body: bytes) -> bool:
     return body.lstrip()[:6].startswith((b"data:", b"event:", b":"))
 
 
-def _joined_stream(body: bytes, url: str) -> dict[str, Any]:
-    """Return a stream of chunks as the one answer that it stands for.
+class Joining:
+    """Joins the chunks of a stream to the one answer that they stand for.
 
-    Raises:
-        EngineError: If it breaks off.
+    Args:
+        told: Hears of the texts in them.
     """
-    choices: dict[int, dict[str, Any]] = {}
-    answer: dict[str, Any] = {}
-    for chunk in _chunks(body):
-        if "error" in chunk:
-            return chunk
-        answer |= {name: value for name, value in chunk.items() if value is not None}
+
+    def __init__(self, told: Told = lambda _: None) -> None:
+        self._told = told
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._answer: dict[str, Any] = {}
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        """Take the next chunk."""
+        self._answer |= {name: value for name, value in chunk.items() if value is not None}
         for part in map(_object, chunk.get("choices") or ()):
-            choice = choices.setdefault(part.get("index") or 0, {"message": {}})
+            index = part.get("index") or 0
+            choice = self._choices.setdefault(index, {"message": {}})
+            message, delta = choice["message"], _object(part.get("delta"))
+            texts = (choice, "text", part.get("text")), (message, "content", delta.get("content"))
+            start = sum(len(at.get(name) or "") for at, name, _ in texts)
             choice["finish_reason"] = part.get("finish_reason") or choice.get("finish_reason")
-            _add_text(choice, "text", part.get("text"))
-            for name, value in _object(part.get("delta")).items():
-                _add_text(choice["message"], name, value)
-    if not choices or not all(choice["finish_reason"] for choice in choices.values()):
-        raise EngineError(f"{url}: the stream of the answer broke off", "retry")
-    return answer | {"choices": [choice for _, choice in sorted(choices.items())]}
+            _add_text(*texts[0])
+            for name, value in delta.items():
+                _add_text(message, name, value)
+            said = "".join(new for _, _, new in texts if isinstance(new, str))
+            self._told(Piece(index, said, start, ended=bool(part.get("finish_reason"))))
+
+    def answer(self, url: str) -> dict[str, Any]:
+        """Return the answer.
+
+        Raises:
+            EngineError: If the stream broke off, or ended in an error.
+        """
+        if "error" in self._answer:
+            return self._answer
+        choices = self._choices
+        if not choices or not all(choice["finish_reason"] for choice in choices.values()):
+            raise EngineError(f"{url}: the stream of the answer broke off", "retry")
+        return self._answer | {"choices": [choice for _, choice in sorted(choices.items())]}
+
+
+def _joined_stream(body: bytes, url: str) -> dict[str, Any]:
+    """Return a stream of chunks as the one answer that it stands for."""
+    joining = Joining()
+    for line in body.splitlines():
+        if (chunk := read_chunk(line)) is not None:
+            joining.add(chunk)
+    return joining.answer(url)
 
 
 def _add_text(message: dict[str, Any], name: str, value: Any) -> None:
     if isinstance(value, str):
-        message[name] = message.get(name, "") + value
+        message[name] = (message.get(name) or "") + value
     elif value is not None:
         message.setdefault(name, value)
 
 
-def _chunks(body: bytes) -> Iterator[dict[str, Any]]:
-    for line in body.splitlines():
-        if line.startswith(b"data:") and isinstance(chunk := read_json(line[5:]), dict):
-            yield chunk
+def read_chunk(line: bytes) -> dict[str, Any] | None:
+    """Return the chunk in a line of a stream, None if there is none."""
+    chunk = read_json(line[5:]) if line.startswith(b"data:") else None
+    return chunk if isinstance(chunk, dict) else None
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -9,13 +9,23 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.openai_fields import Fields
-from aft_factory.engines.openai_replies import ABSENT, failure_of, parse_body, read_json
+from aft_factory.engines.openai_fields import STREAM, Fields
+from aft_factory.engines.openai_replies import (
+    ABSENT,
+    Joining,
+    failure_of,
+    parse_body,
+    read_chunk,
+    read_json,
+    undisguised,
+)
 from aft_factory.engines.openai_vetting import Vetting
+from aft_factory.engines.sampling import Told
 from aft_factory.records.network import proxy_hint
 
 if TYPE_CHECKING:
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
 LONGEST_PAUSE = 60.0  # seconds a failing server is left alone at most, unless it asks for more
 LONGEST_DESCRIPTION = 5.0  # seconds to wait for what a server says of its requests
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -75,10 +86,14 @@ class Server:
         new = self._neutral is None
         return now >= self.back_at and not ((self._in_doubt or new) and self.in_flight)
 
-    async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def ask(self, body: dict[str, Any], told: Told | None = None) -> dict[str, Any]:
         """Send one request and return the body of the answer; see `Vetting.ask`.
 
         What is left out in it and the server would fill in by itself is sent, if it takes that.
+
+        Args:
+            body: What to send.
+            told: Hears of the texts while they are written.
         """
         self.in_flight += 1
         try:
@@ -86,7 +101,10 @@ class Server:
                 await self._meet()
             assert self._neutral is not None
             kind = "messages" if "messages" in body else "prompt"
-            return await self._vetting.ask(self._neutral.get(kind, {}) | body)
+            body = self._neutral.get(kind, {}) | body
+            if told is None:
+                return await self._vetting.ask(body)
+            return await self._vetting.ask(STREAM | body, partial(self._post, told=told))
         finally:
             self.in_flight -= 1
 
@@ -104,13 +122,37 @@ class Server:
             return error.kind == "retry"  # nothing is known yet
         return True
 
-    async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _post(self, body: Mapping[str, Any], told: Told | None = None) -> dict[str, Any]:
         chat = "messages" in body
         endpoint: Any = self.client.chat.completions if chat else self.client.completions
         # In `extra_body` all of it goes out as it is, whatever the client knows of it.
         needed = {name: body[name] for name in ("model", "messages", "prompt") if name in body}
         more = {name: value for name, value in body.items() if name not in needed}
-        return await self._call(endpoint.with_raw_response.create(**needed, extra_body=more))
+        if told is None:
+            return await self._call(
+                self._read(endpoint.with_raw_response.create(**needed, extra_body=more))
+            )
+        stream = endpoint.with_streaming_response.create(**needed, extra_body=more)
+        return await self._call(self._follow(stream, told))
+
+    async def _read(self, call: Any) -> dict[str, Any]:
+        return parse_body((await call).http_response.content, self.url)
+
+    async def _follow(self, stream: Any, told: Told) -> dict[str, Any]:
+        """Read an answer while it is written, if the server streams it."""
+        async with stream as response:
+            if "event-stream" not in response.headers.get("content-type", ""):
+                return parse_body(await response.read(), self.url)
+            joining = Joining(told)
+            try:
+                async for line in response.iter_lines():
+                    if (chunk := read_chunk(line.encode(errors="replace"))) is not None:
+                        joining.add(chunk)
+            except Exception as error:  # of whatever package carries the bytes
+                raise EngineError(
+                    f"{self.url}: the stream broke off: {error!r}", "retry"
+                ) from error
+            return undisguised(joining.answer(self.url))
 
     async def models(self) -> list[dict[str, Any]]:
         """Return what it offers; nothing if it does not tell.
@@ -120,7 +162,7 @@ class Server:
         """
         listing = self.client.models.with_raw_response.list(timeout=self._wait)
         try:
-            entries = (await self._call(listing, sampling=False)).get("data")
+            entries = await self._call(_listed(listing, self.url), sampling=False)
         except EngineError as error:
             status = getattr(error.__cause__, "status_code", None)
             if error.kind == "retry" or status == 401:
@@ -179,17 +221,13 @@ class Server:
             return 0
         return told if samples == 1 or told == 0 else None
 
-    async def _call(self, call: Any, *, sampling: bool = True) -> dict[str, Any]:
+    async def _call(self, call: Awaitable[T], *, sampling: bool = True) -> T:
         """Await a call of the client; turn its failures into EngineError and note them."""
         import openai
 
         started = time.monotonic()
         try:
-            response = await call
-            content = response.http_response.content
-            listed = None if sampling else read_json(content)
-            # Some list their models in a bare array.
-            data = {"data": listed} if isinstance(listed, list) else parse_body(content, self.url)
+            answer = await call
         except openai.APIStatusError as error:
             absent = "" if self.url.endswith("/v1") else " (should the URL end in /v1?)"
             failure = failure_of(error.response, self.url, absent)
@@ -211,7 +249,7 @@ class Server:
                 self._fails(started, failure, in_doubt=failure.kind == "fatal")
             raise
         self._works(started)
-        return data
+        return answer
 
     def _deny(self, refusal: EngineError) -> None:
         """Take note that no request of some settings will do."""
@@ -235,6 +273,13 @@ class Server:
         words = failure.problem.removeprefix(self.url).lstrip(": ")
         level = logging.WARNING if in_doubt else logging.INFO
         _log.log(level, "%s is left alone for %g s: %s", self.url, pause, words)
+
+
+async def _listed(call: Any, url: str) -> Any:
+    """Return the list of models; some list them in a bare array."""
+    content = (await call).http_response.content
+    listed = read_json(content)
+    return listed if isinstance(listed, list) else parse_body(content, url).get("data")
 
 
 def fields_of(description: Any) -> dict[str, set[str]]:

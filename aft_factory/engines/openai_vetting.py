@@ -18,10 +18,12 @@ from aft_factory.engines.openai_fields import LENGTHS, Fields, blamed, hint
 from aft_factory.engines.openai_replies import read_json
 
 LEAD = 1.0  # seconds that the first request goes ahead: a refusal comes sooner than an answer
+MOST_SETTINGS = 1000  # remembered: those who ask a server of ours may name any
 SHORT_QUESTION = "Say hello."
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+Post = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class _Settings:
@@ -61,7 +63,7 @@ class Vetting:
         self,
         url: str,
         fields: Fields,
-        post: Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]],
+        post: Post,
         deny: Callable[[EngineError], object],
     ) -> None:
         self._url = url
@@ -70,24 +72,31 @@ class Vetting:
         self._deny = deny
         self._settings: dict[str, _Settings] = {}
 
-    async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def ask(self, body: Mapping[str, Any], post: Post | None = None) -> dict[str, Any]:
         """Send one request and return the body of the answer.
 
         The first request of its settings goes ahead of the others: what is refused in it for its
         settings would be refused in all.
 
+        Args:
+            body: What to send.
+            post: Sends it in another way than all others.
+
         Raises:
             EngineError: If there is none; of kind `fatal`, if the settings are refused.
         """
-        settings = self._settings.setdefault(_shape(body), _Settings())
+        post, shape = post or self._post, _shape(body)
+        while shape not in self._settings and len(self._settings) >= MOST_SETTINGS:
+            del self._settings[next(iter(self._settings))]
+        settings = self._settings.setdefault(shape, _Settings())
         if settings.passed:
-            return await self._ask(body, settings)
+            return await self._ask(body, settings, post)
         refused = settings.refused
         async with settings.gate:
             if settings.refused > refused:  # meanwhile: so would this one be
                 assert settings.refusal is not None
                 raise settings.refusal
-            first = asyncio.create_task(self._ask(body, settings))
+            first = asyncio.create_task(self._ask(body, settings, post))
             first.add_done_callback(settings.note)
             if not settings.passed:
                 await _or_cancel(first, asyncio.wait({first}, timeout=LEAD))
@@ -100,13 +109,15 @@ class Vetting:
         Raises:
             EngineError: If there is no answer.
         """
-        return await self._ask(body, _Settings(answered=True))
+        return await self._ask(body, _Settings(answered=True), self._post)
 
-    async def _ask(self, body: Mapping[str, Any], settings: _Settings) -> dict[str, Any]:
+    async def _ask(
+        self, body: Mapping[str, Any], settings: _Settings, post: Post
+    ) -> dict[str, Any]:
         while True:
             sent = self._fields.applied(body)
             try:
-                answer = await self._post(sent)
+                answer = await post(sent)
             except EngineError as error:
                 if error.kind != "refused":
                     raise

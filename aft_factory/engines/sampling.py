@@ -7,7 +7,7 @@ answer, which is the journal's key. Pure; knows no engine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any
@@ -264,6 +264,33 @@ class Reply:
             thought = 0
         usage = Usage(1, len(completions), prompt, cached, written, attended, thought)
         return cls(completions, usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a sample, while it is written.
+
+    Attributes:
+        index: Which of the request's samples.
+        text: What was written now.
+        start: How many characters of the sample come before it; 0 begins it, or begins it anew.
+        ended: Whether the sample ends with it.
+    """
+
+    index: int
+    text: str
+    start: int
+    ended: bool = False
+
+
+Told = Callable[[Piece], object]  # hears of a request's samples while they are written
+
+
+def shifted(told: Told | None, by: int) -> Told | None:
+    """Return who hears of samples that are `by` places further on in the whole."""
+    if told is None or by == 0:
+        return told
+    return lambda piece: told(replace(piece, index=piece.index + by))
 
 
 def joined(replies: Sequence[Reply]) -> Reply:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.sampling import Completion, Reply, Request
+from aft_factory.engines.sampling import Completion, Piece, Reply, Request, Told
+from aft_factory.engines.telling import apart
 from aft_factory.prompts.thoughts import ThoughtWords
 
 WORDS = [
@@ -86,10 +88,33 @@ class ScriptedEngine:
 
     async def sample(self, request: Request) -> Reply:
         """Reply as the script says."""
+        self._note(request)
+        await asyncio.sleep(self._delay)
+        return self._reply(request, self._script(request))
+
+    async def stream(self, request: Request, told: Told) -> Reply:
+        """Reply as the script says, word by word."""
+        self._note(request)
+        texts = self._script(request)
+        words = None if isinstance(request.prompt, str) else ThoughtWords()
+        tell = apart(told, words) or told
+        shown = [] if isinstance(texts, EngineError) else texts
+        pieces = [re.findall(r"\s*\S+\s*$|\s*\S+|\s+$", text) or [""] for text in shown]
+        starts = [0] * len(pieces)
+        longest = max(map(len, pieces), default=0)
+        for step in range(longest):
+            await asyncio.sleep(self._delay / longest)
+            for i, own in enumerate(pieces):
+                if step < len(own):
+                    tell(Piece(i, own[step], starts[i], ended=step == len(own) - 1))
+                    starts[i] += len(own[step])
+        return self._reply(request, texts)
+
+    def _note(self, request: Request) -> None:
         if self._record:
             self.requests.append(request)
-        await asyncio.sleep(self._delay)
-        texts = self._script(request)
+
+    def _reply(self, request: Request, texts: list[str] | EngineError) -> Reply:
         if isinstance(texts, EngineError):
             raise texts
         prompt = request.prompt

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.gathering import gather_or_cancel
-from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Sampling
+from aft_factory.engines.sampling import Completion, Piece, Prompt, Reply, Request, Told
+from aft_factory.engines.telling import apart
 from aft_factory.engines.vllm_loading import (
     adapter_rank,
     check_name,
@@ -31,13 +32,13 @@ from aft_factory.engines.vllm_loading import (
     own_template,
     started,
 )
-from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.engines.vllm_sampling import sampling_params, stop_token_ids
+from aft_factory.errors import UsageError
 from aft_factory.prompts.thoughts import Thoughts
 from aft_factory.prompts.tokenizer import shows_system
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-    from vllm import SamplingParams
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -144,6 +145,20 @@ class VllmEngine:
 
     async def sample(self, request: Request) -> Reply:
         """Ask once; see `Engine.sample`."""
+        return await self._answer(request, self._one)
+
+    async def stream(self, request: Request, told: Told) -> Reply:
+        """Ask once, and tell of the samples while they are written; see `Engine.stream`."""
+        chat = not isinstance(request.prompt, str)
+        words = self._thoughts(request.sampling.extra) if chat else None
+        tell = apart(told, words, self._without_special)
+        return await self._answer(request, partial(self._follow, tell or told))
+
+    async def _answer(
+        self,
+        request: Request,
+        one: Callable[[list[int], Request, int], Coroutine[Any, Any, RequestOutput]],
+    ) -> Reply:
         if request.prompt_ids is not None:
             ids = list(request.prompt_ids)
         else:
@@ -151,7 +166,7 @@ class VllmEngine:
         # As n requests, which is what vLLM makes of n: so each tells what it found cached. The
         # prompt is read once all the same, by prefix caching.
         asked = self._unskipped(request)
-        outputs = await gather_or_cancel(self._one(ids, asked, i) for i in range(request.n))
+        outputs = await gather_or_cancel(one(ids, asked, i) for i in range(request.n))
         completions = [_completion(output) for output in outputs]
         thought = 0
         if not isinstance(request.prompt, str):
@@ -181,15 +196,37 @@ class VllmEngine:
 
     async def _one(self, ids: list[int], request: Request, index: int) -> RequestOutput:
         final = None
+        async for output in self._outputs(ids, request, index, "FINAL_ONLY"):
+            final = output
+        return _ended(final)
+
+    async def _follow(
+        self, told: Told, ids: list[int], request: Request, index: int
+    ) -> RequestOutput:
+        final = None
+        text = ""
+        tokens: list[int] = []
+        async for output in self._outputs(ids, request, index, "DELTA"):
+            final = output
+            (sample,) = output.outputs
+            told(Piece(index, sample.text, len(text), ended=output.finished))
+            text += sample.text
+            tokens += sample.token_ids
+        whole = _ended(final)
+        whole.outputs[0].text, whole.outputs[0].token_ids = text, tokens
+        return whole
+
+    async def _outputs(
+        self, ids: list[int], request: Request, index: int, kind: str
+    ) -> AsyncIterator[RequestOutput]:
+        """Go through what vLLM tells of a sample."""
         with failures():
-            params = _sampling_params(request.sampling, request.seed + index, self._stop_ids)
+            params = sampling_params(request.sampling, request.seed + index, self._stop_ids, kind)
             prompt = self._prompt(ids)
             number = f"aft-{next(self._numbers)}"
-            async for output in self._llm.generate(prompt, params, number, lora_request=self._lora):
-                final = output
-        if final is None or final.outputs[0].finish_reason in ("abort", "error"):
-            raise EngineError("vLLM gave the request up", "retry")
-        return final
+            outputs = self._llm.generate(prompt, params, number, lora_request=self._lora)
+            async for output in outputs:
+                yield output
 
     def _prompt(self, ids: list[int]) -> Any:
         """Return what vLLM takes for token ids."""
@@ -210,12 +247,13 @@ class VllmEngine:
 
     def _plain(self, completion: Completion) -> Completion:
         """Return a completion whose texts hold no control tokens."""
-        text, thought = completion.text, completion.thought
-        if not any(token in text or token in thought for token in self._special):
-            return completion
-        for token in self._special:
-            text, thought = text.replace(token, ""), thought.replace(token, "")
+        text, thought = map(self._without_special, (completion.text, completion.thought))
         return replace(completion, text=text, thought=thought)
+
+    def _without_special(self, text: str) -> str:
+        for token in self._special:
+            text = text.replace(token, "")
+        return text
 
     def _encode(self, prompt: Prompt, settings: Mapping[str, Any] | None = None) -> list[int]:
         try:
@@ -242,60 +280,11 @@ class VllmEngine:
             raise EngineError(f"cannot render the prompt: {error}", "refused") from error
 
 
-def stop_token_ids(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> list[int]:
-    """Return the tokens that end an answer: the tokenizer's end of text and the template's.
-
-    A base model's end of text is often not what its chat template ends a turn with, and training
-    teaches the latter: the first special token that the template writes after an answer.
-    """
-    stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if chat_template is None:
-        return stops
-    answer = "Forty-two."
-    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": answer}]
-    try:
-        text = tokenizer.apply_chat_template(turns, chat_template=chat_template, tokenize=False)
-    except Exception:  # not made for such a conversation: then the tokenizer's own has to do
-        return stops
-    tail = tokenizer.encode(str(text).rpartition(answer)[2], add_special_tokens=False)
-    tokens = tokenizer.added_tokens_decoder
-    ends = [token for token in tail if token in tokens and tokens[token].special]
-    return list(dict.fromkeys(stops + ends[:1]))
-
-
-def check_sampling(extra: Mapping[str, Any]) -> None:
-    """Check further sampling settings, before a model is loaded.
-
-    Raises:
-        MissingPackage: If vLLM is not installed.
-        UsageError: If vLLM has none of that name.
-    """
-    try:
-        from vllm import SamplingParams
-    except ImportError:
-        raise MissingPackage("running a model in this process", "'aft-factory[vllm]'") from None
-    known = [field for field in SamplingParams.__struct_fields__ if field[0] != "_"]
-    for name in extra:
-        if name not in (*known, "chat_template_kwargs"):
-            raise UsageError(f"sampling_args: vLLM has no {name!r}; {suggest(name, known)}")
-
-
-def _sampling_params(sampling: Sampling, seed: int, stop_ids: Sequence[int]) -> SamplingParams:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    settings: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k or 0,
-        "max_tokens": sampling.max_tokens,
-        "stop": list(sampling.stop),
-        **sampling.extra,
-    }
-    settings.pop("chat_template_kwargs", None)  # the prompt was rendered with them
-    if not settings.get("ignore_eos"):  # vLLM would stop at these nevertheless
-        settings["stop_token_ids"] = [*stop_ids, *(settings.get("stop_token_ids") or [])]
-    return SamplingParams(**settings, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
+def _ended(final: RequestOutput | None) -> RequestOutput:
+    """Return the last that vLLM told of a sample, if it came to its end."""
+    if final is None or final.outputs[0].finish_reason in ("abort", "error"):
+        raise EngineError("vLLM gave the request up", "retry")
+    return final
 
 
 def _completion(output: RequestOutput) -> Completion:

@@ -16,19 +16,19 @@ from aft_factory.asking.asker import Asker
 from aft_factory.asking.journal import Place
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Prompt, Request, Sampling, Usage, identity_seed
-from aft_factory.errors import NoAnswer, RecordError
+from aft_factory.errors import NoAnswer, RecordError, TooLong
 from aft_factory.inference.drafting_options import DraftingOptions, Trace
 from aft_factory.inference.policy import WORDS, verdict
 from aft_factory.inference.reading import read_drafts, summary_prompt
+from aft_factory.inference.room import fitted_for, fitter_of, room_behind
+from aft_factory.inference.watching import Watch
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.rendering import with_aggregator
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.records.messages import Message
 
-MOST_TOKENS = 1 << 30  # where the context is not known
 SUMMARY = -1  # in the place of an attempt
-LEAST_ANSWER = 256  # tokens: with room for fewer, a query is not asked
 
 
 class Drafting:
@@ -47,6 +47,9 @@ class Drafting:
         identity: What seeds follow from, where it is more than the id.
         given: Drafts of the first layer that are there; none are drawn in it then.
         no_system: The models that take no system message.
+        answers: How many answers to draw where one text of the final layer is the answer; the first
+            of them is the strategy's.
+        watch: Hears of drafts and answers while they are made.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class Drafting:
         identity: str | None = None,
         given: Sequence[Completion] = (),
         no_system: frozenset[str] = frozenset(),
+        answers: int = 1,
+        watch: Watch | None = None,
     ) -> None:
         self._query = query
         self._identity = query if identity is None else identity
@@ -72,6 +77,8 @@ class Drafting:
         self._trace = trace
         self._given = given
         self._no_system = no_system
+        self._answers = answers
+        self._watch = watch
         self._lost: dict[int, list[str]] = {}  # by layer: why drafts were dropped
         self._summarised: set[str] = set()
 
@@ -95,11 +102,14 @@ class Drafting:
         """
         if self._given and layer == 0:
             return self._start(slot, n, whole=whole)
-        settings = self._settings
+        settings, watch = self._settings, self._watch
         drafting = settings.proposal if not drafts or settings.middle is None else settings.middle
         sampling = settings.final if final else drafting
         asked = sampling.max_tokens
-        fitter = self._fitter(model, sampling)
+        answers = final and whole and n == 1
+        policy = (settings.final_policy if answers else None) or settings.policy
+        n = self._answers if answers else n
+        fitter = fitter_of(self._fitters, model, sampling)
         summarise = partial(self._summary, layer=layer, slot=slot, model=model)
         texts = await read_drafts(drafts, settings.reads, fitter, summarise)
         markers = self._markers.get(model or "") or known_markers()
@@ -111,7 +121,7 @@ class Drafting:
             prompt, prompt_ids, sampling = await self._messages(
                 query, texts, sampling, layer, slot, model, markers
             )
-        room = self._room(model, asked, prompt_ids)
+        room = room_behind(self._fitters, model, asked, prompt_ids)
 
         async def draw(
             at: int, count: int, attempt: int, budget: Sampling = sampling
@@ -119,7 +129,8 @@ class Drafting:
             seed = identity_seed(settings.seed, self._identity, self._turn, layer, at, attempt)
             request = Request(prompt, count, budget, seed, model, prompt_ids)
             place = Place(self._query, self._turn, layer, at, attempt)
-            reply = await self._asker.ask(request, place)
+            told = None if watch is None else watch.asked(layer, at, answers=answers)
+            reply = await self._asker.ask(request, place, told)
             self._count(layer, model, reply.usage)
             read = settings.completion.read if settings.completion else _unchanged
             restored = (
@@ -129,13 +140,13 @@ class Drafting:
             return [read(completion) for completion in restored]
 
         async def usable(at: int, completion: Completion) -> Completion | None:
-            most, cut_off, budget = settings.policy.resamples, None, sampling
+            most, cut_off, budget = policy.resamples, None, sampling
             for attempt in range(most + 1):
-                problem, fate = verdict(completion, settings.policy, most - attempt)
+                problem, fate = verdict(completion, policy, most - attempt)
                 if problem is not None:
                     self.note(layer, at, problem)
                 if fate == "keep":
-                    return completion
+                    return kept(at, completion)
                 if fate != "resample":
                     break
                 if problem == "truncated":
@@ -150,12 +161,18 @@ class Drafting:
                     if error.kind != "refused" or budget is sampling:
                         raise
                     break  # so many tokens are too many
-            if cut_off is None and fate == "reject":
+            if cut_off is not None:
+                return kept(at, cut_off)
+            if fate == "reject":
                 raise NoAnswer(f"layer {layer}, draft {at}: {problem}")
-            if cut_off is None:
-                self.note(layer, at, "dropped")
-                lost.append(completion.instead or WORDS[str(problem)])
-            return cut_off
+            self.note(layer, at, "dropped")
+            lost.append(completion.instead or WORDS[str(problem)])
+            return None
+
+        def kept(at: int, completion: Completion) -> Completion:
+            if watch is not None:
+                watch.used(layer, at, completion, answers=answers)
+            return completion
 
         lost = self._lost.setdefault(layer, [])
         # Greedy drafts are all alike. Servers refuse to write n of them, or take chance for it.
@@ -166,13 +183,16 @@ class Drafting:
         async with asyncio.TaskGroup() as group:
             checks = [group.create_task(usable(slot + i, c)) for i, c in enumerate(first)]
         results = [check.result() for check in checks] * (n if alike else 1)
-        kept = [completion for completion in results if completion is not None]
+        found = [completion for completion in results if completion is not None]
         self._record(layer, [(slot + i, r) for i, r in enumerate(results) if r is not None])
-        if final and whole and n == 1 and not kept:
-            raise NoAnswer(f"layer {layer}: the final answer is {lost[-1]}")
+        if answers:
+            if len(found) < n:
+                raise NoAnswer(f"layer {layer}: the final answer is {lost[-1]}")
+            self._trace.answers[self._turn] = found
+            return found[:1]
         if whole:
-            self.require(kept, n, layer=layer)
-        return kept
+            self.require(found, n, layer=layer)
+        return found
 
     def _start(self, slot: int, n: int, *, whole: bool) -> list[Completion]:
         """Return drafts of the first layer that were given."""
@@ -200,21 +220,6 @@ class Drafting:
         if not summary.text.strip():
             raise NoAnswer(f"layer {layer}: the summary of a draft is empty")
         return markers.restore(summary.text)
-
-    def _fitter(self, model: str | None, sampling: Sampling) -> Fitter | None:
-        """Return what fits prompts of a sampling, rendered as the engine will render them."""
-        fitter = self._fitters.get((model or "", sampling.max_tokens))
-        kwargs = sampling.extra.get("chat_template_kwargs") or {}
-        return (
-            fitter if fitter is None or fitter.kwargs == kwargs else replace(fitter, kwargs=kwargs)
-        )
-
-    def _room(self, model: str | None, max_tokens: int, prompt: Sequence[int] | None) -> int:
-        """Return the most tokens that an answer may have behind a prompt."""
-        fitter = self._fitters.get((model or "", max_tokens))
-        if fitter is None or fitter.limit is None or prompt is None:
-            return MOST_TOKENS
-        return fitter.limit + max_tokens - len(prompt)
 
     def require(self, drafts: Sequence[Completion], n: int, *, layer: int) -> None:
         """Refuse to go on with too few drafts (see `strategy.Sample`).
@@ -262,7 +267,7 @@ class Drafting:
         messages = list(query)
         if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": settings.proposer_system})
-        fitter = self._fitter(model, sampling)
+        fitter = fitter_of(self._fitters, model, sampling)
         if fitter is None:
             safe = [markers.sanitise(text) for text in drafts]
             try:
@@ -273,20 +278,14 @@ class Drafting:
                 raise NoAnswer(f"layer {layer}: {error}") from error
             return sent, None, sampling
         row = (messages, drafts, None)
-        [fitted] = await asyncio.to_thread(fitter.fit_all, [row])
-        if isinstance(fitted, DoesNotFit) and fitter.limit is not None:
-            context = fitter.limit + sampling.max_tokens
-            least = min(sampling.max_tokens, LEAST_ANSWER)
-            roomy = replace(fitter, limit=context - least)
-            [fitted] = await asyncio.to_thread(roomy.fit_all, [row])
-            if not isinstance(fitted, DoesNotFit):
-                sampling = replace(sampling, max_tokens=context - fitted.tokens)
-                self.note(layer, slot, f"max_tokens lowered to {sampling.max_tokens}")
+        fitted, roomy = await asyncio.to_thread(fitted_for, fitter, row, sampling)
+        if roomy is not sampling:
+            self.note(layer, slot, f"max_tokens lowered to {roomy.max_tokens}")
         if isinstance(fitted, DoesNotFit):
-            raise NoAnswer(f"layer {layer}: {fitted}")
+            raise TooLong(f"layer {layer}: {fitted}")
         if fitted.cut:
             self.note(layer, slot, f"{fitted.cut} drafts shortened")
-        return fitted.messages, fitted.prompt_ids, sampling
+        return fitted.messages, fitted.prompt_ids, roomy
 
 
 def _unchanged(completion: Completion) -> Completion:

@@ -38,6 +38,8 @@ class DraftingOptions:
         proposer_system: System message of plain queries that have none; None sends none.
         seed: Of the run.
         policy: For unusable drafts.
+        final_policy: The same for the answer, where one text of the final layer is it; None if it
+            is as that of drafts.
         completion: How to ask a base model; None asks by chat.
         reads: What the next layer reads of a draft: its `answer`, all of it (`full`), or the last
             N tokens of all (`tail:N`, four characters each where the tokenizer is not known), or
@@ -51,6 +53,7 @@ class DraftingOptions:
     proposer_system: str | None = None
     seed: int = 42
     policy: Policy = Policy()  # noqa: RUF009 - frozen
+    final_policy: Policy | None = None
     completion: CompletionPrompts | None = None
     reads: str = "answer"
     middle: Sampling | None = None
@@ -65,9 +68,11 @@ class Trace:
         by_model: The same of all layers, by the name of the model; "" is the run's own.
         drafts: By (turn, layer): (slot, completion) of every draft that was used.
         events: Every use of a policy: {turn, layer, slot, event}.
+        answers: By turn, all answers that were drawn from the same drafts.
     """
 
     usage: dict[tuple[int, int], Usage] = field(default_factory=dict)
     by_model: dict[str, Usage] = field(default_factory=dict)
     drafts: dict[tuple[int, int], list[tuple[int, Completion]]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    answers: dict[int, list[Completion]] = field(default_factory=dict)

@@ -22,12 +22,14 @@ class Outcome:
         layers: All drafts, if they are kept: {turn, layer, drafts: [{slot, text, thought,
             finish_reason}]}.
         problem: Why there is no answer.
-        about: What the problem is about: `drafts`; `refused`, if the model will not have it; or
-            `engine`, which failed for a reason that may have passed when it is asked again.
+        about: What the problem is about: `drafts`; `context`, which the query does not fit;
+            `refused`, if the model will not have it; or `engine`, which failed for a reason that
+            may have passed when it is asked again.
         model: What was asked, by the name it has for people.
         by_model: The usage of each model, where several were asked; the run's own is None.
         scored: What a reward model read, where one was asked.
         given: The proposals of the row that were the drafts of its first layer.
+        more: Further answers to the last turn from the same drafts: {text, finish_reason}.
     """
 
     answers: list[str] = field(default_factory=list)
@@ -42,6 +44,7 @@ class Outcome:
     by_model: list[dict[str, Any]] = field(default_factory=list)
     scored: dict[str, Any] | None = None
     given: list[str] = field(default_factory=list)
+    more: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def layer_usage(self) -> dict[tuple[int, int], Usage]:

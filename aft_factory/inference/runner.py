@@ -20,12 +20,13 @@ from aft_factory.asking.asker import Asker
 from aft_factory.asking.limiter import Stopped
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Usage
-from aft_factory.errors import NoAnswer
+from aft_factory.errors import NoAnswer, TooLong
 from aft_factory.inference.drafting import Drafting
 from aft_factory.inference.drafting_options import DraftingOptions, Trace
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.strategy import Strategy
+from aft_factory.inference.watching import Watch
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers
 from aft_factory.records.messages import Message
@@ -65,6 +66,7 @@ class Runner:
     use_proposals: bool = False
     markers: Mapping[str, Markers] = field(default_factory=dict)
     no_system: frozenset[str] = frozenset()
+    answers: int = 1
 
     @property
     def fingerprint(self) -> str:
@@ -81,6 +83,9 @@ class Runner:
             sorted(self.no_system),
             settings.completion and settings.completion.name,
         ]
+        if self.answers > 1 or settings.final_policy is not None:
+            final_policy = settings.final_policy or settings.policy
+            content += [self.answers, asdict(final_policy)]
         return hashlib.blake2b(_canonical(content), digest_size=16).hexdigest()
 
     @staticmethod
@@ -91,8 +96,12 @@ class Runner:
             content += [query.options, query.seed]
         return hashlib.blake2b(_canonical(content), digest_size=16).digest()
 
-    async def answer(self, query: Query) -> Outcome:
+    async def answer(self, query: Query, watch: Watch | None = None) -> Outcome:
         """Answer every turn of a query; the final answer of a turn is the history of the next.
+
+        Args:
+            query: What is asked.
+            watch: Hears of drafts and answers while they are made.
 
         Raises:
             Stopped: If the run was asked to stop.
@@ -123,6 +132,8 @@ class Runner:
                     query.identity,
                     [Completion(text) for text in given] if turn == 0 else (),
                     self.no_system,
+                    self.answers,
+                    watch,
                 )
                 answer = await self.strategy.run(messages, sample, **options)
                 done.append(answer.completion)
@@ -150,6 +161,10 @@ class Runner:
             by_model=_by_model(trace),
             scored=asdict(sum(scored, Usage())) if scored else None,
             given=given,
+            more=[
+                {"text": completion.text, "finish_reason": completion.finish_reason}
+                for completion in trace.answers.get(len(query.turns) - 1, [])[1:]
+            ],
         )
 
     def _counted(self, scored: list[Usage]) -> Callable[..., Awaitable[Any]]:
@@ -255,7 +270,7 @@ def _layers(trace: Trace) -> list[dict[str, Any]]:
 def _about(error: BaseException) -> str:
     if isinstance(error, EngineError):
         return "engine" if error.kind == "retry" else "refused"
-    return "drafts"
+    return "context" if isinstance(error, TooLong) else "drafts"
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

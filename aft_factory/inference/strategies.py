@@ -201,10 +201,11 @@ STRATEGIES = {
             best_of_n,
             {"width": 5},
             has_final=False,
+            single=False,
             needs=frozenset({"score"}),
             flops=lambda width: 2 * width,
         ),
-        Strategy("majority_vote", majority_vote, {"width": 5}, has_final=False),
+        Strategy("majority_vote", majority_vote, {"width": 5}, has_final=False, single=False),
         Strategy(
             "self_moa_seq",
             self_moa_seq,
@@ -216,6 +217,7 @@ STRATEGIES = {
             "rsa",
             rsa,
             {"width": 16, "subset": 4, "layers": 10},
+            single=False,
             reads=lambda width, subset, layers: min(width, subset) if layers else 0,
         ),
         Strategy(

@@ -89,6 +89,7 @@ class Strategy:
         fixed: Options of `run` that cannot: what makes it this one and no other.
         has_final: Whether its last layer is decoded by settings of its own; else its one layer is
             the final one, and what is set for drafts holds for the answer.
+        single: Whether its last layer is one text, which is the answer; else it chooses among them.
         needs: What `run` is handed besides: `proposals` that the row brings, `score`, `models`.
         first: How many drafts its first layer has, from all options, where proposals that a row
             brings can stand for them; None where they cannot.
@@ -102,10 +103,16 @@ class Strategy:
     options: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     has_final: bool = True
+    single: bool = True
     needs: frozenset[str] = frozenset()
     first: Callable[..., int] | None = None
     reads: Callable[..., int] = lambda **_: 0
     flops: Callable[..., int] | None = None
+
+    @property
+    def has_middle(self) -> bool:
+        """Whether it may have layers between the first and the last."""
+        return bool({"layers", "window"} & {*self.options, *self.fixed})
 
     def settled(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return all options: those given, and its own where nothing (None) was."""

@@ -93,6 +93,28 @@ class Markers:
         return [{"role": m["role"], "content": self.sanitise(m["content"])} for m in messages]
 
 
+class Mender:
+    """Does what `Markers.restore` does, for a text that comes in pieces.
+
+    Args:
+        markers: What is mended.
+    """
+
+    def __init__(self, markers: Markers) -> None:
+        self._markers = markers
+        self._longest = max(map(len, markers.words), default=0)
+        self._before = self._held = ""
+
+    def mend(self, piece: str, *, last: bool = False) -> str:
+        """Return what is sure by now: all but a broken marker that may go on in the next piece."""
+        text = self._held + piece
+        at = -1 if last else text.find(ZERO_WIDTH_SPACE, max(0, len(text) - self._longest))
+        sure, self._held = (text, "") if at < 0 else (text[:at], text[at:])
+        mended = self._markers.restore(self._before + sure)[len(self._before) :]
+        self._before = sure[-1:] or self._before
+        return mended
+
+
 @cache
 def known_markers() -> Markers:
     """Return the markers of the known families, for when the tokenizer is not known."""

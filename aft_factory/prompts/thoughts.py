@@ -64,6 +64,23 @@ class ThoughtWords:
             return text.strip().removeprefix(self.opening).strip(), ""
         return (text.strip(), "") if self.opened and cut_off else ("", text)
 
+    def answer_at(self, text: str) -> int | None:
+        """Return where the answer begins in a text that is still being written, by `split`.
+
+        None as long as that is open: a thought may begin, or has not ended. A thought that nothing
+        opens, not even the prompt, is not foreseen.
+        """
+        bare = text.lstrip()
+        begins = bare.startswith(self.opening)
+        if not begins and self.opening.startswith(bare):
+            return None
+        if not (begins or self.opened):
+            return 0
+        head, closed, tail = text.partition(self.closing)
+        if closed and not begins and self.opening in head:
+            return 0  # it speaks of thoughts
+        return len(text) - len(tail.lstrip()) if closed and tail.strip() else None
+
     def join(self, thought: str, answer: str) -> str:
         """Return the text that `split` takes apart so."""
         return f"{self.opening}\n{thought}\n{self.closing}\n\n{answer}" if thought else answer

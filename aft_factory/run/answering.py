@@ -71,7 +71,7 @@ def build_stage(settings: RunSettings, name: str, first: Any = None) -> Stage:
         write_row=lambda query, outcome: output_row(query, outcome, settings, task.taken),
         keep_drafts=settings.keep_drafts,
         use_proposals=settings.use_proposals,
-        open=lambda: open_run(settings, proposers_of(settings)),
+        open=lambda: open_run(settings, proposers_of(settings), strategy.needs),
         dry_run=pretended,
         dry_run_note=dry_run_note(settings),
         task_row=write and (lambda query, answers: write(query, answers, generator)),
@@ -140,15 +140,21 @@ def proposers_of(settings: RunSettings) -> dict[str, Proposer]:
 
 @contextlib.asynccontextmanager
 async def open_run(
-    settings: RunSettings, proposers: Mapping[str, Proposer]
+    settings: RunSettings, proposers: Mapping[str, Proposer], needs: Collection[str]
 ) -> AsyncIterator[OpenEngines]:
-    """Open what a run asks, and close it in the end."""
+    """Open what a run asks, and close it in the end.
+
+    Args:
+        settings: Name it.
+        proposers: Further models, by name.
+        needs: What its strategies need; see `Strategy.needs`.
+    """
     async with contextlib.AsyncExitStack() as stack:
         engines = await stack.enter_async_context(
             open_engines(settings, settings.template, proposers)
         )
         warn_of_room(settings, engines.engines[""].context)
-        if "score" in STRATEGIES[settings.strategy].needs:
+        if "score" in needs:
             scores: Scores = Longest()
             if settings.has_reward:
                 opening = open_scorer(settings, timeout=settings.timeout, retries=settings.retries)

@@ -125,9 +125,11 @@ class RunSettings(RewardSettings, AskSettings):
                 check()
             except UsageError as error:
                 problems.append(str(error))
-        return problems + self._strategy_problems() + self.output_problems(self.task)
+        problems += self.strategy_problems() + self.unneeded_reward()
+        return problems + self.output_problems(self.task)
 
-    def _strategy_problems(self) -> list[str]:
+    def strategy_problems(self) -> list[str]:
+        """Return what does not go with the strategy."""
         if self.strategy not in STRATEGIES:
             return []
         strategy = STRATEGIES[self.strategy]
@@ -145,8 +147,7 @@ class RunSettings(RewardSettings, AskSettings):
         problems += [
             f"{name}: {self.strategy} has no layers between"
             for name in (*MIDDLE, "middle_sampling_args")
-            if not ({"layers", "window"} & {*strategy.options, *strategy.fixed})
-            and getattr(self, name) not in (None, {})
+            if not strategy.has_middle and getattr(self, name) not in (None, {})
         ]
         problems += [
             self._owner(key)
@@ -165,19 +166,23 @@ class RunSettings(RewardSettings, AskSettings):
             problems.append(f"base_url: {self.strategy} asks several models, which takes servers")
         if "score" in strategy.needs and not (self.has_reward or self.scripted):
             problems.append(f"reward_model: {self.strategy} needs one, or a reward_url")
-        if "score" not in strategy.needs:
-            default = RewardSettings()
-            problems += [
-                f"{field.name}: {self.strategy} asks no reward model; best_of_n does"
-                for field in fields(RewardSettings)
-                if getattr(self, field.name) != getattr(default, field.name)
-            ]
         for name in ("proposer_urls", "proposer_key_env", "proposer_tokenizers"):
             for model in getattr(self, name):
                 if model not in self.proposers:
                     problems.append(f"{name}: {model!r} is not among the proposers")
         problems += missing_keys("proposer_key_env", map(str, self.proposer_key_env.values()))
         return problems
+
+    def unneeded_reward(self) -> list[str]:
+        """Return the settings of a reward model that nothing asks."""
+        if "score" in STRATEGIES.get(self.strategy, STRATEGIES["best_of_n"]).needs:
+            return []
+        default = RewardSettings()
+        return [
+            f"{field.name}: {self.strategy} asks no reward model; best_of_n does"
+            for field in fields(RewardSettings)
+            if getattr(self, field.name) != getattr(default, field.name)
+        ]
 
     def output_problems(self, name: str | None) -> list[str]:
         """Return what is wrong with the benchmark's file, if the task is of this name."""

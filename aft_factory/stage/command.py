@@ -13,13 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from aft_factory.errors import UsageError
 from aft_factory.records.files import read_text
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import build
+from aft_factory.stage.declaring import build, declared, setting
 from aft_factory.stage.flags import Parser, add_flags, usage_of
+from aft_factory.stage.job_settings import FILES
 from aft_factory.stage.reading import Settings
+from aft_factory.stage.yaml_file import read_yaml
+
+# Files that are no settings of ours, by a key that none of them has.
+LOOKS_LIKE = {
+    "stages": "a pipeline; expected settings of `aft {name}`: give it to `aft pipeline`",
+    "model_name_or_path": "a file for llamafactory-cli; expected settings of `aft {name}`",
+}
 
 S = TypeVar("S", bound=Settings)
 
@@ -164,3 +173,61 @@ class PlainCommand(Command[S]):
     def leaves(self, given: Mapping[str, Any], settings: S) -> Leaves:
         """Tell what it leaves."""
         return self.left(settings)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigArguments:
+    """What a command with a file of settings takes beside them."""
+
+    config: Path | None = setting(
+        None,
+        "file of settings, `base_url: ...` for --base-url; flags override it",
+        "YAML",
+        group=FILES,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfiguredCommand(Command[S]):
+    """A command with a file of settings, which flags override.
+
+    Attributes:
+        arguments: What it takes beside its settings.
+        below: From these, and from the settings of file and flags, to those that both override, and
+            where they come from.
+    """
+
+    arguments: type[Any] = ConfigArguments
+    below: Callable[[Any, Mapping[str, Any]], tuple[str, Mapping[str, Any]]] = lambda *_: ("", {})
+
+    @property
+    def kinds(self) -> tuple[type[Any], ...]:
+        """Arguments and settings."""
+        return (self.arguments, self.settings)
+
+    def _arguments(self, given: Mapping[str, Any]) -> Any:
+        own = {name: given[name] for name in declared(self.arguments) if name in given}
+        return build(self.arguments, [("", own)])
+
+    def _layers(self, given: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Return the file of settings, what is in it, and the settings given as flags."""
+        config = self._arguments(given).config
+        flags = {name: given[name] for name in declared(self.settings) if name in given}
+        content = {} if config is None else read_yaml(config)
+        for key, what in LOOKS_LIKE.items():
+            if key in content:
+                raise UsageError(f"{config}: looks like {what.format(name=self.name)}")
+        if own := [one for name, one in declared(self.arguments).items() if name in content]:
+            words = ("INPUT" if one.form == "argument" else one.flag for one in own)
+            told = f"not for a file of settings; give it on the command line: {', '.join(words)}"
+            raise UsageError(f"{config}: {', '.join(one.field.name for one in own)}: {told}")
+        return str(config), content, flags
+
+    def read(self, given: Mapping[str, Any]) -> S:
+        """Put what is below, the file and the flags together."""
+        path, config, flags = self._layers(given)
+        below = self.below(self._arguments(given), config | flags)
+        layers = [below, (path, config), ("flags", flags)]
+        settings = replace(build(self.settings, layers), by_flag=tuple(sorted(flags)))
+        settings.refuse_wrong()
+        return settings

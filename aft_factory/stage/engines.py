@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aft_factory.engines.engine import Engine
@@ -13,7 +13,7 @@ from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers, known_markers
-from aft_factory.prompts.rendering import load_template
+from aft_factory.prompts.rendering import AggregatorTemplate, load_template
 from aft_factory.prompts.tokenizer import tokenizer_markers
 from aft_factory.records.network import read_key
 from aft_factory.stage.job_settings import DEFAULT_IN_FLIGHT, AskSettings
@@ -59,6 +59,21 @@ class OpenEngines:
             if engine.tokenizer is None
             else tokenizer_markers(engine.tokenizer, engine.chat_template)
             for name, engine in self.engines.items()
+        }
+
+    def fitters_for(
+        self, lengths: Iterable[int], template: AggregatorTemplate
+    ) -> dict[tuple[str, int], Fitter]:
+        """Return what shortens drafts for answers of these lengths in tokens, by (model, length).
+
+        Raises:
+            UsageError: If a length leaves no room for a prompt.
+        """
+        return {
+            (name, length): fitter
+            for name, engine in self.engines.items()
+            for length in set(lengths)
+            if (fitter := _fitter(engine, length, template, name not in self.no_system)) is not None
         }
 
 
@@ -120,7 +135,8 @@ async def open_engines(
             for name, other in (others or {}).items():
                 engines[name] = await add(await _server(settings, other, name))
         else:
-            from aft_factory.engines.vllm_engine import VllmEngine, check_sampling
+            from aft_factory.engines.vllm_engine import VllmEngine
+            from aft_factory.engines.vllm_sampling import check_sampling
 
             assert settings.model is not None
             if settings.sampling_args:
@@ -144,17 +160,13 @@ async def open_engines(
                 "opens the user's first turn",
                 engines[name].model,
             )
-        fitters = {
-            (name, tokens): fitter
-            for name, engine in engines.items()
-            for tokens in {sampling.max_tokens for sampling in settings.samplings()}
-            if (fitter := _fitter(engine, tokens, template, name not in no_system)) is not None
-        }
         given = [str(part) for part in (settings.model, settings.adapter) if part is not None]
         served = settings.base_url or settings.scripted
         # In process, `engine.model` tells more than a name: which files, which chat template.
         name = engines[""].model if served else "+".join(given)
-        yield OpenEngines(engines, fitters, in_flight, shape_name, name=name, no_system=no_system)
+        opened = OpenEngines(engines, {}, in_flight, shape_name, name=name, no_system=no_system)
+        lengths = [sampling.max_tokens for sampling in settings.samplings()]
+        yield replace(opened, fitters=opened.fitters_for(lengths, load_template(template)))
 
 
 def dry_run_engines(
@@ -214,7 +226,9 @@ async def _server(
     )
 
 
-def _fitter(engine: Engine, max_tokens: int, template: str, system: bool) -> Fitter | None:
+def _fitter(
+    engine: Engine, max_tokens: int, template: AggregatorTemplate, system: bool
+) -> Fitter | None:
     if engine.context is None:
         return None
     limit = engine.context - max_tokens
@@ -225,5 +239,4 @@ def _fitter(engine: Engine, max_tokens: int, template: str, system: bool) -> Fit
         )
     if engine.tokenizer is None or engine.chat_template is None:
         return None
-    prompt = load_template(template)
-    return Fitter(engine.tokenizer, engine.chat_template, limit, prompt, system=system)
+    return Fitter(engine.tokenizer, engine.chat_template, limit, template, system=system)

@@ -10,7 +10,7 @@ from typing import Any
 
 from aft_factory.errors import suggest
 from aft_factory.records.tables import is_table
-from aft_factory.stage.declaring import PAIR, REQUIRED, Declared, declared
+from aft_factory.stage.declaring import COMMON, PAIR, REQUIRED, Declared, declared
 
 METAVARS = {int: "N", float: "X", Path: "FILE"}  # where a setting names none
 
@@ -27,6 +27,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self._groups: dict[str, argparse._ArgumentGroup] = {}
+        self.group(COMMON)  # comes first
 
     def group(self, title: str) -> argparse._ActionsContainer:
         """Return what has the flags under a heading; without one, the parser itself."""

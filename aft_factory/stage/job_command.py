@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aft_factory.errors import UsageError
-from aft_factory.stage.command import Command, Leaves
+from aft_factory.stage.command import ConfigArguments, ConfiguredCommand, Leaves
 from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import COMMON, argument, build, declared, setting, switch, written
+from aft_factory.stage.declaring import COMMON, argument, build, switch, written
 from aft_factory.stage.flags import with_input
 from aft_factory.stage.job import Job, note_of_columns, survey
 from aft_factory.stage.job_settings import FILES, JobSettings
@@ -20,13 +20,6 @@ from aft_factory.stage.kept import kept_settings
 from aft_factory.stage.output import summary_path
 from aft_factory.stage.reading import FORMATS, INPUTS
 from aft_factory.stage.stage import Files, Stage
-from aft_factory.stage.yaml_file import read_yaml
-
-# Files that are no settings of ours, by a key that none of them has.
-LOOKS_LIKE = {
-    "stages": "a pipeline; expected settings of `aft {name}`: give it to `aft pipeline`",
-    "model_name_or_path": "a file for llamafactory-cli; expected settings of `aft {name}`",
-}
 
 J = TypeVar("J", bound=JobSettings)
 
@@ -34,18 +27,12 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class JobArguments:
+class JobArguments(ConfigArguments):
     """What every job takes beside its settings: what a file of settings cannot say."""
 
     input: str | None = argument(None, "rows")
     output: Path | None = written(f"file to write ({FORMATS})", group=COMMON)
     dry_run: bool = switch("only tell requests, tokens and FLOPs to expect", group=COMMON)
-    config: Path | None = setting(
-        None,
-        "file of settings, `base_url: ...` for --base-url; flags override it",
-        "YAML",
-        group=FILES,
-    )
     export: bool = switch(
         "ask nothing; write what the journal's last run has done, by that run's own settings: "
         "needs only INPUT and --output",
@@ -60,15 +47,12 @@ class JobArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobCommand(Command[J]):
+class JobCommand(ConfiguredCommand[J]):
     """A command that runs a job: it asks a model, keeps a journal and writes rows.
 
     Attributes:
         build_stage: From the settings and the first row of the input to what happens to a row.
         reads: What its rows are.
-        arguments: What it takes beside its settings.
-        below: From these, and from the settings of file and flags, to those that both override, and
-            where they come from.
         task_output: A benchmark's own file.
         allowed: From the arguments to the share of its rows that may have no answer.
     """
@@ -76,15 +60,9 @@ class JobCommand(Command[J]):
     build_stage: Callable[[J, Any], Stage]
     reads: str = "queries"
     arguments: type[JobArguments] = JobArguments
-    below: Callable[[Any, Mapping[str, Any]], tuple[str, Mapping[str, Any]]] = lambda *_: ("", {})
     task_output: Callable[[J], Path | None] = lambda _: None
     allowed: Callable[[Any], float] = lambda _: 0.0
     asks: bool = True
-
-    @property
-    def kinds(self) -> tuple[type[Any], ...]:
-        """Arguments and settings."""
-        return (self.arguments, self.settings)
 
     @property
     def texts(self) -> dict[str, str]:
@@ -130,33 +108,6 @@ class JobCommand(Command[J]):
                 file=sys.stderr,
             )
         return 1 if totals.is_empty or lacking or (args.strict and totals.rejected) else 0
-
-    def _arguments(self, given: Mapping[str, Any]) -> JobArguments:
-        own = {name: given[name] for name in declared(self.arguments) if name in given}
-        return build(self.arguments, [("", own)])
-
-    def _layers(self, given: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """Return the file of settings, what is in it, and the settings given as flags."""
-        config = self._arguments(given).config
-        flags = {name: given[name] for name in declared(self.settings) if name in given}
-        content = {} if config is None else read_yaml(config)
-        for key, what in LOOKS_LIKE.items():
-            if key in content:
-                raise UsageError(f"{config}: looks like {what.format(name=self.name)}")
-        if own := [one for name, one in declared(self.arguments).items() if name in content]:
-            words = ("INPUT" if one.form == "argument" else one.flag for one in own)
-            told = f"not for a file of settings; give it on the command line: {', '.join(words)}"
-            raise UsageError(f"{config}: {', '.join(one.field.name for one in own)}: {told}")
-        return str(config), content, flags
-
-    def read(self, given: Mapping[str, Any]) -> J:
-        """Put what is below, the file and the flags together."""
-        path, config, flags = self._layers(given)
-        below = self.below(self._arguments(given), config | flags)
-        layers = [below, (path, config), ("flags", flags)]
-        settings = replace(build(self.settings, layers), by_flag=tuple(sorted(flags)))
-        settings.refuse_wrong()
-        return settings
 
     def _exported(self, given: Mapping[str, Any]) -> J:
         """Return the settings of the run whose journal is to be written out."""

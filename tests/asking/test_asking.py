@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aft_factory.asking.asker import Asker
 from aft_factory.asking.availability import Retries
 from aft_factory.asking.journal import Journal, Place
-from aft_factory.asking.limiter import Limiter, Stopped
+from aft_factory.asking.limiter import Limiter, Stopped, client
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Reply, Request, Sampling, Usage
 from aft_factory.engines.scripted import ScriptedEngine
@@ -86,6 +86,38 @@ def test_one_who_waits_no_longer_does_not_keep_out_who_stands_behind():
         assert limiter.taken == 10
 
     asyncio.run(run())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 3))
+def test_clients_take_turns_and_of_each_the_first_comes_first(clients, limit):
+    entered = []
+
+    async def one(limiter, i, name):
+        client.set(str(name))
+        await limiter.enter(1)
+        entered.append((i, name))
+        await asyncio.sleep(0)
+        limiter.leave(1)
+
+    async def run():
+        limiter = Limiter(limit)
+        await limiter.enter(limit)
+        tasks = [asyncio.create_task(one(limiter, i, name)) for i, name in enumerate(clients)]
+        await asyncio.sleep(0)
+        assert limiter.waiting == len(clients)
+        limiter.leave(limit)
+        await asyncio.gather(*tasks)
+        assert (limiter.taken, limiter.waiting) == (0, 0)
+
+    asyncio.run(run())
+    for name in set(clients):
+        own = [i for i, who in entered if who == name]
+        assert own == sorted(own)
+    turns = dict.fromkeys(clients, 0)  # nobody is let in once more before all who wait have been
+    for _, name in entered:
+        assert turns[name] == min(n for who, n in turns.items() if n < clients.count(who))
+        turns[name] += 1
 
 
 def test_stopping_turns_away_who_waits_and_leaves_who_is_in():
@@ -519,3 +551,67 @@ def test_a_reply_survives_the_journal(tmp_path):
     with Journal(tmp_path / "j") as journal:
         journal.keep(b"k", PLACE, "m", request(n=2), reply)
         assert journal.find(b"k") == reply
+
+
+# Who hears of samples while they are written; what is given up
+
+
+def heard(pieces):
+    """The texts that pieces make, by sample."""
+    texts = {}
+    for piece in pieces:
+        texts[piece.index] = (texts.get(piece.index, "") if piece.start else "") + piece.text
+    return texts
+
+
+@pytest.mark.parametrize("most", [None, 1, 2])
+def test_who_listens_hears_what_is_answered_each_sample_at_its_place(most):
+    engine, pieces = ScriptedEngine(), []
+    engine.most_samples = most
+
+    async def run():
+        async with Asker({"": engine}, None, 10) as asker:
+            return await asker.ask(request(n=3), PLACE, pieces.append)
+
+    reply = asyncio.run(run())
+    assert heard(pieces) == {i: c.text for i, c in enumerate(reply.completions)}
+    assert len(set(heard(pieces).values())) == 3
+    assert len(pieces) > 10
+
+
+def test_who_joins_an_equal_request_hears_it_from_its_beginning():
+    first, second = [], []
+
+    async def run():
+        async with Asker({"": ScriptedEngine(delay=0.1)}, None, 10) as asker:
+            one = asyncio.create_task(asker.ask(request(), PLACE, first.append))
+            while len(first) < 3:
+                await asyncio.sleep(0.001)
+            two = asyncio.create_task(asker.ask(request(), PLACE, second.append))
+            await asyncio.sleep(0)
+            assert len(second) == 1
+            one.cancel()
+            return await two
+
+    reply = asyncio.run(run())
+    assert heard(second) == {0: reply.completions[0].text}
+    assert len(first) == 3  # who has gone hears no more
+
+
+@pytest.mark.parametrize("keep_sent", [True, False])
+def test_what_was_sent_and_nobody_waits_for_is_kept_or_given_up(tmp_path, keep_sent):
+    engine = ScriptedEngine(delay=0.2)
+
+    async def run(journal):
+        async with Asker({"": engine}, journal, 10, keep_sent=keep_sent) as asker:
+            asking = asyncio.create_task(asker.ask(request(), PLACE))
+            while not engine.requests:
+                await asyncio.sleep(0.001)
+            asking.cancel()
+            await asyncio.wait([asking])
+            await asyncio.sleep(0)
+            assert asker.limiter.taken == (1 if keep_sent else 0)
+
+    with Journal(tmp_path / "j") as journal:
+        asyncio.run(run(journal))
+        assert len(list(journal.replies())) == keep_sent

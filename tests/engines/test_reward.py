@@ -333,9 +333,7 @@ class TestFailures:
     def test_a_conversation_that_the_template_refuses_harms_no_other(self, reward_dir, tmp_path):
         template = (reward_dir / "chat_template.jinja").read_text(encoding="utf-8")
         path = tmp_path / "strict.jinja"
-        strict = (
-            "{%- if 'brief.' in messages[0].content -%}{{ raise_exception('too brief') }}{%- endif -%}"
-        )
+        strict = "{%- if 'brief.' in messages[0].content -%}{{ raise_exception('too brief') }}{%- endif -%}"
         path.write_text(strict + template, encoding="utf-8")
         model = TransformersReward.load(str(reward_dir), chat_template=str(path))
         system = [{"role": "system", "content": "Be brief."}, *QUERY]

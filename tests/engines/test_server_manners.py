@@ -316,6 +316,108 @@ def test_a_stream_is_read_as_the_answer_that_it_stands_for():
     assert (reply.usage.prompt, reply.usage.completion) == (5, 4)
 
 
+def streamed(answer, n=1, **more):
+    """Ask one question by `stream`; the reply or error, what was told, and the bodies sent."""
+    pieces = []
+
+    async def run():
+        async with FlakyServer(answer=answer) as server:
+            engine = await OpenAIEngine.connect([server.url], **more)
+            request = Request([{"role": "user", "content": "?"}], n, Sampling(), 7)
+            [reply] = await asyncio.gather(
+                engine.stream(request, pieces.append), return_exceptions=True
+            )
+            await engine.close()
+            return reply, [body for _, body in server.requests]
+
+    reply, sent = asyncio.run(run())
+    return reply, [(p.index, p.start, p.text, p.ended) for p in pieces], sent
+
+
+def test_a_stream_is_told_while_it_is_read():
+    usage = {"prompt_tokens": 5, "completion_tokens": 4}
+    parts = [chunk("It is "), chunk("So ", index=1), chunk("42", "stop"), chunk("it", "length", 1)]
+    last = {"choices": [], "usage": usage}
+    reply, told, [body] = streamed(lambda *_: stream(*parts, last), n=2)
+    assert told == [
+        *((0, 0, "It is ", False), (1, 0, "So ", False)),
+        *((0, 6, "42", True), (1, 3, "it", True)),
+    ]
+    assert [c.text for c in reply.completions] == ["It is 42", "So it"]
+    assert reply.usage.prompt == 5
+    assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
+
+
+def test_a_thought_is_not_told_though_it_is_streamed():
+    texts = ["<thi", "nk>6 x", " 7</think>", "\n\nIt is ", "42."]
+    last = chunk("", "stop")
+    reply, told, _ = streamed(lambda *_: stream(*map(chunk, texts), last))
+    assert [(c.thought, c.text) for c in reply.completions] == [("6 x 7", "It is 42.")]
+    assert "".join(text for _, _, text, _ in told) == "It is 42."
+
+
+def test_a_server_that_streams_nothing_is_read_all_the_same():
+    reply, told, _ = streamed(lambda *_: None)
+    assert reply.completions[0].text
+    assert told == []
+
+
+def test_samples_that_are_asked_for_one_by_one_are_told_at_their_places():
+    def answer(_, body):
+        if "n" in body:
+            return refuse("unknown field", param="n")
+        return stream(chunk(f"by {body['seed']}", "stop"))
+
+    reply, told, _ = streamed(answer, n=3)
+    assert sorted(told) == [(i, 0, f"by {7 + i}", True) for i in range(3)]
+    assert [c.text for c in reply.completions] == ["by 7", "by 8", "by 9"]
+
+
+def test_samples_that_were_left_out_and_asked_for_again_are_told_at_their_places():
+    reply, told, sent = streamed(lambda _, body: stream(chunk(f"by {body['seed']}", "stop")), n=3)
+    assert told == [(i, 0, f"by {7 + i}", True) for i in range(3)]
+    assert [c.text for c in reply.completions] == ["by 7", "by 8", "by 9"]
+    assert [body.get("n", 1) for body in sent] == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "words"),
+    [
+        (b"", "retry", "the stream of the answer broke off"),
+        (b'data: {"error": {"message": "no room", "code": 503}}\n\n', "retry", "no room"),
+    ],
+)
+def test_a_stream_that_fails_is_no_answer(end, kind, words):
+    error, told, _ = streamed(lambda *_: stream(chunk("It is "), end=end))
+    assert (error.kind, told) == (kind, [(0, 0, "It is ", False)])
+    assert words in str(error)
+
+
+@pytest.mark.parametrize("way", ["sample", "stream"])
+def test_a_request_that_is_given_up_is_given_up_by_the_server(way):
+    async def run():
+        async with FlakyServer(delay=30) as server:
+            engine = await OpenAIEngine.connect([server.url])
+            request = Request([{"role": "user", "content": "?"}], 1, Sampling(), 7)
+            told = [] if way == "sample" else [lambda _: None]
+            asking = asyncio.create_task(getattr(engine, way)(request, *told))
+            while not server.in_flight:
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            async with asyncio.timeout(1):
+                while server.in_flight:
+                    await asyncio.sleep(0.01)
+            await engine.close()
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_is_refused_is_no_answer():
+    error, told, _ = streamed(lambda *_: refuse("too long by far"))
+    assert "too long by far" in str(error)
+    assert told == []
+
+
 def test_a_stream_that_breaks_off_is_no_answer():
     [error], sent = gathered(lambda *_: stream(chunk("It is "), end=b""), questions=["?"])
     assert (error.kind, len(sent)) == ("retry", 3)

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,18 +17,26 @@ from types import SimpleNamespace
 import pytest
 from conftest import demo_rows
 from flaky_server import until
+from serve_tools import QUESTION as ASKED
+from serve_tools import at_work, raw_request
 from shared_data import CASES
 
+from aft_factory.asking.asker import Asker
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Request, Sampling
-from aft_factory.engines.vllm_engine import VllmEngine, check_sampling, fingerprint, stop_token_ids
+from aft_factory.engines.vllm_engine import VllmEngine, fingerprint
 from aft_factory.engines.vllm_loading import adapter_rank
+from aft_factory.engines.vllm_sampling import check_sampling, stop_token_ids
 from aft_factory.errors import UsageError
+from aft_factory.inference.queries import read_record
+from aft_factory.inference.runner import Runner
+from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.prompts.markers import known_markers
 from aft_factory.prompts.rendering import chat_template, load_template, with_aggregator
 from aft_factory.prompts.thoughts import Thoughts
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records.record import record_from_row
+from aft_factory.run.settings import RunSettings
 
 QUESTION = [{"role": "user", "content": "How many pails are there, if each of six holds one?"}]
 ARGS = {"enforce_eager": True, "dtype": "float32", "max_model_len": 2048, "max_num_seqs": 64}
@@ -518,6 +527,94 @@ def test_a_cancelled_request_is_given_up_in_vllm(run, engine):
 
 
 @pytest.mark.slow
+def test_a_stream_tells_each_sample_as_it_is_written_and_gives_the_same_reply(ask, run, engine):
+    request = Request(QUESTION, 3, Sampling(max_tokens=20), 100)
+    [expected] = ask(request)
+    pieces = []
+    reply = run(engine.stream(request, pieces.append))
+    assert reply.completions == expected.completions
+    assert (reply.usage.prompt, reply.usage.completion) == (expected.usage.prompt, 60)
+    for i, completion in enumerate(reply.completions):
+        own = [piece for piece in pieces if piece.index == i]
+        assert "".join(piece.text for piece in own) == completion.text
+        assert len(own) > 5
+        assert [p.ended for p in own] == [False] * (len(own) - 1) + [True]
+        assert all(p.start == len("".join(q.text for q in own[:at])) for at, p in enumerate(own))
+
+
+@pytest.mark.slow
+def test_a_stop_text_is_not_told(ask, run, engine):
+    [whole] = ask(Request(QUESTION, 1, GREEDY, 0))
+    word = whole.completions[0].text.split()[3]
+    stopping = Sampling(temperature=0, max_tokens=24, stop=(word,), extra={"ignore_eos": True})
+    pieces = []
+    reply = run(engine.stream(Request(QUESTION, 1, stopping, 0), pieces.append))
+    assert "".join(piece.text for piece in pieces) == reply.completions[0].text
+    assert word not in reply.completions[0].text
+
+
+def unfinished(engine):
+    return engine._llm.output_processor.get_num_unfinished_requests()
+
+
+@pytest.mark.slow
+def test_a_server_streams_what_it_says_at_once_and_what_a_run_says(run, engine, tmp_path):
+    """By the official client, on the real engine, in the order of the tokens."""
+    work = at_work(engine, width=3, layers=2, max_tokens=24, seed=7)
+    server = run(work.__aenter__())
+    try:
+        plain = server.ask(extra_body={"aft": {"keep_drafts": True}})
+        drafts = text = ""
+        for chunk in server.ask(stream=True):
+            [choice] = chunk.choices
+            assert not (text and getattr(choice.delta, "reasoning_content", None))
+            drafts += getattr(choice.delta, "reasoning_content", None) or ""
+            text += choice.delta.content or ""
+        [choice] = plain.choices
+        assert text == choice.message.content
+        assert shown(drafts) == shown(choice.message.reasoning_content)
+        settings = RunSettings(scripted=True, width=3, layers=2, max_tokens=24, seed=7)
+        outcome = run(answered(engine, settings, server.state.answering))
+        assert outcome.answers == [text]
+        assert plain.usage.completion_tokens == sum(row["completion"] for row in outcome.usage)
+    finally:
+        run(work.__aexit__(None, None, None))
+
+
+def shown(drafts):
+    """The drafts in a text, whatever the order in which those of a layer ended."""
+    return sorted(draft.strip() for draft in drafts.split("**Draft "))
+
+
+async def answered(engine, settings, answering):
+    """Answer the question as `aft run` does, by a runner of its own."""
+    async with Asker({"": engine}, None, 100) as asker:
+        strategy = STRATEGIES[settings.strategy]
+        runner = Runner(
+            *(strategy, settings.options(), settings.drafting(), asker, engine.model),
+            answering._fitters_for({24}, load_template("paper")),
+            markers={"": answering.markers},
+        )
+        return await runner.answer(read_record({"messages": ASKED}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_ends_its_samples_in_vllm(run, engine, stream):
+    work = at_work(engine, width=3, layers=1, max_tokens=1900, sampling_args={"ignore_eos": True})
+    server = run(work.__aenter__())
+    try:
+        http = raw_request(server, "aft", stream)
+        until(lambda: unfinished(engine) == 3)
+        http.close()
+        began = time.monotonic()
+        until(lambda: unfinished(engine) == 0)
+        assert time.monotonic() - began < 1
+    finally:
+        run(work.__aexit__(None, None, None))
+
+
+@pytest.mark.slow
 def test_ctrl_c_does_not_reach_vllms_processes(run, engine):
     psutil = pytest.importorskip("psutil")
 
@@ -670,15 +767,18 @@ def test_a_thought_between_control_tokens_is_told_apart_and_counted(tiny_llama, 
     engine.chat_template, engine._thoughts = CHANNELS, Thoughts(tokenizer, CHANNELS)
     ids = tokenizer.encode(written, add_special_tokens=False)
 
-    async def one(_, request, index):
+    async def outputs(_, request, index, kind):
         flags = {"skip_special_tokens": True, **request.sampling.extra}
         flags.pop("min_p"), flags.pop("spaces_between_special_tokens", None)
-        sample = SimpleNamespace(
-            text=tokenizer.decode(ids, **flags), finish_reason="length", token_ids=ids
-        )
-        return SimpleNamespace(outputs=[sample], num_cached_tokens=0)
+        for some in [ids] if kind == "FINAL_ONLY" else [[token] for token in ids]:
+            sample = SimpleNamespace(
+                text=tokenizer.decode(some, **flags), finish_reason="length", token_ids=some
+            )
+            yield SimpleNamespace(
+                outputs=[sample], num_cached_tokens=0, finished=some[-1:] == ids[-1:]
+            )
 
-    engine._one = one
+    engine._outputs = outputs
     conversation = [{"role": "user", "content": "How many?"}]
     request = Request(conversation, 2, replace(SHORT, extra={"min_p": 0.1}), 0)
     reply = asyncio.run(engine.sample(request))
@@ -686,6 +786,9 @@ def test_a_thought_between_control_tokens_is_told_apart_and_counted(tiny_llama, 
     assert reply.completions[0].tokens == len(ids)
     thought = len(tokenizer.encode(expected[0], add_special_tokens=False))
     assert reply.usage.thought == 2 * thought
+    pieces = []
+    assert asyncio.run(engine.stream(request, pieces.append)) == reply
+    assert "".join(piece.text for piece in pieces if piece.index == 0) == expected[1]
     asyncio.run(engine.close())
 
 

@@ -4,6 +4,7 @@ Run: pytest tests/prompts/test_fitting.py
 """
 
 import asyncio
+import itertools
 import shutil
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.prompts.fitting import Fitter, token_boundaries
-from aft_factory.prompts.markers import Markers
+from aft_factory.prompts.markers import Markers, Mender, known_markers
 from aft_factory.prompts.rendering import chat_template, load_template
 from aft_factory.prompts.shortening import MIN_PROPOSAL_TOKENS, DoesNotFit, common_cap, fit
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template, tokenizer_markers
@@ -237,6 +238,21 @@ def test_a_tokenizers_own_control_tokens_are_the_markers(tiny_llama):
     )
     assert markers.sanitise(text) == broken  # HTML stays HTML, a word stays a word
     assert markers.restore(broken) == text
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<", "\u200b", "|e", "|eot_id|>", "s>", "a", "[", "INST]"]), max_size=12
+    ),
+    st.data(),
+)
+def test_a_text_in_pieces_is_mended_as_the_whole(parts, data):
+    text, markers = "".join(parts), known_markers()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    mender, bounds = Mender(markers), [0, *cuts, len(text)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(bounds)]
+    mended = [mender.mend(p, last=i == len(pieces) - 1) for i, p in enumerate(pieces)]
+    assert "".join(mended) == markers.restore(text)
 
 
 def test_a_missing_tokenizer_is_one_clear_error():

@@ -59,6 +59,27 @@ def test_vllms_server_decodes_as_asked_whatever_the_models_generation_config(vll
     assert len(asyncio.run(texts(neutral=False))) == 1  # so the file is heeded
 
 
+def test_a_stream_of_vllms_server_says_what_its_plain_answer_says(vllm_server):
+    pieces = []
+
+    async def run():
+        engine = await OpenAIEngine.connect([vllm_server])
+        try:
+            request = Request(QUESTION, 3, Sampling(max_tokens=12), 5)
+            return await engine.sample(request), await engine.stream(request, pieces.append)
+        finally:
+            await engine.close()
+
+    plain, streamed = asyncio.run(run())
+    texts = [c.text for c in plain.completions]
+    assert [c.text for c in streamed.completions] == texts
+    assert (streamed.usage.prompt, streamed.usage.completion) == (plain.usage.prompt, 36)
+    for i, text in enumerate(texts):
+        own = [piece for piece in pieces if piece.index == i]
+        assert "".join(piece.text for piece in own) == text
+        assert len(own) > 5
+
+
 def test_vllms_server_tells_cached_tokens_of_single_samples_only(vllm_server):
     def new(number, n=1):
         prompt = f"{number} is a prompt that nobody asked before. " * 60

@@ -14,11 +14,11 @@ from aft_factory.stage.declaring import (
     argument,
     build,
     checked,
-    read_yaml,
     setting,
     switch,
 )
 from aft_factory.stage.flags import Parser, add_flags, to_arguments, usage_of
+from aft_factory.stage.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)

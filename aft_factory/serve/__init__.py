@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server of strategies: `python -m aft_factory.serve`."""

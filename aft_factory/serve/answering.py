@@ -1,0 +1,208 @@
+"""From what a request asks to its outcome, by the runner that `aft run` has. Knows no HTTP."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from aft_factory.asking.asker import Asker
+from aft_factory.asking.journal import Journal
+from aft_factory.asking.limiter import Stopped
+from aft_factory.engines.engine import EngineError
+from aft_factory.errors import UsageError
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query
+from aft_factory.inference.runner import Runner
+from aft_factory.inference.watching import Watch
+from aft_factory.prompts.fitting import Fitter
+from aft_factory.prompts.rendering import AggregatorTemplate
+from aft_factory.records.record import content_id
+from aft_factory.serve.asked import Asked
+from aft_factory.serve.refusals import Refusal, later, of_engine, unsupported, wrong
+from aft_factory.serve.settings import ServeSettings
+from aft_factory.serve.variants import Variant, Variants
+from aft_factory.stage.engines import OpenEngines
+from aft_factory.stage.kept import keepable
+
+MOST_FITTERS = 64  # kept: clients may name any length
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A request on its way.
+
+    Attributes:
+        asked: What it asks.
+        variant: By which model on offer.
+        runner: Answers it.
+        query: The same for the runner.
+        replayed: Whether all of it was answered before.
+    """
+
+    asked: Asked
+    variant: Variant
+    runner: Runner
+    query: Query
+    replayed: bool
+
+    @property
+    def seed(self) -> int:
+        """The run seed."""
+        return self.runner.settings.seed
+
+
+class Answering:
+    """Answers requests.
+
+    Args:
+        settings: Of the server.
+        opened: What it asks.
+        asker: Asks it.
+        journal: Where to keep what was asked and answered.
+
+    Attributes:
+        variants: The models on offer.
+        context: Of the model, in tokens.
+        markers: What is mended in its texts.
+        failure: Why no request can be answered any more, if that is so.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, opened: OpenEngines, asker: Asker, journal: Journal | None
+    ) -> None:
+        self.variants = Variants(settings)
+        self.markers = opened.markers[""]
+        self.context = opened.engines[""].context
+        self.failure: EngineError | None = None
+        self._settings = settings
+        self._opened = opened
+        self._markers = opened.markers
+        self._asker = asker
+        self._journal = journal
+        self._fitters: dict[tuple[str, frozenset[int]], dict[tuple[str, int], Fitter]] = {}
+        for name, variant in self.variants.listed.items():
+            try:
+                self._runner(variant, Asked([]), variant.drafting.seed)
+            except Refusal as refusal:
+                raise UsageError(f"variants: {name}: {refusal}") from None
+        if journal is not None:
+            first = next(iter(self.variants.listed.values()))
+            fingerprint = self._runner(first, Asked([]), first.drafting.seed).fingerprint
+            journal.begin_run(f"serve-{fingerprint}", settings=keepable(settings))
+
+    def prepare(self, asked: Asked) -> Task:
+        """Find out how a request is to be answered.
+
+        Raises:
+            Refusal: If it cannot be.
+        """
+        variant = self.variants.chosen(asked)
+        self._check_lengths(asked, variant)
+        if asked.n > 1 and not variant.strategy.single:
+            raise unsupported("n", f"{variant.strategy.name} has one answer")
+        if asked.n > self._settings.max_width:
+            raise wrong("n", f"this server does up to {self._settings.max_width}, got {asked.n}")
+        if asked.template and not self._settings.base_url:
+            raise unsupported("chat_template_kwargs", "only servers (--base-url) take it")
+        query = Query(content_id(asked.messages, []), [asked.messages], {})
+        final = dict(asked.final)
+        if not variant.strategy.has_final:
+            unused = [name for name in ("temperature", "top_p", "top_k") if name in final]
+            told = f"not used, as {variant.strategy.name} chooses among drafts"
+            query.events.extend(
+                {"turn": 0, "layer": 0, "slot": 0, "event": f"{name} {told}"} for name in unused
+            )
+            final = {name: value for name, value in final.items() if name not in unused}
+        seed = asked.seed
+        if seed is None:
+            seed = random.getrandbits(62) if self._settings.fresh else variant.drafting.seed
+        runner = self._runner(variant, replace(asked, final=final), seed)
+        journal = self._journal
+        replayed = journal is not None and journal.has_outcome(_key(query, runner))
+        return Task(asked, variant, runner, query, replayed)
+
+    async def answer(self, task: Task, watch: Watch | None = None) -> Outcome:
+        """Answer a request; one without an answer has an outcome with a problem.
+
+        Raises:
+            Refusal: If the model answers nobody, or the server stops.
+        """
+        try:
+            outcome = await task.runner.answer(task.query, watch)
+        except EngineError as error:
+            if not self._settings.base_url:
+                self.failure = error
+            raise of_engine(error) from error
+        except Stopped:
+            raise later("the server stops", "stopping") from None
+        if self._journal is not None and outcome.problem is None and not task.replayed:
+            content = asdict(replace(outcome, model=self._opened.name))
+            key = _key(task.query, task.runner)
+            self._journal.keep_query(task.query.id, task.query.turns)
+            self._journal.keep_outcome(key, content, query=task.query.id, done=True)
+        return outcome
+
+    def _check_lengths(self, asked: Asked, variant: Variant) -> None:
+        """Refuse lengths beyond the server's limit, or the model's.
+
+        Raises:
+            Refusal: With the limit.
+        """
+        most, code = self._settings.max_answer, "invalid_value"
+        if most is None and self.context is not None:
+            most, code = self.context - 1, "context_length_exceeded"
+        lengths = {"max_tokens": asked.final.get("max_tokens", 0)}
+        if "max_tokens" in asked.changes:
+            lengths["aft.proposal.max_tokens"] = variant.drafting.proposal.max_tokens
+        for name, length in lengths.items():
+            if most is not None and length > most:
+                raise wrong(name, f"this server writes up to {most} tokens, got {length}", code)
+
+    def _runner(self, variant: Variant, asked: Asked, seed: int) -> Runner:
+        opened, drafting = self._opened, variant.drafting
+        scores = "score" in variant.strategy.needs
+        template = {"chat_template_kwargs": asked.template} if asked.template else {}
+        own = {**drafting.final.extra, **template, **asked.extra}
+        final = replace(drafting.final, **{"extra": own, **asked.final})
+        proposal, middle = (
+            replace(one, extra={**one.extra, **template})
+            for one in (drafting.proposal, drafting.middle or drafting.proposal)
+        )
+        lengths = {one.max_tokens for one in (proposal, middle, final)}
+        return Runner(
+            strategy=variant.strategy,
+            options=variant.options,
+            settings=replace(drafting, proposal=proposal, middle=middle, final=final, seed=seed),
+            asker=self._asker,
+            model=opened.engines[""].model,
+            fitters=self._fitters_for(lengths, drafting.template),
+            markers=self._markers,
+            no_system=opened.no_system,
+            score=opened.score if scores else None,
+            count=opened.count if scores else None,
+            scorer=opened.scorer,
+            keep_drafts=True,
+            answers=asked.n,
+        )
+
+    def _fitters_for(
+        self, lengths: set[int], template: AggregatorTemplate
+    ) -> Mapping[tuple[str, int], Fitter]:
+        key = (template.fingerprint, frozenset(lengths))
+        if key not in self._fitters:
+            try:
+                made = self._opened.fitters_for(lengths, template)
+            except UsageError as error:
+                raise Refusal(400, str(error), "context_length_exceeded", "max_tokens") from None
+            while len(self._fitters) >= MOST_FITTERS:
+                del self._fitters[next(iter(self._fitters))]
+            self._fitters[key] = made
+        return self._fitters[key]
+
+
+def _key(query: Query, runner: Runner) -> bytes:
+    """Return the journal's key of a request: fitters follow from the rest, and are slow to name."""
+    plain: Any = replace(runner, fitters={})
+    return Runner.outcome_key(query, plain.fingerprint)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from aft_factory.engines.sampling import is_cut_off, is_filtered
+from aft_factory.engines.endings import is_cut_off, is_filtered
 
 GATES = ("empty", "truncated", "refusal", "copy", "mentions_responses")
 GRAM = 5

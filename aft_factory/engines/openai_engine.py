@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError, default_key, is_url
 from aft_factory.engines.gathering import gather_or_cancel
-from aft_factory.engines.openai_replies import read_reply, whole
+from aft_factory.engines.openai_offers import choose
+from aft_factory.engines.openai_replies import read_reply
 from aft_factory.engines.openai_server import Server
 from aft_factory.engines.sampling import Reply, Request, Told, joined, shifted
 from aft_factory.engines.telling import apart
-from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.thoughts import Thoughts
 from aft_factory.prompts.tokenizer import shows_system
 from aft_factory.records.messages import Message
@@ -116,7 +117,7 @@ class OpenAIEngine:
             _check_headers(client.default_headers)
             servers.append(Server(url, client, http, omit, connect))
         try:
-            servers, name, told = await _choose(servers, model)
+            servers, name, told = await choose(servers, model)
         except BaseException:
             await asyncio.gather(*(server.client.close() for server in servers))
             raise
@@ -251,51 +252,3 @@ def _allow_open_files() -> None:
         most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
         if soft != resource.RLIM_INFINITY and soft < most:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-async def _choose(servers: list[Server], model: str | None) -> tuple[list[Server], str, int | None]:
-    """Return the servers to ask, the model's name and its context: the smallest that one tells."""
-    answers = await asyncio.gather(*(s.models() for s in servers), return_exceptions=True)
-    offers: dict[Server, list[dict[str, Any]]] = {}
-    problems = []
-    for server, answer in zip(servers, answers, strict=True):
-        if isinstance(answer, EngineError):
-            if answer.kind == "fatal":
-                raise UsageError(f"{answer}; set OPENAI_API_KEY to a key that may use it")
-            where = "" if answer.problem.startswith(server.url) else f"{server.url}: "
-            problems.append(where + answer.problem)
-        elif isinstance(answer, BaseException):
-            raise answer
-        else:
-            offers[server] = answer
-    if not offers:
-        raise UsageError(f"expected a running server, but none answers: {'; '.join(problems)}")
-    names = sorted(set().union(*map(_ids, offers.values())))
-    if model is None:
-        if len(names) != 1:
-            offered = ", ".join(names) or "no list (does the URL end in /v1?)"
-            raise UsageError(f"expected the name of one model; the servers offer {offered}")
-        model = names[0]
-    without = [s for s, offer in offers.items() if offer and model not in _ids(offer)]
-    if len(without) == len(offers):
-        # vLLM and its like serve just what they list; others know aliases, or take any name.
-        without = [s for s in without if any("max_model_len" in e for e in offers[s])]
-    if len(without) == len(offers):
-        raise UsageError(f"no server offers the model {model!r}; {suggest(model, names)}")
-    for server in without:
-        _log.warning("%s is left out: it does not offer the model %s", server.url, model)
-        await server.client.close()
-        del offers[server]
-    contexts = []
-    for offer in offers.values():
-        own = [e for e in offer if e["id"] == model and e.get("max_model_len")]  # adapters: none
-        contexts += [length for e in own or offer if (length := whole(e.get("max_model_len")))]
-    kept = [server for server in servers if server not in without]
-    await asyncio.gather(*(s.learn_fields(offers[s]) for s in kept if s in offers))
-    for server in kept:
-        server.alone = len(kept) == 1
-    return kept, model, min(contexts, default=None)
-
-
-def _ids(offer: list[dict[str, Any]]) -> set[str]:
-    return {entry["id"] for entry in offer}

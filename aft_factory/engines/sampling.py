@@ -14,40 +14,12 @@ from typing import Any
 
 import orjson
 
+from aft_factory.engines.endings import is_cut_off, is_filtered
 from aft_factory.errors import UsageError
 from aft_factory.prompts.thoughts import ThoughtWords
 from aft_factory.records.messages import Message
 
 Prompt = Sequence[Message] | str  # a conversation to answer, or a text to complete as it stands
-
-# As servers call it, in any case; all other words are for an end of the model's own.
-CUT_OFF = frozenset(
-    {
-        *("length", "max_length", "model_length", "max_tokens", "max_new_tokens"),
-        *("max_output_tokens", "model_context_window_exceeded"),
-    }
-)
-FILTERED = frozenset(
-    {
-        *("content_filter", "content_filtered", "safety", "recitation", "blocklist", "spii"),
-        *("prohibited_content", "guardrail_intervened", "error_toxic"),
-    }
-)
-
-
-def is_cut_off(reason: object) -> bool:
-    """Tell whether a finish reason, by whatever word, says that a limit of tokens cut it off."""
-    return _word(reason) in CUT_OFF
-
-
-def is_filtered(reason: object) -> bool:
-    """Tell whether a finish reason, by whatever word, says that a filter of contents ended it."""
-    return _word(reason) in FILTERED
-
-
-def _word(reason: object) -> str:
-    """`MAX_TOKENS`, `max-tokens` and an enum's `FinishReason.MAX_TOKENS` are one word."""
-    return str(reason).strip().lower().replace("-", "_").rpartition(".")[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from typing import Literal
 
 import jinja2
 
-from aft_factory.engines.sampling import is_cut_off
+from aft_factory.engines.endings import is_cut_off
 from aft_factory.errors import UsageError
 from aft_factory.prompts.rendering import load_jinja
 from aft_factory.records.messages import Message

@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aft_factory.engines.sampling import Usage, is_cut_off, is_filtered
+from aft_factory.engines.endings import is_cut_off, is_filtered
+from aft_factory.engines.sampling import Usage
 from aft_factory.inference.outcome import Outcome
 from aft_factory.serve.variants import Variant
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from aft_factory.engines.sampling import Usage, is_cut_off, is_filtered
+from aft_factory.engines.endings import is_cut_off, is_filtered
+from aft_factory.engines.sampling import Usage
 from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.strategy import Strategy

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from aft_factory.engines.sampling import is_cut_off, is_filtered
+from aft_factory.engines.endings import is_cut_off, is_filtered
 from aft_factory.errors import RecordError
 from aft_factory.prompts.estimating import HOW, estimated_row, estimated_tokens
 from aft_factory.prompts.rendering import load_template

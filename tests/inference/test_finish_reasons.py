@@ -3,7 +3,8 @@
 import pytest
 
 from aft_factory.aggregate import gates
-from aft_factory.engines.sampling import CUT_OFF, FILTERED, Completion
+from aft_factory.engines.endings import CUT_OFF, FILTERED
+from aft_factory.engines.sampling import Completion
 from aft_factory.records.tables import Line
 from aft_factory.sample import urial
 from aft_factory.sample.drawing import _problem, read_completion

@@ -173,10 +173,13 @@ class OpenAIEngine:
         body: dict[str, Any] = {"model": self.model, "max_tokens": 1}
         server = self._pick()
         try:
-            if await server.try_out(body | {"messages": [rules, asked]}):
-                return True
-            # Refused: for the system message, or for anything else?
-            return not await server.try_out(body | {"messages": [asked]})
+            async with asyncio.timeout(LONGEST_CONNECT):
+                if await server.try_out(body | {"messages": [rules, asked]}):
+                    return True
+                # Refused: for the system message, or for anything else?
+                return not await server.try_out(body | {"messages": [asked]})
+        except TimeoutError:  # busy: nothing is known
+            return True
         except EngineError as error:
             failure = self._judged(error)
             if failure.kind == "fatal":

@@ -11,8 +11,10 @@ import contextlib
 import csv
 import hashlib
 import importlib.util
+import io
 import json
 import logging
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,7 +28,7 @@ from aft_factory.evaluate.judge import Judge, run_harness
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.inference.queries import Query
 from aft_factory.inference.tasks import read_alpaca_eval, write_alpaca_eval
-from aft_factory.records.files import write_whole
+from aft_factory.records.files import read_text, write_whole
 from aft_factory.records.record import Row, content_id
 from aft_factory.records.tables import read_rows
 
@@ -144,7 +146,7 @@ def _judge_config(settings: EvalSettings) -> tuple[dict[str, Any], str]:
             f"judge: alpaca-eval has no annotator {name!r}; one is {OFFICIAL}. A model of your "
             "own: --judge-url URL --judge MODEL"
         )
-    [(key, config)] = yaml.safe_load(path.read_text(encoding="utf-8")).items()
+    [(key, config)] = yaml.safe_load(read_text(path)).items()
     if config["fn_completions"] != "openai_completions":
         raise UsageError(f"judge: {name} is not asked by OpenAI's protocol, as judges are here")
     config["prompt_template"] = str(official / config["prompt_template"])
@@ -192,7 +194,8 @@ def _gamed(settings: EvalSettings, rows: int) -> Path | None:
                 f"{str(error).removeprefix('alpaca_eval: ').split(';')[0]}; --lc-data names a copy"
             )
     if path is not None:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if not (digest.startswith(GAMED[0]) and digest.endswith(GAMED[1])):
             raise UsageError(f"lc_data: {path} is not df_gamed.csv of {HUB}, by its hash {digest}")
     if why:
@@ -224,7 +227,7 @@ def _annotate(judge: Callable[[], Judge], where: Path, own: Path, gamed: Path | 
             (place / "refs").mkdir(parents=True)
             (place / "refs" / "main").write_text("given", encoding="utf-8")
             (place / "snapshots" / "given").mkdir(parents=True)
-            (place / "snapshots" / "given" / "df_gamed.csv").write_bytes(gamed.read_bytes())
+            shutil.copyfile(gamed, place / "snapshots" / "given" / "df_gamed.csv")
             environment |= {"HF_HOME": cache, "HF_HUB_OFFLINE": "1"}
             environment |= {"HF_HUB_CACHE": f"{cache}/hub"}
         with contextlib.closing(judge()) as one:
@@ -232,7 +235,7 @@ def _annotate(judge: Callable[[], Judge], where: Path, own: Path, gamed: Path | 
 
 
 def _read_leaderboard(path: Path) -> list[Score]:
-    with path.open(encoding="utf-8", newline="") as stream:
+    with io.StringIO(read_text(path), newline="") as stream:
         [row] = csv.DictReader(stream)
     n = int(float(row["n_total"]))
     return [

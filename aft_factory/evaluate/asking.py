@@ -24,7 +24,7 @@ from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS
-from aft_factory.records.files import write_whole
+from aft_factory.records.files import read_text, write_whole
 from aft_factory.records.record import Row, content_id
 from aft_factory.run.answering import build_stage, output_row
 from aft_factory.run.decoding import decoded
@@ -165,7 +165,7 @@ def _job(
         # By the formula of one width and depth; those differ by benchmark.
         strategy=replace(usual.strategy, flops=None),
         open=lambda: _opened(usual, budgets),
-        used={"requests": content_id([], [requests.read_text(encoding="utf-8")])},
+        used={"requests": content_id([], [read_text(requests)])},
     )
     count = sum(len(plan.part.queries) for plan in plans) * settings.repeats
     files = Files(str(requests), output, None, overwrite=True, quiet=quiet)
@@ -190,7 +190,7 @@ def _is_done(job: Job) -> bool:
     summary = job.output.with_name("answers.summary.json")
     if not (job.output.exists() and summary.exists()):
         return False
-    found = orjson.loads(summary.read_bytes())
+    found = orjson.loads(read_text(summary))
     wanted = json.loads(json.dumps(asdict(job.settings) | dict(job.stage.used), default=str))
     # What a harness or a judge needs has nothing to do with the answers.
     same = {field.name for field in fields(RunSettings)} - {"by_flag"} | {"requests"}
@@ -218,5 +218,5 @@ def _collect(plans: Sequence[Plan], job: Job, requests: Path) -> Asked:
         name, strategy = plan.part.benchmark.name, STRATEGIES[plan.settings.strategy]
         asked.flops[name] = job.flops_of(asked.totals[name], strategy, plan.settings.options())
     summary = job.output.with_name("answers.summary.json")
-    asked.summary.update(orjson.loads(summary.read_bytes()))
+    asked.summary.update(orjson.loads(read_text(summary)))
     return asked

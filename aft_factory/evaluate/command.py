@@ -154,7 +154,7 @@ def _report(plans: Sequence[Plan], settings: EvalSettings, asked: Asked, folder:
 
 
 COMMAND = EvalCommand(
-    name="evaluate",
+    name="eval",
     description="Benchmarks through their own harnesses, a strategy as the model.",
     examples=EXAMPLES,
     settings=EvalSettings,

@@ -14,6 +14,7 @@ import orjson
 
 from aft_factory.errors import UsageError
 from aft_factory.evaluate.results import FILE, columns, strategy_shown, value_shown
+from aft_factory.records.files import read_text
 from aft_factory.records.record import Row
 
 ERRORS = 2  # how many standard errors of a difference chance is given
@@ -47,7 +48,7 @@ Metric = tuple[Row, Row]  # the benchmark and the metric, as results.json has th
 def _read(folder: Path) -> dict[tuple[str, str], Metric]:
     path = folder / FILE
     try:
-        content = orjson.loads(path.read_bytes())
+        content = orjson.loads(read_text(path))
         return {
             (one["benchmark"], metric["metric"]): (one, metric)
             for one in content["benchmarks"]

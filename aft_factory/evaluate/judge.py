@@ -196,7 +196,8 @@ def run_harness(
             child.wait()
     if judge.failure is not None:
         raise UsageError(f"{name}: the judge {judge.model}: {judge.failure}")
-    said = log.read_text(encoding="utf-8", errors="replace")
+    with log.open("rb") as stream:
+        said = stream.read().decode(errors="replace")
     if child.returncode:
         last = said.strip().splitlines()[-1:]
         raise UsageError(f"{name} ended with {child.returncode}: {''.join(last)} ({log})")

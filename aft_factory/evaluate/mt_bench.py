@@ -25,7 +25,7 @@ from aft_factory.evaluate.judge import Judge, run_harness
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.inference.queries import Query
 from aft_factory.inference.tasks import read_mt_bench, write_mt_bench
-from aft_factory.records.files import write_whole
+from aft_factory.records.files import read_text, write_whole
 from aft_factory.records.record import Row, content_id
 from aft_factory.records.tables import read_rows
 
@@ -145,7 +145,7 @@ def _scores(
 ) -> list[Score]:
     """Return what `show_result` shows, and add the categories' means, which it has not."""
     path = place / "model_judgment" / f"{JUDGE}_single.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     judged = [one for one in map(json.loads, lines) if one["score"] != -1]
     by_turn = {
         turn: {one["question_id"] for one in judged if one["turn"] == number}

@@ -14,9 +14,10 @@ from typing import Any
 
 import orjson
 
-from aft_factory.errors import RecordError
+from aft_factory.errors import RecordError, UsageError
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
+from aft_factory.records.files import read_text
 from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects, rejects_path
 from aft_factory.records.table_writer import TableWriter
@@ -121,8 +122,8 @@ def _write(table: TableWriter, row: Row) -> None:
 def read_summary(output: Path) -> Row:
     """Return the summary of an output that is there; nothing where there is none."""
     try:
-        found = orjson.loads(summary_path(output).read_bytes()) if output.exists() else {}
-    except (OSError, ValueError):
+        found = orjson.loads(read_text(summary_path(output))) if output.exists() else {}
+    except (OSError, ValueError, UsageError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -38,6 +38,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         content = yaml.load(read_text(path), Loader)
+    except UsageError:
+        raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # such as a day 32
         problem = " ".join(str(error).split())
         raise UsageError(f"{path}: cannot be read as YAML: {problem}") from None

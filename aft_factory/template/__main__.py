@@ -1,4 +1,4 @@
-"""The command `python -m aft_factory.template`: parse, call, print."""
+"""The command `aft template`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from aft_factory.template.settings import TemplateSettings
 EXAMPLES = """\
 examples:
   # the chat template of a model, made to take `proposals`
-  python -m aft_factory.template Qwen/Qwen2.5-7B-Instruct > chat_template.jinja
+  aft template Qwen/Qwen2.5-7B-Instruct > chat_template.jinja
 
   # into a model's folder: its own, or what LLaMA-Factory's template `qwen` trains; and back
-  python -m aft_factory.template saves/qwen --write saves/qwen
-  python -m aft_factory.template qwen --write saves/qwen
-  python -m aft_factory.template saves/qwen --undo
+  aft template saves/qwen --write saves/qwen
+  aft template qwen --write saves/qwen
+  aft template saves/qwen --undo
 
   # is it as it should be?
-  python -m aft_factory.template saves/qwen --check
+  aft template saves/qwen --check
 
   # for LLaMA-Factory's v1 engine
-  python -m aft_factory.template Qwen/Qwen3-8B --thinking off --yaml >> train.yaml
+  aft template Qwen/Qwen3-8B --thinking off --yaml >> train.yaml
 """
 
 

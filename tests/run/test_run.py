@@ -71,7 +71,7 @@ def test_what_belongs_to_no_query_is_said_of_all_rows(run, caplog):
     run([row | {"body": "Seven."}], "--overwrite", "--task", "gsm8k")
     assert caplog.messages == [f"{told}body"]
     caplog.clear()
-    run([{"query": "a", "id": "1", "proposals": ["x"]}], "--overwrite")
+    run([{"query": "a", "id": "1", "reference": "x"}], "--overwrite")
     assert not caplog.messages
 
 

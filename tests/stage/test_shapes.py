@@ -68,5 +68,5 @@ def test_that_is_a_server_s_name_of_a_proposer(monkeypatch):
     files.shapes, files.stage = ("me/own", None), Stage
     totals = Totals(by_model={"": Usage(), "org/other": Usage()})
     monkeypatch.setattr(Totals, "flops", lambda *_: {})
-    files.flops_of(totals)
+    files.flops_of(totals, None, {})
     assert looked == {"me/own": False, "org/other": True}

@@ -87,7 +87,7 @@ def resolve_chat_template(
         UsageError: If it cannot be told, or there is none of that name.
     """
     named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
-    own = named.get("default") if named else tokenizer.chat_template
+    own = (named.get("default") if named else tokenizer.chat_template) or None
     if name == "auto" and (own is None or not has_prelude(own)):
         has_own = bool(tokenizer.chat_template)
         name = _known_vocabulary(tokenizer, has_own=has_own) or name

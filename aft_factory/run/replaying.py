@@ -26,7 +26,7 @@ class _Replay:
         self._completions = completions
         self.prompts: Prompts = {}
 
-    async def ask(self, request: Request, place: Place) -> Reply:
+    async def ask(self, request: Request, place: Place, *_: object) -> Reply:
         """Return what the journal has; what comes after something it has not is not asked."""
         slots = range(place.slot, place.slot + request.n)
         asked = self.prompts.setdefault((place.turn, place.layer), {})

@@ -349,7 +349,7 @@ class TestBadDays:
     ):
         source, output = write_rows(tmp_path / "in.jsonl", made_up_rows(6)), tmp_path / "out.jsonl"
         served.fails, served.words = (lambda text: status), '{"error": "insufficient credits"}'
-        assert rank([source, "--output", str(output), "--quiet", "--reward-url", served.url]) == 2
+        assert rank([source, "--output", str(output), "--quiet", *served.flags]) == 2
         assert f"/classify answered {status}: insufficient credits\n" in capsys.readouterr().err
         assert len(served.asked) <= 18  # nothing twice
         assert not output.exists()

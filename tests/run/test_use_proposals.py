@@ -139,7 +139,7 @@ def test_a_row_that_brings_none_is_rejected_and_nothing_is_asked_for_it(run, tmp
 def test_a_misnamed_column_costs_nothing(run):
     rows = [{"query": "How many?", "drafts": ["a", "b"]}]
     code, rows, _, _, asked = run(rows, "--use-proposals")
-    assert (code, rows, asked) == (1, [], [])
+    assert (code, rows, asked) == (1, None, [])
     _, [row], _, _, _ = run(
         [{"query": "How many?", "drafts": ["a", "b"]}],
         *("--use-proposals", "--column", "proposals=drafts", "--overwrite"),

@@ -81,10 +81,6 @@ class ThoughtWords:
             return 0  # it speaks of thoughts
         return len(text) - len(tail.lstrip()) if closed and tail.strip() else None
 
-    def join(self, thought: str, answer: str) -> str:
-        """Return the text that `split` takes apart so."""
-        return f"{self.opening}\n{thought}\n{self.closing}\n\n{answer}" if thought else answer
-
 
 def thought_words(
     tokenizer: PreTrainedTokenizerFast | None,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aft_factory.engines.engine import Engine
+from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.prompts.fitting import Fitter
@@ -151,9 +152,9 @@ async def open_engines(
             # Twice what the engine runs at a time, so that its own queue never runs dry.
             in_flight = settings.in_flight or 2 * engine.max_sequences
             shape_name = settings.model
-        no_system = frozenset(
-            [name for name in engines if chat and not await engines[name].takes_system()]
-        )
+        asked = list(engines) if chat else []
+        takes = await gather_or_cancel(engines[name].takes_system() for name in asked)
+        no_system = frozenset(name for name, yes in zip(asked, takes, strict=True) if not yes)
         for name in sorted(no_system):
             _log.warning(
                 "%s takes no system message: what would be one, such as the aggregator prompt, "

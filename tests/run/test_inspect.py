@@ -95,10 +95,11 @@ def test_the_prompts_that_are_shown_are_those_that_were_sent(run, strategy):
     assert len(shown) == layers.get(strategy, 2 if strategy == "parallel_sampling" else 3)
 
 
-def test_prompts_of_later_turns_and_a_template_of_ones_own(run):
-    Path("mine.jinja").write_text("MINE{% for p in proposals %}\n{{ p }}{% endfor %}")
+def test_prompts_of_later_turns_and_a_template_of_ones_own(run, tmp_path):
+    mine = str(tmp_path / "mine.jinja")  # loaded once a process by its name
+    Path(mine).write_text("MINE{% for p in proposals %}\n{{ p }}{% endfor %}")
     rows = [{"question_id": 1, "category": "math", "turns": ["First?", "Second?"]}]
-    flags = ("--template", "mine.jinja", "--proposer-system", "Be brief.", "--width", "2")
+    flags = ("--template", mine, "--proposer-system", "Be brief.", "--width", "2")
     asked = run(rows, *flags, "--layers", "1")
     with Journal(Path("out.jsonl.journal"), read_only=True) as journal:
         shown = prompts_of(journal, "1")

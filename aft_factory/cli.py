@@ -19,6 +19,7 @@ STAGES = {
     "eval": "benchmarks through their own harnesses, a strategy as the model",
     "pipeline": "several stages in order, from one file",
     "stats": "what is in a record file",
+    "analyze": "the paper's analyses, as plots with their numbers",
     "template": "a chat template that takes proposals",
     "push": "a record file as a data set on the hub",
 }

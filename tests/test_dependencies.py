@@ -19,6 +19,9 @@ HEAVY = (
     "openai",
     "lm_eval",
     "alpaca_eval",
+    "matplotlib",
+    "vendi_score",
+    "sklearn",
 )
 SERVING = ("starlette", "uvicorn", "prometheus_client")
 COMMANDS = (
@@ -33,6 +36,7 @@ COMMANDS = (
     "serve",
     "template",
     "evaluate",
+    "analyze",
 )
 
 # Folders, each of which uses only those before it; of the commands, `pipeline` uses the others.
@@ -55,6 +59,7 @@ ORDER = (
     "serve",
     "pipeline",
     "evaluate",
+    "analyze",
 )
 TOP = {"__init__", "cli", "errors"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -13,10 +13,11 @@ from aft_factory.records.files import check_writable, write_report
 from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.console import show
 from aft_factory.stage.following import following
+from aft_factory.stage.plotting import need_matplotlib
 from aft_factory.stage.progress import progress_bar
 from aft_factory.stage.reading import check_paths
 from aft_factory.stats.counts import Counts, tokens_dict
-from aft_factory.stats.plot import need_matplotlib, write_plot
+from aft_factory.stats.plot import write_histogram
 from aft_factory.stats.report import CHUNK, TokenCounts, describe
 from aft_factory.stats.settings import StatsSettings
 
@@ -40,7 +41,7 @@ def count(settings: StatsSettings) -> int:
     for _, path in settings.outputs:
         check_writable(path, overwrite=settings.overwrite)
     if settings.plot is not None:
-        need_matplotlib()
+        need_matplotlib("--plot")
     tokens = None
     if settings.tokenizer is not None:
         tokenizer = settings.loaded(settings.tokenizer)
@@ -66,7 +67,7 @@ def count(settings: StatsSettings) -> int:
     if settings.json is not None:
         write_report(settings.json, numbers)
     if settings.plot is not None:
-        write_plot(settings.plot, lengths.parts, numbers["tokens"]["how"])
+        write_histogram(settings.plot, lengths.parts, numbers["tokens"]["how"])
     show("\n".join([describe(numbers), *next_step(settings, counts, numbers)]))
     return 0 if counts.usable else 1
 

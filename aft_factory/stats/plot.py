@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aft_factory.errors import MissingPackage
-from aft_factory.records.files import replacing, write_whole
+from aft_factory.records.record import Row
+from aft_factory.stage.plotting import COLOURS, new_figure, plain, write_plot
 from aft_factory.stats.counts import LIMITS, Distribution
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BINS = 60
-
-
-def plot_files(path: Path) -> list[Path]:
-    """Return the files that `write_plot` writes."""
-    return [path, path.with_suffix(".svg"), path.with_suffix(".csv")]
-
-
-def need_matplotlib() -> None:
-    """Check that it can be drawn, before work starts.
-
-    Raises:
-        MissingPackage: If matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingPackage("--plot", "matplotlib") from None
 
 
 def histogram(parts: Mapping[str, Distribution]) -> tuple[int, dict[str, list[int]]]:
@@ -45,7 +33,7 @@ def histogram(parts: Mapping[str, Distribution]) -> tuple[int, dict[str, list[in
     return width, bins
 
 
-def write_plot(path: Path, parts: Mapping[str, Distribution], how: str) -> None:
+def write_histogram(path: Path, parts: Mapping[str, Distribution], how: str) -> None:
     """Draw the lengths of whole rows above those of their parts.
 
     Args:
@@ -53,40 +41,33 @@ def write_plot(path: Path, parts: Mapping[str, Distribution], how: str) -> None:
         parts: Distributions by name, with one named `row`.
         how: Where the lengths come from, for the title.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     width, bins = histogram(parts)
     edges = [width * i for i in range(BINS)]
-    lines = ["part,tokens_from,tokens_below,count"]
-    for name, counts in bins.items():
-        ends = [*map(str, edges[1:]), ""]  # the last bin has no end
-        rows = zip(edges, ends, counts, strict=True)
-        lines += [f"{name},{start},{end},{count}" for start, end, count in rows]
-    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(8, 6), layout="constrained")
-    above.bar(edges, bins["row"], width, align="edge", color="tab:blue")
+    ends = [*edges[1:], None]  # the last bin has no end
+    rows = [
+        {"part": name, "tokens_from": start, "tokens_below": end, "count": count}
+        for name, counts in bins.items()
+        for start, end, count in zip(edges, ends, counts, strict=True)
+    ]
+    write_plot(path, rows, partial(_draw, how=how))
+
+
+def _draw(rows: Sequence[Row], how: str) -> Figure:
+    bins: dict[str, list[int]] = {}
+    for row in rows:
+        bins.setdefault(row["part"], []).append(row["count"])
+    edges = [row["tokens_from"] for row in rows[:BINS]]
+    figure = new_figure(8, 6)
+    above, below = figure.subplots(2, sharex=True)
+    above.bar(edges, bins["row"], edges[1], align="edge", color=COLOURS[0])
     for limit in LIMITS:
         if limit < edges[-1]:
-            above.axvline(limit, color="tab:red", linewidth=1, linestyle="--")
+            above.axvline(limit, color=COLOURS[1], linewidth=1, linestyle="--")
     above.set(ylabel="rows", title="training rows; dashed: 2048, 4096 and 8192 tokens")
-    for name, counts in bins.items():
-        if name != "row":
-            below.step(edges, counts, where="post", label=name)
-    label = f"tokens (the last bin: and more; {_plain(how)})"
+    others = [name for name in bins if name != "row"]
+    for name, colour in zip(others, COLOURS, strict=False):
+        below.step(edges, bins[name], where="post", label=name, color=colour)
+    label = f"tokens (the last bin: and more; {plain(how)})"
     below.set(ylabel="texts", xlabel=label, yscale="symlog", ylim=(0, None))
     below.legend()
-    png, svg, csv = plot_files(path)
-    # The same numbers give the same bytes: no date, no random names.
-    with matplotlib.rc_context({"svg.hashsalt": "aft"}):
-        for file, kind, metadata in ((png, "png", None), (svg, "svg", {"Date": None})):
-            with replacing(file) as aside:
-                figure.savefig(aside, format=kind, dpi=150, metadata=metadata)
-    plt.close(figure)
-    write_whole(csv, ("\n".join(lines) + "\n").encode())
-
-
-def _plain(text: str) -> str:
-    """Keep matplotlib from reading formulas in a name."""
-    return text.replace("$", r"\$")
+    return figure

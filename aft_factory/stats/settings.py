@@ -7,9 +7,9 @@ from pathlib import Path
 
 from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
+from aft_factory.stage.plotting import plot_files, plot_problems
 from aft_factory.stage.reading import INPUTS, ReadSettings, at_least
 from aft_factory.stage.tokenizing import TokenizerSettings
-from aft_factory.stats.plot import plot_files
 
 SAMPLE = 1000  # rows: some seconds; 95% of shares are then within 3.1 points of all rows'
 
@@ -36,9 +36,7 @@ class StatsSettings(TokenizerSettings, ReadSettings):
         """Return what is wrong with the settings."""
         problems = ReadSettings.problems(self) + at_least(self, ("sample", 0))
         problems += self.tokenizer_problems(self.tokenizer)
-        if self.plot is not None and self.plot.suffix != ".png":
-            problems.append(f"--plot {self.plot}: expected a name that ends in .png")
-        return problems
+        return problems + plot_problems("--plot", self.plot)
 
     @property
     def outputs(self) -> list[tuple[str, Path]]:

@@ -1,0 +1,40 @@
+"""The command `aft analyze SUB`, `python -m aft_factory.analyze`: find the analysis, and run it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from aft_factory.analyze import curves
+from aft_factory.errors import suggest
+from aft_factory.stage.command import Command
+
+ANALYSES: dict[str, Command[Any]] = {
+    command.name.removeprefix("analyze "): command for command in (curves.COMMAND,)
+}
+EXAMPLES = """\
+examples:
+  # SFT and AFT side by side, as LLaMA-Factory logged them
+  aft analyze curves saves/sft_llama saves/aft_llama --output curves.png
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run an analysis; return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print("usage: aft analyze SUB ...    (aft analyze SUB --help tells more)\n")
+        print("Every plot is a PNG and an SVG, with its numbers as CSV.\n")
+        print("\n".join(f"  {key:<11} {one.description}" for key, one in ANALYSES.items()))
+        print(f"\n{EXAMPLES}", end="")
+        return 0 if arguments else 2
+    if name not in ANALYSES:
+        print(f"error: no analysis {name!r}; {suggest(name, ANALYSES)}", file=sys.stderr)
+        return 2
+    return ANALYSES[name].main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

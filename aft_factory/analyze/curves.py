@@ -1,7 +1,8 @@
 r"""Training curves side by side, raw and smoothed, the fluctuation as a number (figure 6).
 
 smoothed       exponential moving average of weight w, without the bias of its start, as in
-               TensorBoard: m_t = w m_(t-1) + (1 - w) l_t,  shown m_t / (1 - w^t)
+               TensorBoard: m_t = w m_(t-1) + (1 - w) l_t,  shown m_t / (1 - w^t); w is as in
+               LLaMA-Factory's own plot, 1.8 / (1 + exp(-n / 20)) - 0.9 for n steps of the longest
 fluctuation    sqrt( sum of (l_(t+1) - l_t)^2 / (2 (n - 1)) ): the standard deviation of a loss
                about its course, whatever that is and however it is smoothed (von Neumann's)
 """
@@ -47,12 +48,14 @@ class CurvesSettings(PlotSettings):
         REQUIRED, "output_dir of a training by LLaMA-Factory, DIR or NAME=DIR", "DIR"
     )
     metric: Literal["loss", "eval_loss"] = setting("loss", "which loss")
-    smoothing: float = setting(0.9, "weight of what was before, from 0 (none) to below 1", "W")
+    smoothing: float | None = setting(
+        None, "weight of what was before, from 0 to below 1 (default: LLaMA-Factory's)", "W"
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
         problems = PlotSettings.problems(self)
-        if not 0 <= self.smoothing < 1:
+        if self.smoothing is not None and not 0 <= self.smoothing < 1:
             problems.append(f"smoothing: expected a number from 0 to below 1, got {self.smoothing}")
         return problems
 
@@ -80,12 +83,15 @@ def fluctuation(losses: Sequence[float]) -> float | None:
 def numbers(logs: Mapping[str, TrainingLog], settings: CurvesSettings) -> list[Row]:
     """Return the numbers of the plot, a row a run and step."""
     rows: list[Row] = []
+    weight = settings.smoothing
+    if weight is None:
+        weight = 1.8 / (1 + math.exp(-max(len(log.steps) for log in logs.values()) / 20)) - 0.9
     for name, log in logs.items():
         about = fluctuation(log.losses)
-        means = smoothed(log.losses, settings.smoothing)
+        means = smoothed(log.losses, weight)
         for step, loss, mean in zip(log.steps, log.losses, means, strict=True):
             row: Row = {"run": name, "step": step, settings.metric: loss, "smoothed": mean}
-            rows.append(row | {"smoothing": settings.smoothing, "fluctuation": about})
+            rows.append(row | {"smoothing": weight, "fluctuation": about})
     return rows
 
 
@@ -108,7 +114,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         if len(own) == 1:
             axes.plot(steps, [own[0][metric]], "o", color=colour)
     axes.set(xlabel="optimizer step", ylabel=f"{metric} (nats per target token)")
-    axes.set_title(f"pale: as logged; smoothed by {rows[0]['smoothing']:g}", fontsize="medium")
+    axes.set_title(f"pale: as logged; smoothed by {rows[0]['smoothing']:.3g}", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -74,10 +74,10 @@ def read_log(folder: Path, metric: str = "loss") -> TrainingLog:
     found: dict[int, float] = {}
     anew: set[int] = set()
     for step, loss in _losses(entries, metric):
-        gone = [known for known in found if known >= step]
+        gone = [later for later in found if later >= step]
         anew.update(gone)
-        for known in gone:
-            del found[known]
+        for later in gone:
+            del found[later]
         found[step] = loss
     known = {step: loss for step, loss in found.items() if math.isfinite(loss)}
     if not known:

@@ -133,6 +133,17 @@ def test_runs_that_were_logged_at_other_intervals_are_told(tmp_path, caplog):
     assert "logged every 1 and 10 steps" in caplog.text
 
 
+def test_the_usual_weight_is_llamafactorys_for_the_longest_run(tmp_path):
+    runs = [
+        write_log(tmp_path / name, logged(*[1.0] * count)) for name, count in (("a", 3), ("b", 40))
+    ]
+    assert main(["curves", *runs, "--output", str(tmp_path / "c.png")]) == 0
+    expected = 1.8 * (1 / (1 + math.exp(-0.05 * 40)) - 0.5)
+    assert {float(row["smoothing"]) for row in table(tmp_path / "c.png")} == {
+        pytest.approx(expected)
+    }
+
+
 def test_names_are_given_or_the_end_of_the_path(tmp_path):
     assert list(named(["a/sft", "b/sft", "c/aft", "x=d"])) == ["a/sft", "b/sft", "aft", "x"]
     with pytest.raises(UsageError, match="two have the name 'x'"):

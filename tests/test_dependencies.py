@@ -22,6 +22,7 @@ HEAVY = (
     "matplotlib",
     "vendi_score",
     "sklearn",
+    "ray",
 )
 SERVING = ("starlette", "uvicorn", "prometheus_client")
 COMMANDS = (
@@ -37,6 +38,7 @@ COMMANDS = (
     "template",
     "evaluate",
     "analyze",
+    "merge",
 )
 
 # Folders, each of which uses only those before it; of the commands, `pipeline` uses the others.
@@ -53,6 +55,7 @@ ORDER = (
     "rank",
     "aggregate",
     "run",
+    "merge",
     "stats",
     "push",
     "template",

@@ -16,7 +16,7 @@ from aft_factory.engines.sampling import Prompt, Reply
 from aft_factory.errors import UsageError, printable
 from aft_factory.records.tables import is_table, read_rows
 from aft_factory.run.replaying import Prompts
-from aft_factory.stage.output import read_summary
+from aft_factory.stage.output import read_report
 
 SQLITE = b"SQLite format 3\0"
 Asked = tuple[Place, dict[str, Any], Reply]
@@ -27,7 +27,7 @@ def journal_of(path: Path) -> Path:
     with contextlib.suppress(OSError), path.open("rb") as stream:
         if stream.read(len(SQLITE)) == SQLITE:
             return path
-    kept = read_summary(path).get("settings", {}).get("journal")
+    kept = read_report(path).get("settings", {}).get("journal")
     beside = Path(f"{path}.journal")
     return Path(kept) if kept else beside if path.exists() or beside.exists() else path
 

@@ -108,6 +108,7 @@ class ServeSettings(RunSettings):
     limit: int | None = None
     column: dict[str, str] = field(default_factory=dict)
     rejects: Path | None = None
+    shard: str | None = None
     admit: int | None = None
     draft_tokens: int = 512
     price_in: float | None = None

@@ -31,6 +31,7 @@ from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import keepable
 from aft_factory.stage.left import open_left
 from aft_factory.stage.progress import Progress
+from aft_factory.stage.reading import ReadSettings
 from aft_factory.stage.signals import graceful
 from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe
@@ -195,13 +196,14 @@ class Job(JobFiles):
 
 
 def survey(source: str, settings: JobSettings) -> tuple[int, list[Row]]:
-    """Count the rows of the input, and return the count and those that show what rows hold.
+    """Count the rows to read, and return the count and those that show what rows hold.
 
-    These are the first that is an object, and each that is the first with something in a column.
+    These are the first that is an object, and each that is the first with something in a column; of
+    the whole input, so that all shards take it for the same.
     """
     count, rows = 0, list[Row]()
     seen: set[Any] = set()
-    for line in settings.lines(source):
+    for line in ReadSettings.lines(settings, source):
         count += 1
         if not isinstance(line.value, OBJECT) or len(rows) == MOST_SHOWING:
             continue
@@ -209,7 +211,7 @@ def survey(source: str, settings: JobSettings) -> tuple[int, list[Row]]:
         if new or not rows:
             seen |= new
             rows.append(dict(line.value))
-    return count, rows
+    return len(range(count)[settings.taken()]), rows
 
 
 def note_of_columns(rows: Sequence[Row], stage: Stage, columns: Columns) -> str | None:

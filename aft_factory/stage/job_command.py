@@ -20,6 +20,7 @@ from aft_factory.stage.kept import kept_settings
 from aft_factory.stage.output import summary_path
 from aft_factory.stage.reading import FORMATS, INPUTS
 from aft_factory.stage.stage import Files, Stage
+from aft_factory.stage.totals import Totals
 
 J = TypeVar("J", bound=JobSettings)
 
@@ -98,6 +99,10 @@ class JobCommand(ConfiguredCommand[J]):
         totals = job.run(export=export)
         if totals is None:
             return 130
+        return self.code(args, totals, task_output)
+
+    def code(self, args: JobArguments, totals: Totals, task_output: Path | None) -> int:
+        """Return the exit code of a job that has written its files; say why, if it is about one."""
         lacking = task_output is not None and (
             totals.unfinished > 0 or totals.rejected > self.allowed(args) * totals.read
         )

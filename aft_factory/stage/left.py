@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.sampling import Usage
@@ -17,12 +18,13 @@ from aft_factory.inference.runner import Runner
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import PLACES, keepable
 
-# What decides no answer: which rows are read, and how fast.
-INDIFFERENT = {
+# What decides no answer: how fast it comes, and which rows are read.
+PACE = {
     *PLACES,
-    *("split", "limit", "by_flag", "admit", "timeout", "retries", "in_flight", "generator"),
+    *("shard", "by_flag", "admit", "timeout", "retries", "in_flight"),
     *("draft_tokens", "price_in", "price_out"),
 }
+INDIFFERENT = PACE | {"split", "limit", "generator"}
 
 
 @dataclass(slots=True)
@@ -94,21 +96,26 @@ def open_left(path: Path | None, settings: JobSettings) -> Iterator[Left | None]
             yield None
             return
         then, now = json.loads(kept), json.loads(keepable(settings))
-        if other := _difference(then, now):
+        if other := difference(then, now, INDIFFERENT):
             yield Left(journal, other=other)
         else:
             yield Left(journal, fingerprint, journal.run_of(fingerprint))
 
 
-def _difference(then: dict[str, object], now: dict[str, object]) -> str:
+def difference(
+    then: Mapping[str, Any], now: Mapping[str, Any], indifferent: Collection[str]
+) -> str:
+    """Return the first setting that two runs differ in, in words; "" where there is none.
+
+    Args:
+        then: The kept settings of one; see `kept.keepable`.
+        now: Those of the other.
+        indifferent: What may differ.
+    """
     if then["command"] != now["command"]:
         return f"{then['command']}"
     old, new = then["settings"], now["settings"]
-    assert isinstance(old, dict)
-    assert isinstance(new, dict)
     # A model at a server is known by its name, wherever that server is.
-    indifferent = INDIFFERENT | (
-        {"base_url"} if new.get("model") and new.get("base_url") else set()
-    )
-    differ = [key for key in new if key not in indifferent and old.get(key) != new[key]]
+    may = {*indifferent, *(["base_url"] if new.get("model") and new.get("base_url") else [])}
+    differ = [key for key in new if key not in may and old.get(key) != new[key]]
     return f"{differ[0]} {old.get(differ[0])!r}, now {new[differ[0]]!r}" if differ else ""

@@ -122,7 +122,15 @@ def _write(table: TableWriter, row: Row) -> None:
 def read_summary(output: Path) -> Row:
     """Return the summary of an output that is there; nothing where there is none."""
     try:
-        found = orjson.loads(read_text(summary_path(output))) if output.exists() else {}
+        return read_report(output) if output.exists() else {}
+    except OSError:  # it may be where we must not look
+        return {}
+
+
+def read_report(output: Path) -> Row:
+    """Return the last summary of a job, even if that left no output; nothing where it has none."""
+    try:
+        found = orjson.loads(read_text(summary_path(output)))
     except (OSError, ValueError, UsageError):
         return {}
     return found if isinstance(found, dict) else {}

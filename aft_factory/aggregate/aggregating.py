@@ -26,6 +26,7 @@ from aft_factory.records.files import readable
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
+from aft_factory.records.told import with_told
 from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import AskSettings
@@ -139,7 +140,7 @@ class Gated(Tally):
             "gates": found,
             "events": outcome.events,
         }
-        meta = record.meta | {"aggregating": about}
+        meta = with_told(record.meta, "aggregating", about)
         return replace(record, aggregation=text, meta=meta).to_row()
 
     def on_problem(self, outcome: Outcome) -> None:

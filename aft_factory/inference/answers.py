@@ -2,9 +2,9 @@ r"""Final answers of worked solutions (GSM8K and its like): find the number, vot
 
 Pure. A number is searched for in this order: after the last `####`, in the last `\boxed{}`, after
 the last "answer is" or "answer:", else the last number of the text. Of an equation it is the
-result, of a number with reasons the number. Not read are thoughts, and what a model wrote on after
-its answer: a next question, a next turn. The number becomes a canonical text, so that equal values
-are equal texts:
+result, of a number with reasons the number, of a worked solution behind "answer:" its last one.
+Not read are thoughts, and what a model wrote on after its answer: a next question, a next turn.
+The number becomes a canonical text, so that equal values are equal texts:
 
     "#### 1,234.50" -> "1234.5"   "It costs $72." -> "72"   "−٣" -> "-3"   "50%" -> "50"
     "1/2" -> "0.5"   "2/6" -> "1/3"   "\boxed{2\frac12}" -> "2.5"   "10\,000" -> "10000"
@@ -33,9 +33,10 @@ _NUMBER = re.compile(
         (?:[$£€¥][ ]?)?
         (?:(?P<whole>[0-9]++)[ ](?=[0-9]++/))?
         (?P<top>[0-9]++(?:\.[0-9]++)?|(?<![\w.)])\.[0-9]++)
-        (?:/(?P<bottom>0*+[1-9][0-9]*+)(?![.,]?[0-9]))?""",
+        (?:/(?P<bottom>(?=[0.]*+[1-9])[0-9]++(?:\.[0-9]++)?)(?![.,]?[0-9]))?""",
     re.VERBOSE,
 )
+_CUT_NUMBER = re.compile(r"(?<![0-9.,/])[0-9][0-9.,/]*+\Z")  # more of it may have followed
 _LONGEST_FRACTION = 100  # characters; what is longer is a model that ran away, not an answer
 
 # How numbers are written. Blanks that keep a number together become no-break spaces.
@@ -48,7 +49,7 @@ _LATEX = (
 )
 _LATEX_FRACTION = re.compile(
     r"(?P<before>[0-9]?)\\(?:[cdt]|nice)?frac\s*+(?:\{\s*+(-?[0-9.]++)\s*+\}|([0-9]))"
-    r"\s*+(?:\{\s*+(?P<minus>-?)([0-9]++)\s*+\}|([0-9]))"
+    r"\s*+(?:\{\s*+(?P<minus>-?)([0-9.]++)\s*+\}|([0-9]))"
 )
 _CHAIN = re.compile(r"(?<![0-9])[0-9]++(?:[.,'_\xa0][0-9]++)++")
 _GROUPED = re.compile(
@@ -91,11 +92,12 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*+\{")
 # What is stated may stand in bold or as a formula, on lines of its own. That "the answer is found
 # in 2 parts" states how, not what.
 _STATED = re.compile(
-    r"(?<![a-z0-9])answer[\W_]{0,4}?(?:is\b(?!\s+(?:not|[a-z]+\s+(?:in|by|from))\b)|[:=])"
+    r"(?<![a-z0-9])answer[\W_]{0,4}?(?:is\b(?!\s+(?:not|[a-z]+\s+(?:in|by|from|after|with))\b)|[:=])"
     r"(?:[\s:*_$]|\\[\[(])*+(?:[a-z]\w*+ ?= ?)?",
     re.IGNORECASE,
 )
 _EQUALS = re.compile(r"\b(?:equals|is equal to)\b", re.IGNORECASE)
+_THEREFORE = re.compile(r"\b(?:so|thus|hence|therefore)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 # What makes the number before it the beginning of a sum. None is in "15, because x = 3".
 _SUM = re.compile(
@@ -115,16 +117,18 @@ def extract_number(text: str, *, whole: bool = True) -> str | None:
         whole: False for one that was cut off: the last number it came to is no answer.
     """
     text = _plain(text)
+    if not whole:
+        text = _CUT_NUMBER.sub("", text)
     first = _NUMBER.search(text)
     if first is None:
         return None
     response = _until(text, first.end(), _NEXT_TURN, _CONTROL)
-    found = [*_marked(response), *_boxed(response), *_stated(response)]
+    found = [*_marked(response), *_boxed(response), *_stated(response, whole)]
     start = min((start for start, _ in found), default=first.end())
     response = _until(response, start, _NEXT_QUESTION if found else _NEXT_SECTION)
-    if found:
-        before = (number for start, number in found if start < len(response))
-        return _canonical(next(before, found[0][1]))
+    before = (number for start, number in found if start < len(response))
+    if found and (number := next(before, found[0][1])):
+        return _canonical(number)
     if whole or len(response) < len(text):
         return _canonical(deque(_NUMBER.finditer(response), maxlen=1)[0])
     return None
@@ -223,13 +227,28 @@ def _boxed(text: str) -> Iterator[tuple[int, re.Match[str]]]:
         yield from _result(box, rest if whole or not _NUMBER.search(right) else right)
 
 
-def _stated(text: str) -> Iterator[tuple[int, re.Match[str]]]:
+def _stated(text: str, whole: bool) -> Iterator[tuple[int, re.Match[str] | None]]:
+    """None stands for the answer of a worked solution: it is the last number of that."""
     for statement, rest in _behind(_STATED, text):
         first = _NUMBER.match(rest)
         is_list = first and _NUMBERED_HEADING.match(rest, first.end())
-        if "\n" in statement[0] and (not first or is_list):
-            continue  # a heading: below it may stand a whole solution
-        yield from _result(statement, _SENTENCE_END.split(rest, maxsplit=1)[0])
+        sentence = _SENTENCE_END.split(rest, maxsplit=1)[0]
+        if "\n" in statement[0]:
+            heads = not first or bool(is_list)
+        else:
+            heads = ":" in statement[0] and not first and not (whole and _is_told(rest, sentence))
+        if not heads:
+            yield from _result(statement, sentence)
+        elif number := _NUMBER.search(rest):
+            yield statement.end() + number.end(), None
+
+
+def _is_told(text: str, sentence: str) -> bool:
+    """Whether a paragraph has its numbers in its first sentence, and does not go on to another."""
+    number = _NUMBER.search(sentence)
+    paragraph = _until(text.partition("\n\n")[0], 0, _NEXT_QUESTION)
+    more = _NUMBER.search(paragraph, len(sentence))
+    return number is None or not (more or _THEREFORE.search(sentence, number.end()))
 
 
 def _behind(opening: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str], str]]:
@@ -257,7 +276,7 @@ def _canonical(number: re.Match[str]) -> str:
     top = _trimmed(number["top"])
     if number["bottom"] is None or len(number[0]) > _LONGEST_FRACTION:
         return _signed(sign, top)
-    value = int(number["whole"] or 0) + Fraction(top) / int(number["bottom"])
+    value = int(number["whole"] or 0) + Fraction(top) / Fraction(_trimmed(number["bottom"]))
     with localcontext(prec=10 * _LONGEST_FRACTION) as context:
         context.traps[Inexact] = True
         try:

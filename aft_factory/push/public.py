@@ -55,6 +55,10 @@ _NAMED = re.compile(
 _WORD = re.compile(r"[^\s'\",;]+")
 _RUN = re.compile(r"[A-Za-z0-9]{16,}")
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+# What an assignment or a header gives, whatever its name; a hash by itself, such as an id, is none.
+_GIVEN_HASH = re.compile(
+    r"(?<=\w)(['\"\\]{0,4}(?:=|: )['\"\\]{0,4})(?=[0-9]*+[a-fA-F])[0-9a-fA-F]{16,}\b"
+)
 _HASH = re.compile(r"[0-9a-f]+|[0-9A-F]+")  # or a plain number
 _FOLDERS = r"(?:file:(?://)?|~[\w.-]*|\.\.?|[A-Za-z]:)?[\\/]"
 # `base+/home/me/adapter` names two of them; one that is the whole text may have blanks in it.
@@ -107,7 +111,7 @@ def public_text(text: str) -> str:
     text = _LOGIN.sub("", _ADDRESS.sub(_address, text))
     for secret in (KEY, _BEARER):
         text = secret.sub(LEFT_OUT, text)
-    text = _before_secret(text)
+    text = _GIVEN_HASH.sub(rf"\g<1>{LEFT_OUT}", _before_secret(text))
     if _ONLY_HOME.fullmatch(text):
         return LEFT_OUT
     if _ONLY_PATH.match(text):

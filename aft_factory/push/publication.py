@@ -10,21 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from aft_factory.errors import UsageError, suggest
 from aft_factory.push.public import KEY, KEYS, public, public_text
-from aft_factory.records.fields import OBJECT, short
+from aft_factory.records.fields import short
 from aft_factory.records.record import Record
+from aft_factory.records.told import is_told
 
-# What our own stages write into `meta`, by its key.
-STAGES = {
-    "sampling": {"model", "prompt", "seed", "finish_reasons", "problems", "events"},
-    "ranking": {"model", "scores", "kept", "problems"},
-    "aggregating": {
-        *("model", "template", "pseudo", "seed", "finish_reason", "gates", "events"),
-    },
-}
 _NUMBERED = re.compile(r"~[0-9]+$")
 
 
@@ -50,7 +42,7 @@ class Publication:
         chosen = {
             key: value
             for key, value in record.meta.items()
-            if key in self.columns or _of_a_stage(key, value)
+            if key in self.columns or is_told(key, value)
         }
         self.kept.update(chosen.keys())
         self.left_out.update(key for key in record.meta if key not in chosen)
@@ -112,12 +104,6 @@ class Publication:
                 self.first_key = self.first_key or f"{place}, {where}"
                 found = True
         self._rows_with_keys += found
-
-
-def _of_a_stage(key: str, value: Any) -> bool:
-    """Whether our own stage wrote this; a user's column may have its name."""
-    known = STAGES.get(key, set())
-    return isinstance(value, OBJECT) and "model" in value and value.keys() <= known
 
 
 def _texts(record: Record) -> Iterator[tuple[str, str]]:

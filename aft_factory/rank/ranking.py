@@ -26,6 +26,7 @@ from aft_factory.rank.spread import Spread
 from aft_factory.records.record import Record, Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
+from aft_factory.records.told import is_told, with_told
 from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings
@@ -83,14 +84,14 @@ def ranked_row(query: Query, outcome: Outcome, settings: RankSettings, spread: S
         proposals=[record.proposals[i] for i in kept],
         scores=[scores[i] for i in kept],
         proposal_models=models and [models[i] for i in kept],
-        meta=record.meta | sampling_of(record, kept) | {"ranking": about},
+        meta=with_told(record.meta | sampling_of(record, kept), "ranking", about),
     ).to_row()
 
 
 def sampling_of(record: Record, kept: Sequence[int]) -> dict[str, Any]:
     """Return what `meta` says about the sampling, its lists cut to the proposals that are kept."""
-    sampling = record.meta.get("sampling")
-    if not isinstance(sampling, dict):
+    sampling = record.meta.get("sampling", {})
+    if not is_told("sampling", sampling):  # the user's own column
         return {}
     count = len(record.proposals)
     parallel = {

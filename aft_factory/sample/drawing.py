@@ -27,6 +27,7 @@ from aft_factory.records.files import readable
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
+from aft_factory.records.told import with_told
 from aft_factory.sample import urial
 from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
@@ -106,7 +107,7 @@ class Drawn(Tally):
             proposals=[draft["text"] for draft in drafts],
             proposal_models=None if model is None else [model for _ in drafts],
             scores=None,
-            meta=record.meta | {"sampling": about},
+            meta=with_told(record.meta, "sampling", about),
         ).to_row()
 
     def summary(self) -> Row:

@@ -44,6 +44,26 @@ FOUND = {
     "on the line after `Answer:`, behind a name": ("Answer:\nv = 18\n\nConfidence: 95%", "18"),
     "below a heading, at the end": ("**Answer:**\n\nShe has 3.\nShe buys 15: so 18", "18"),
     "below a heading, not in its list": ("**Answer:**\n\n1. Add 3 and 15.\n2. It is 18", "18"),
+    "at the end of a solution that is announced": (
+        "Answer: There are 3 boxes. Each has 4. So the total is 12.",
+        "12",
+    ),
+    "at the end of its lines": ("Answer: She sells 5 + 4 = 9 eggs.\nThat is 9 * 2 = $18.", "18"),
+    "behind `so`": ("Answer: There are 3 boxes of 6, so 18 pens.", "18"),
+    "in the first sentence alone": ("Answer: She sells 18 eggs.\n\nSource: page 3", "18"),
+    "not in how many steps": ("The answer is obtained after 2 steps: it is 18", "18"),
+    "not in what is written on behind a solution": (
+        "Answer: Tom has 9. He doubles them: 18.\nQuestion: 3 + 4?\nWe add: 7",
+        "18",
+    ),
+    "not in what is written on with its answer": (
+        "Answer: Tom has 9. He doubles them: 18.\nQuestion: 3 + 4?\nAnswer: 7",
+        "18",
+    ),
+    "not in what is written on behind a sentence": (
+        "Answer: Tom has 18.\nQuestion: 3 + 4?\nAnswer: 7",
+        "18",
+    ),
     "not in what it is not": ("The answer is not 9 but 18.", "18"),
     "not in how it is found": ("The answer is found in 2 parts: 9 and 9. So it is 18", "18"),
     "not in how it is given": ("The answer is given by 2 sums.\nThe answer is 18. See 3.", "18"),
@@ -119,6 +139,10 @@ CANONICAL = {
     r"10\!000": "10000",
     "10~000": "10000",
     r"3\,4": "4",
+    r"\frac{1}{2.5}": "0.4",
+    r"-\frac{1.5}{0.5}": "-3",
+    "1/2.5": "0.4",
+    "1/0.0": "0",
     r"\frac12": "0.5",
     r"\dfrac{1}2": "0.5",
     r"\tfrac1{16}": "0.0625",
@@ -337,6 +361,17 @@ def test_thousands_are_read_however_they_are_parted(number, separator):
 def test_any_text_has_an_answer_or_none(text, whole):
     answer = extract_number(text, whole=whole)
     assert answer is None or extract_number(answer) == answer
+
+
+def test_a_solution_that_was_cut_off_has_no_answer_yet():
+    for cut in ("Answer: She has 2 app", "Answer: She has 2 and 16. That"):
+        assert extract_number(cut, whole=False) is None
+
+
+def test_a_number_that_the_cut_goes_through_is_no_answer():
+    for cut in ("#### 1", "The answer is 1,0", "\\boxed{1.", "#### 1/"):
+        assert extract_number(cut, whole=False) is None
+        assert extract_number(cut) == "1" or cut.endswith("0")
 
 
 VOTES = {

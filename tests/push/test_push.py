@@ -24,6 +24,7 @@ from aft_factory.push.card import Card, escape, settings_text
 from aft_factory.push.public import public, public_text
 from aft_factory.push.shown_settings import shown_settings
 from aft_factory.rank import __main__ as rank
+from aft_factory.records import told as told_by
 from aft_factory.records.record import record_from_row
 from aft_factory.records.tables import Line
 from aft_factory.sample import __main__ as sample
@@ -202,6 +203,9 @@ def test_without_a_setting_to_show_the_card_has_none():
     assert settings_text(None) == settings_text({}) == settings_text({"input": "x"}) == ""
 
 
+HASH = "2edc6fad8be6b14ea7230aabfd08188da6b8b814"
+
+
 @pytest.mark.parametrize(
     ("key", "is_secret"),
     [
@@ -263,7 +267,9 @@ def test_secrets_are_told_by_the_words_of_their_keys(key, is_secret):
         *((f"https://{hook}", "https://(left out)") for hook in ("hooks.slack.com/services/T/B/X", "t.org/bot1:A/send")),
         # Words that look random, whatever they begin with.
         *((f"by {key}!", "by (left out)") for key in ("zz-aB3dE6gH9kL2nP5rS", "Basic-dXNlcjpwYXNzd29yZA==")),
-        *((text, text) for text in ("2edc6fad8be6b14ea7230aabfd08188da6b8b814", "AutoModelForCausalLM")),
+        *((f"{name}{HASH}'", f"{name}(left out)'") for name in ("DEPLOY=", "x='", 'X-Thing: "')),
+        *((text, text) for text in (HASH, f"of {HASH}", f"id:{HASH}", f"step={'1' * 20}", "x=effaced0", "AutoModelForCausalLM")),
+        *((text, text) for text in ( "AutoModelForCausalLM")),
         *((text, text) for text in ("aB3dE6gH9kL2nP5", "question000000000012345", "Qwen2.5-7B-Instruct-GPTQ-Int4")),
         *((key, "(left out)") for key in ("gsk_abcdefghij", "r8_abcdefghij", "sk_live_abcdefghij", "ASIA" + "Z" * 16)),
         *((key, "(left out)") for key in ("SG.abcdefgh.abcdefgh", "ya29.abcdefghij", "xapp-1-A-1-abcd")),
@@ -279,16 +285,21 @@ def test_of_paths_only_the_names_are_public(text, shown):
     assert public_text(text) == shown
 
 
-STAGES = {
-    "sampling": {"model": "/home/me/models/base", "problems": [None]},
-    "ranking": {"model": "http://me:pw@host/v1", "scores": [1.0]},
-    "aggregating": {"model": "b", "events": [{"event": "failed: Bearer abcdefgh"}]},
-}
-PUBLIC_STAGES = {
-    "sampling": {"model": "base", "problems": [None]},
-    "ranking": {"model": "http://host/v1", "scores": [1.0]},
-    "aggregating": {"model": "b", "events": [{"event": "failed: (left out)"}]},
-}
+def told(**values):
+    """What a stage says of a row, with nothing in the keys that are of no interest here."""
+    return {stage: dict.fromkeys(told_by.STAGES[stage]) | about for stage, about in values.items()}
+
+
+STAGES = told(
+    sampling={"model": "/home/me/models/base", "problems": [None]},
+    ranking={"model": "http://me:pw@host/v1", "scores": [1.0]},
+    aggregating={"model": "b", "events": [{"event": "failed: Bearer abcdefgh"}]},
+)
+PUBLIC_STAGES = told(
+    sampling={"model": "base", "problems": [None]},
+    ranking={"model": "http://host/v1", "scores": [1.0]},
+    aggregating={"model": "b", "events": [{"event": "failed: (left out)"}]},
+)
 
 
 def dry(push, rows, *argv, **more):
@@ -409,7 +420,7 @@ def test_unknown_columns_are_left_out_and_named(push):
         ROWS[1] | {"annotator": "Al"},
     ]
     del rows[0]["sampling"]
-    own = {"model": "m", "cookies": {"sid": "Xyzzy"}}  # not as our stages write it
+    own = {"model": "Xyzzy", "scores": [1.0]}  # not as our stages write it
     rows.append(ROWS[2] | {"sampling": "by Xyzzy", "ranking": own})
     found, out = dry(push, rows)
     assert [row["meta"] for row in found] == [PUBLIC_STAGES, {}, {}]

@@ -23,6 +23,7 @@ from aft_factory.inference.scoring import Scorer
 from aft_factory.prompts.tokenizer import load_tokenizer
 from aft_factory.rank.__main__ import main as rank
 from aft_factory.records.record import record_from_row
+from aft_factory.records.told import STAGES
 
 PATIENCE = 120  # seconds until a test gives a process up
 
@@ -205,7 +206,8 @@ class TestRows:
         assert [reject["field"] for reject in rejects(output)] == ["proposals"]
 
     def test_what_meta_says_of_each_proposal_stays_with_it(self, tmp_path):
-        sampling = {"finish_reasons": ["stop", "length", "eos"], "seed": 42, "stop": ["# Query"]}
+        sampling = dict.fromkeys(STAGES["sampling"]) | {"events": [1, 2, 3], "seed": 42}
+        sampling |= {"finish_reasons": ["stop", "length", "eos"]}
         row = {"query": "a", "proposals": ["a", "bbb", "cc"], "proposal_models": ["x", "y", "z"]}
         row["meta"] = {"sampling": sampling, "topic": "sums"}
         source, output = write_rows(tmp_path / "in.jsonl", [row]), tmp_path / "out.jsonl"
@@ -215,6 +217,16 @@ class TestRows:
         assert (record.proposals, record.proposal_models) == (["bbb", "cc"], ["y", "z"])
         assert record.meta["sampling"] == sampling | {"finish_reasons": ["length", "eos"]}
         assert record.meta["topic"] == "sums"
+
+    def test_what_a_user_has_by_the_name_of_a_stage_stays_whole(self, tmp_path):
+        own = {"sampling": {"weights": [1, 2, 3]}, "ranking": "by hand"}
+        row = {"query": "a", "proposals": ["a", "bbb", "cc"], **own}
+        source, output = write_rows(tmp_path / "in.jsonl", [row]), tmp_path / "out.jsonl"
+        assert rank([source, "--output", str(output), "--top-k", "2", "--scripted"]) == 0
+        [record] = records(output)
+        assert record.meta["sampling"] == own["sampling"]
+        assert record.meta["input_ranking"] == "by hand"
+        assert record.meta["ranking"]["kept"] == [1, 2]
 
 
 class TestSettings:

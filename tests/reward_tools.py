@@ -9,16 +9,18 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def http_server(answer, **entry) -> Iterator[str]:
+def http_server(answer, listing=None, **entry) -> Iterator[str]:
     """A server of which any path gives `answer(body)`: status, headers and text. Yields its URL.
 
-    `entry` changes what it says of its one model.
+    `entry` changes what it says of its one model, `listing` all that it says: a body, or a status
+    and a text.
     """
-    listing = {"data": [{"id": "rm", "max_model_len": 100, **entry}]}
+    listing = listing or {"data": [{"id": "rm", "max_model_len": 100, **entry}]}
+    status, listed = listing if isinstance(listing, tuple) else (200, json.dumps(listing))
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self._send(200, {}, json.dumps(listing))
+            self._send(status, {}, listed)
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -23,7 +23,7 @@ UNTAKEN = re.compile(
 ONLY_STREAMS = re.compile(r"\bstream", re.IGNORECASE)
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 LENGTHS = frozenset({"max_tokens", "max_completion_tokens"})
-FLAGS = {"n": "--split-samples", **dict.fromkeys(LENGTHS, "--max-tokens")}
+FLAGS = {"n": "--split-samples", "prompt": "--chat", **dict.fromkeys(LENGTHS, "--max-tokens")}
 
 
 class Fields:
@@ -71,6 +71,27 @@ class Fields:
                 told.append(f"{name} is not sent")
         return told
 
+    def hopeless(self, refusal: Any, sent: Mapping[str, Any]) -> list[str]:
+        """Return what is refused by name and cannot be left out: a text to complete."""
+        lost = {"prompt"} & sent.keys() & _named(refusal)
+        return list(lost) if UNTAKEN.search(str(refusal)) else []
+
+    def blamed(self, words: str, sent: Mapping[str, Any]) -> list[str]:
+        """Return the settings that a refusal speaks of, though it names no field for programs."""
+        return [n for n in sent.keys() - NOT_SETTINGS if re.search(rf"\b{re.escape(n)}\b", words)]
+
+
+class Needed(Fields):
+    """Fields that are all needed: none is left out, and none is a setting to blame."""
+
+    def learn(self, refusal: Any, sent: Mapping[str, Any]) -> list[str]:
+        """Learn nothing."""
+        return []
+
+    def blamed(self, words: str, sent: Mapping[str, Any]) -> list[str]:
+        """Blame nothing."""
+        return []
+
 
 def read_omission(text: str) -> tuple[str, str | None]:
     """`top_p` -> ("top_p", None); `max_tokens=max_new_tokens` -> both.
@@ -82,11 +103,6 @@ def read_omission(text: str) -> tuple[str, str | None]:
     if not re.fullmatch(r"\w+", name) or name in NOT_SETTINGS or (equals and not other):
         raise UsageError(f"omit: expected a field of requests, such as top_p, got {text!r}")
     return name, other or None
-
-
-def blamed(words: str, sent: Mapping[str, Any]) -> list[str]:
-    """Return the settings that a refusal speaks of, though it names no field for programs."""
-    return [n for n in sent.keys() - NOT_SETTINGS if re.search(rf"\b{re.escape(n)}\b", words)]
 
 
 def hint(names: Sequence[str]) -> str:

@@ -126,14 +126,16 @@ class Server:
         chat = "messages" in body
         endpoint: Any = self.client.chat.completions if chat else self.client.completions
         # In `extra_body` all of it goes out as it is, whatever the client knows of it.
+        absent = "" if chat else " (does it complete texts? --chat asks by chat)"
         needed = {name: body[name] for name in ("model", "messages", "prompt") if name in body}
         more = {name: value for name, value in body.items() if name not in needed}
         if told is None:
             return await self._call(
-                self._read(endpoint.with_raw_response.create(**needed, extra_body=more))
+                self._read(endpoint.with_raw_response.create(**needed, extra_body=more)),
+                absent=absent,
             )
         stream = endpoint.with_streaming_response.create(**needed, extra_body=more)
-        return await self._call(self._follow(stream, told))
+        return await self._call(self._follow(stream, told), absent=absent)
 
     async def _read(self, call: Any) -> dict[str, Any]:
         return parse_body((await call).http_response.content, self.url)
@@ -221,7 +223,7 @@ class Server:
             return 0
         return told if samples == 1 or told == 0 else None
 
-    async def _call(self, call: Awaitable[T], *, sampling: bool = True) -> T:
+    async def _call(self, call: Awaitable[T], *, sampling: bool = True, absent: str = "") -> T:
         """Await a call of the client; turn its failures into EngineError and note them."""
         import openai
 
@@ -229,7 +231,8 @@ class Server:
         try:
             answer = await call
         except openai.APIStatusError as error:
-            absent = "" if self.url.endswith("/v1") else " (should the URL end in /v1?)"
+            if not self.url.endswith("/v1"):
+                absent = " (should the URL end in /v1?)"
             failure = failure_of(error.response, self.url, absent)
             if failure.kind == "retry" or (failure.kind == "fatal" and sampling):
                 in_doubt = failure.kind == "fatal" or error.status_code >= 500

@@ -10,16 +10,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.openai_fields import LENGTHS, Fields, blamed, hint
+from aft_factory.engines.openai_fields import LENGTHS, Fields, hint
 from aft_factory.engines.openai_replies import read_json
 
 LEAD = 1.0  # seconds that the first request goes ahead: a refusal comes sooner than an answer
 MOST_SETTINGS = 1000  # remembered: those who ask a server of ours may name any
 SHORT_QUESTION = "Say hello."
+QUESTION = (
+    "messages",
+    "prompt",
+    "input",
+    "seed",
+)  # what differs between requests of equal settings
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,6 +63,8 @@ class Vetting:
         fields: What it takes.
         post: Sends a body as it is.
         deny: Told that no request of some settings will do.
+        short: The question of a short request; None says hello.
+        advice: From the settings that a refusal speaks of to what helps.
     """
 
     def __init__(
@@ -64,12 +72,17 @@ class Vetting:
         url: str,
         fields: Fields,
         post: Post,
-        deny: Callable[[EngineError], object],
+        deny: Callable[[EngineError], object] = lambda _: None,
+        *,
+        short: Mapping[str, Any] | None = None,
+        advice: Callable[[Sequence[str]], str] = hint,
     ) -> None:
         self._url = url
         self._fields = fields
         self._post = post
         self._deny = deny
+        self._short = short
+        self._advice = advice
         self._settings: dict[str, _Settings] = {}
 
     async def ask(self, body: Mapping[str, Any], post: Post | None = None) -> dict[str, Any]:
@@ -121,7 +134,10 @@ class Vetting:
             except EngineError as error:
                 if error.kind != "refused":
                     raise
-                told = self._fields.learn(_refusal(error), sent)
+                refusal = _refusal(error)
+                if lost := self._fields.hopeless(refusal, sent):
+                    raise self._refused(error, lost) from error
+                told = self._fields.learn(refusal, sent)
                 if not told:
                     if not settings.answered:
                         await self._judge(error, sent, settings)
@@ -140,28 +156,31 @@ class Vetting:
             EngineError: Of kind `fatal`, if it is the settings: the server speaks of one, or
                 refuses even a short question.
         """
-        named = blamed(error.problem, sent)
+        named = self._fields.blamed(error.problem, sent)
         if not set(named) - LENGTHS:
             short = [{"role": "user", "content": SHORT_QUESTION}]
             asked = {"messages": short} if "messages" in sent else {"prompt": SHORT_QUESTION}
             try:
-                await self._post({**sent, **asked})
+                await self._post({**sent, **(self._short or asked)})
             except EngineError as again:
                 if again.kind != "refused":
                     return
-                named = blamed(again.problem, sent) or named
+                named = self._fields.blamed(again.problem, sent) or named
             else:
                 settings.passed = settings.answered = True
                 return
-        problem = f"{self._url} refuses these settings: {error.problem}{hint(named)}"
+        raise self._refused(error, named) from error
+
+    def _refused(self, error: EngineError, named: Sequence[str]) -> EngineError:
+        problem = f"{self._url} refuses these settings: {error.problem}{self._advice(named)}"
         refusal = EngineError(problem, "fatal")
         self._deny(refusal)
-        raise refusal from error
+        return refusal
 
 
 def _shape(body: Mapping[str, Any]) -> str:
     """Return the settings of a request: all of it but what is asked, and the seed."""
-    settings = {k: v for k, v in body.items() if k not in ("messages", "prompt", "seed")}
+    settings = {k: v for k, v in body.items() if k not in QUESTION}
     return json.dumps([settings, "messages" in body], sort_keys=True, default=str)
 
 

@@ -9,6 +9,7 @@ Every pair is a request of its own, so that vLLM batches them as it sees fit and
 harms no other. They are sent as token ids, made here as `TransformersReward` makes them; hence the
 tokenizer is needed; the user names it, as what a server says of its model may name anything on
 this machine or on the hub. One attempt each: the caller asks again for what came back as `retry`.
+The first goes ahead of the others: what gives no logits for a short pair either is no reward model.
 (vLLM's `/score` is not used: it joins two texts in a way of its own, not by the model's chat
 template.)
 """
@@ -16,12 +17,13 @@ template.)
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError, default_key, is_url
-from aft_factory.engines.openai_replies import ABSENT, failure_of
+from aft_factory.engines.openai_fields import Needed
+from aft_factory.engines.openai_replies import ABSENT, failure_of, parse_body, read_json
+from aft_factory.engines.openai_vetting import Vetting
 from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
 from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import MissingPackage, UsageError, suggest
@@ -37,6 +39,7 @@ RAW_LOGITS = {"use_activation": False, "activation": False}
 CLASSIFY, POOLING = "/classify", "/pooling"
 NO_REWARD = "; a reward model is served with: vllm serve MODEL --runner pooling"
 LONGEST_CONNECT = 10.0  # seconds
+SHORT_PAIR: Pair = ([{"role": "user", "content": "Hello"}], "Hello")
 
 
 class ServerReward:
@@ -58,6 +61,14 @@ class ServerReward:
         self._slots = asyncio.Semaphore(concurrency)
         self._label = label
         self._path = CLASSIFY
+        short = encoder.encode([SHORT_PAIR])[0]
+        self._vetting = Vetting(
+            str(client.base_url).rstrip("/"),
+            Needed(),
+            self._post,
+            short={} if isinstance(short, EngineError) else {"input": short},
+            advice=lambda _: NO_REWARD,
+        )
 
     @classmethod
     async def connect(
@@ -106,7 +117,7 @@ class ServerReward:
                 limits=httpx.Limits(max_connections=concurrency, keepalive_expiry=3.0),
             )
         try:
-            entry = _choose(url, await _call(client, "GET", "/v1/models"), model)
+            entry = _choose(url, await _listed(client, model), model)
             limits = [n for n in (max_length, entry.get("max_model_len")) if isinstance(n, int)]
             root = str(entry.get("root") or entry["id"])
             # Reading its files takes a while: not on the event loop.
@@ -142,25 +153,27 @@ class ServerReward:
 
     async def _score(self, ids: list[int]) -> float:
         async with self._slots:
-            try:
-                answer = await self._ask(self._path, ids)
-            except _NoSuchPathError:
-                self._path = POOLING
-                answer = await self._ask(POOLING, ids)
-        return self._read(answer)
+            answer = await self._vetting.ask({"model": self.model, "input": ids, **RAW_LOGITS})
+        return float(answer["score"])
 
-    async def _ask(self, path: str, ids: list[int]) -> Any:
-        body = {"model": self.model, "input": ids, **RAW_LOGITS}
-        if path == POOLING:
-            body["task"] = "classify"
-        return await _call(self._client, "POST", path, body)
+    async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            answer = await self._ask(self._path, body)
+        except _NoSuchPathError:
+            self._path = POOLING
+            answer = await self._ask(POOLING, body)
+        return {"score": self._read(answer)}
+
+    async def _ask(self, path: str, body: Mapping[str, Any]) -> Any:
+        more = {"task": "classify"} if path == POOLING else {}
+        return await _call(self._client, "POST", path, {**body, **more})
 
     def _read(self, answer: Any) -> float:
         try:
             [entry] = answer["data"]
             logits = [_number(logit) for logit in entry["probs" if "probs" in entry else "data"]]
         except (TypeError, ValueError, LookupError, OverflowError):
-            raise EngineError(f"expected logits, got {str(answer)[:200]}", "refused") from None
+            raise EngineError(f"expected logits, got {str(answer)[:100]}", "refused") from None
         try:
             return logits[choose_label(self.model, len(logits), self._label)]
         except UsageError as error:
@@ -199,17 +212,33 @@ async def _call(client: AsyncClient, method: str, path: str, body: Any = None, *
         problem = f"{base}: {error or type(error).__name__}{proxy_hint(base)}"
         raise EngineError(problem, "retry") from error
     if response.is_success:
-        with contextlib.suppress(ValueError):
-            return response.json()
-        raise EngineError(f"expected JSON from {response.url}: {response.text[:200]}", "retry")
+        listed = read_json(response.content)
+        return (
+            listed if isinstance(listed, list) else parse_body(response.content, str(response.url))
+        )
     failure = failure_of(response, str(response.url), NO_REWARD)
     raise _NoSuchPathError(*failure.args) if response.status_code in ABSENT else failure
+
+
+async def _listed(client: AsyncClient, model: str | None) -> Any:
+    """Return the models that a server lists; of one that lists none, the one that is named.
+
+    Raises:
+        EngineError: If it does not answer, or none is named.
+    """
+    try:
+        listing = await _call(client, "GET", "/v1/models")
+    except EngineError as error:
+        if error.kind == "retry" or model is None:
+            raise
+        return [{"id": model}]  # a wrong key is told by the first request
+    return listing if isinstance(listing, list) else listing.get("data")
 
 
 def _choose(url: str, listing: Any, model: str | None) -> dict[str, Any]:
     """Return the server's entry of the model."""
     try:
-        entries = {str(entry["id"]): dict(entry) for entry in listing["data"]}
+        entries = {str(entry["id"]): dict(entry) for entry in listing}
     except (TypeError, ValueError, LookupError):
         raise UsageError(f"expected {url} to list its models, got {str(listing)[:200]}") from None
     if model is None and len(entries) == 1:

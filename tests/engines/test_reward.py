@@ -524,9 +524,48 @@ class TestServerAnswers:
         assert loaded == [str(reward_dir)]
 
     def test_what_a_server_says_reaches_a_terminal_spelled_out(self, reward_dir):
-        with http_server(lambda body: (400, {}, "no \x1b[2Jmore")) as url:
-            [error] = ask(url, [(QUERY, "Six.")], tokenizer=str(reward_dir))
-        assert error.problem.endswith("no [2Jmore")
+        with (
+            http_server(lambda body: (400, {}, "no \x1b[2Jmore")) as url,
+            pytest.raises(EngineError, match=r"these settings: no \[2Jmore; a reward model is"),
+        ):
+            ask(url, [(QUERY, "Six.")], tokenizer=str(reward_dir))
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (400, {}, "no"),
+            (200, {}, '{"choices": []}'),
+            (
+                200,
+                {},
+                'data: {"choices": [{"delta": {"content": "42"}, "finish_reason": "stop"}]}\n\n',
+            ),
+        ],
+    )
+    def test_what_is_no_reward_model_costs_one_pair_and_a_short_one(self, reward_dir, answer):
+        asked = []
+        pairs = [(QUERY, f"It is {i}.") for i in range(20)]
+        with (
+            http_server(lambda body: asked.append(body["input"]) or answer) as url,
+            pytest.raises(EngineError, match="vllm serve MODEL --runner pooling") as caught,
+        ):
+            ask(url, pairs, tokenizer=str(reward_dir))
+        assert (caught.value.kind, len(asked)) == ("fatal", 2)
+        assert len(asked[1]) < len(asked[0])
+
+    def test_pairs_that_are_refused_do_not_keep_others_from_a_score(self, reward_dir):
+        [bad] = PairEncoder(load_tokenizer(str(reward_dir)), "own", None).encode([(QUERY, "a")])
+        answer = lambda body: (400, {}, "no") if body["input"] == bad else (200, {}, logits(1))  # noqa: E731
+        with http_server(answer) as url:
+            scores = ask(url, [(QUERY, "a"), (QUERY, "b")], tokenizer=str(reward_dir))
+        assert [getattr(score, "kind", score) for score in scores] == ["refused", 1]
+
+    @pytest.mark.parametrize("listing", [[{"id": "rm"}, {"id": "other"}], (403, "no"), (404, "no")])
+    def test_a_list_of_models_of_another_kind_stops_nobody_who_names_one(self, reward_dir, listing):
+        with http_server(lambda body: (200, {}, logits(1)), listing=listing) as url:
+            assert ask(url, [(QUERY, "b")], tokenizer=str(reward_dir), model="rm") == [1]
+            with pytest.raises(UsageError):
+                ask(url, [(QUERY, "b")], tokenizer=str(reward_dir))
 
     def test_a_wrong_url_or_model_is_a_usage_error(self, reward_dir):
         with pytest.raises(UsageError, match="expected a vLLM server at"):

@@ -4,6 +4,7 @@ Run: pytest tests/engines/test_server_manners.py
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from flaky_server import FlakyServer, serving, until
 from reward_tools import free_port
 from shared_data import CASES
 
+from aft_factory.aggregate.__main__ import main as aggregate
 from aft_factory.asking.asker import Asker, Retries
 from aft_factory.asking.journal import Place
 from aft_factory.engines.openai_engine import OpenAIEngine
@@ -23,7 +25,9 @@ from aft_factory.engines.openai_fields import Fields, hint, read_omission
 from aft_factory.engines.openai_vetting import SHORT_QUESTION
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
+from aft_factory.rank.__main__ import main as rank
 from aft_factory.run.__main__ import main
+from aft_factory.sample.__main__ import main as sample
 
 QUESTIONS = [f"What is 6 times {i}?" for i in range(1, 7)]
 
@@ -491,7 +495,7 @@ def test_each_server_gets_its_own_key(monkeypatch, tmp_path, capsys):
 
 # Real manners
 
-EXPECTED = {  # mode: (exit code, rows answered, POSTs), or words of the error
+EXPECTED = {  # of run, by mode: (exit code, rows answered, POSTs), or words of the error
     **dict.fromkeys(("good", "null_usage", "no_list", "list_forbidden", "bare_array", "parts"), (0, 6, 13)),
     **dict.fromkeys(("one_choice", "event_stream", "half_emoji", "not_a_number"), (0, 6, 25)),
     "model_length": (0, 6, 13),
@@ -511,22 +515,78 @@ EXPECTED = {  # mode: (exit code, rows answered, POSTs), or words of the error
     "no_system": (0, 6, 14),
 }  # fmt: skip
 
+OF_SAMPLE = {  # where it is not (0, 6, 6): one request for the drafts of each row
+    **dict.fromkeys(("one_choice", "event_stream", "half_emoji", "not_a_number"), (0, 6, 18)),
+    **{mode: (*EXPECTED[mode][:2], 1) for mode in ("v1only", "no_quota", "exclusive", "one_only")},
+    **{mode: (*EXPECTED[mode][:2], 6) for mode in ("reasoning_only", "tool_calls")},
+    "reasoning_cut": (*EXPECTED["reasoning_cut"][:2], 42),
+    "max_completion_tokens": (0, 6, 8),
+    "stream_only": (0, 6, 19),
+    "strict": (2, "see --chat", 1),  # no text to complete is taken
+}  # fmt: skip
+OF_AGGREGATE = {  # where it is not (0, 6, 7): whether system messages are taken, and a row each
+    **{mode: EXPECTED[mode] for mode in ("v1only", "small_context", "exclusive", "no_quota")},
+    **{mode: EXPECTED[mode] for mode in ("reasoning_only", "tool_calls")},
+    **{mode: (*EXPECTED[mode][:2], 19) for mode in ("think_cut", "reasoning_cut")},
+    **dict.fromkeys(("strict", "stream_only", "no_system"), (0, 6, 8)),
+    "max_completion_tokens": (0, 6, 10),
+}  # fmt: skip
+NO_REWARD = (2, "a reward model is served with: vllm serve MODEL --runner pooling", 2)
+OF_RANK = {"no_quota": (2, EXPECTED["no_quota"][1], 1)}  # else none of them gives logits
+COMMANDS = {
+    "sample": (sample, ["--samples", "3"], lambda mode: OF_SAMPLE.get(mode, (0, 6, 6))),
+    "aggregate": (aggregate, [], lambda mode: OF_AGGREGATE.get(mode, (0, 6, 7))),
+    "rank": (rank, None, lambda mode: OF_RANK.get(mode, NO_REWARD)),
+}
 
-@pytest.mark.parametrize("mode", EXPECTED)
-def test_servers_as_they_are(mode, tmp_path, capsys):
-    script, port, log = CASES / "server.py", free_port(), tmp_path / "log"
-    command = [sys.executable, str(script), str(port), mode, str(log)]
-    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("".join(json.dumps({"query": text}) + "\n" for text in QUESTIONS))
-    url = f"http://127.0.0.1:{port}" + ("" if mode == "v1only" else "/v1")
+
+@contextlib.contextmanager
+def mannered(mode, log):
+    """A server of that mode; its URL."""
+    port = free_port()
+    command = [sys.executable, str(CASES / "server.py"), str(port), mode, str(log)]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         until(lambda: listens(port))
-        flags = ["--base-url", url, "--model", "m", "--width", "3", "--layers", "1", "--quiet"]
-        code = main([str(source), "--output", str(output), *flags])
+        yield f"http://127.0.0.1:{port}" + ("" if mode == "v1only" else "/v1")
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.mark.parametrize("mode", EXPECTED)
+def test_what_is_refused_for_every_row_costs_one_request_by_every_command(
+    mode, tiny_reward_model, tmp_path, capsys
+):
+    source, log = tmp_path / "in.jsonl", tmp_path / "log"
+    rows = [{"query": text, "proposals": ["It is 6.", "6", "Six"]} for text in QUESTIONS]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with mannered(mode, log) as url:
+        for name, (command, more, expected) in COMMANDS.items():
+            log.write_text("")
+            output = tmp_path / f"{name}.jsonl"
+            by = ["--base-url", url, "--model", "m", *(more or ())]
+            if command is rank:
+                by = ["--reward-url", url, "--reward-model", "m"]
+                by += ["--reward-tokenizer", str(tiny_reward_model)]
+            code = command([str(source), "--output", str(output), "--quiet", *by])
+            told = "".join(capsys.readouterr())
+            wanted, answered, asked = expected(mode)
+            assert (code, log.read_text().count('"POST"')) == (wanted, asked), (name, told)
+            if isinstance(answered, int):
+                assert len(output.read_text().splitlines()) == answered
+            else:
+                assert answered in told
+                assert not output.exists()
+
+
+@pytest.mark.parametrize("mode", EXPECTED)
+def test_servers_as_they_are(mode, tmp_path, capsys):
+    source, output, log = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "log"
+    source.write_text("".join(json.dumps({"query": text}) + "\n" for text in QUESTIONS))
+    with mannered(mode, log) as url:
+        flags = ["--base-url", url, "--model", "m", "--width", "3", "--layers", "1", "--quiet"]
+        code = main([str(source), "--output", str(output), *flags])
     expected, answered, asked = EXPECTED[mode]
     told = capsys.readouterr()
     assert code == expected

@@ -533,7 +533,8 @@ def test_a_stream_tells_each_sample_as_it_is_written_and_gives_the_same_reply(as
     pieces = []
     reply = run(engine.stream(request, pieces.append))
     assert reply.completions == expected.completions
-    assert (reply.usage.prompt, reply.usage.completion) == (expected.usage.prompt, 60)
+    assert reply.usage.prompt == expected.usage.prompt
+    assert reply.usage.completion == sum(c.tokens for c in expected.completions) > 20
     for i, completion in enumerate(reply.completions):
         own = [piece for piece in pieces if piece.index == i]
         assert "".join(piece.text for piece in own) == completion.text

@@ -59,7 +59,7 @@ class _Flight:
         attempts: How often it was sent.
         sent: Whether it is with the engine now.
         listeners: Those of them who hear of it while it is written.
-        written: What they have heard, by sample.
+        written: What they have heard, by sample, of its thought and of its text.
         task: What they wait for.
     """
 
@@ -70,19 +70,20 @@ class _Flight:
     attempts: int = 0
     sent: bool = False
     listeners: list[Told] = field(default_factory=list)
-    written: dict[int, str] = field(default_factory=dict)
+    written: dict[tuple[int, bool], str] = field(default_factory=dict)
     task: asyncio.Task[Reply] = field(init=False)
 
     def join(self, told: Told) -> None:
         """Let one more hear of it, from its beginning."""
         self.listeners.append(told)
-        for index, text in self.written.items():
-            told(Piece(index, text, 0))
+        for (index, thought), text in self.written.items():
+            told(Piece(index, text, 0, thought=thought))
 
     def tell(self, piece: Piece) -> None:
         """Pass on what is written."""
-        before = self.written.get(piece.index, "") if piece.start else ""
-        self.written[piece.index] = before + piece.text
+        part = (piece.index, piece.thought)
+        before = self.written.get(part, "") if piece.start else ""
+        self.written[part] = before + piece.text
         for told in self.listeners:
             told(piece)
 

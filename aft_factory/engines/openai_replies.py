@@ -205,6 +205,10 @@ class Joining:
             message, delta = choice["message"], _object(part.get("delta"))
             texts = (choice, "text", part.get("text")), (message, "content", delta.get("content"))
             start = sum(len(at.get(name) or "") for at, name, _ in texts)
+            thought = next((name for name in FIELDS if isinstance(delta.get(name), str)), None)
+            if thought is not None and delta[thought]:
+                before = len(message.get(thought) or "")
+                self._told(Piece(index, delta[thought], before, thought=True))
             choice["finish_reason"] = part.get("finish_reason") or choice.get("finish_reason")
             _add_text(*texts[0])
             for name, value in delta.items():

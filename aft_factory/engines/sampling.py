@@ -247,12 +247,14 @@ class Piece:
         text: What was written now.
         start: How many characters of the sample come before it; 0 begins it, or begins it anew.
         ended: Whether the sample ends with it.
+        thought: Whether it is of the thought before the sample's text, and counted in that.
     """
 
     index: int
     text: str
     start: int
     ended: bool = False
+    thought: bool = False
 
 
 Told = Callable[[Piece], object]  # hears of a request's samples while they are written

@@ -1,4 +1,4 @@
-"""Telling of texts while they are written: a thought is no part of what is told."""
+"""Telling of texts while they are written, and of the thoughts before them apart."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def apart(
     words: ThoughtWords | None,
     plain: Callable[[str], str] = lambda text: text,
 ) -> Told | None:
-    """Return who hears of samples as the model writes them, and tells on their answers only.
+    """Return who hears of samples as the model writes them, and tells thoughts and answers apart.
 
     Args:
-        told: Hears of the answers; None, if nobody does.
+        told: Hears of both; None, if nobody does.
         words: Around a thought; None where the text holds none.
         plain: Takes out what is no text.
     """
@@ -25,17 +25,19 @@ def apart(
         return told
     tell, split = told, words
     written: dict[int, str] = {}
-    shown: dict[int, str] = {}
+    shown: dict[tuple[int, bool], str] = {}
 
     def hear(piece: Piece) -> None:
+        if piece.thought:  # apart already
+            tell(piece)
+            return
         index = piece.index
-        if piece.start == 0:
-            shown[index] = ""
         text = written[index] = written.get(index, "")[: piece.start] + piece.text
-        at = split.answer_at(text)
-        now, before = "" if at is None else plain(text[at:]), shown[index]
-        start = len(before) if now.startswith(before) else 0
-        shown[index] = now
-        tell(replace(piece, text=now[start:], start=start))
+        for thought, part in zip((True, False), split.so_far(text), strict=True):
+            before = "" if piece.start == 0 else shown[index, thought]
+            now = shown[index, thought] = plain(part)
+            start = len(before) if now.startswith(before) else 0
+            if now != before or not thought:
+                tell(replace(piece, text=now[start:], start=start, thought=thought))
 
     return hear

@@ -122,6 +122,7 @@ class Drafting:
                 query, texts, sampling, layer, slot, model, markers
             )
         room = room_behind(self._fitters, model, asked, prompt_ids)
+        most_tokens = max(0 if final and settings.capped else room, sampling.max_tokens)
 
         async def draw(
             at: int, count: int, attempt: int, budget: Sampling = sampling
@@ -152,8 +153,7 @@ class Drafting:
                 if problem == "truncated":
                     cut_off = completion  # kept, should no better one come
                 if problem == "unfinished":
-                    tokens = min(2 * budget.max_tokens, max(room, sampling.max_tokens))
-                    budget = replace(budget, max_tokens=tokens)
+                    budget = replace(budget, max_tokens=min(2 * budget.max_tokens, most_tokens))
                 self.note(layer, at, "resampled")
                 try:
                     [completion] = await draw(at, 1, attempt + 1, budget)

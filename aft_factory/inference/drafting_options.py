@@ -40,6 +40,7 @@ class DraftingOptions:
         policy: For unusable drafts.
         final_policy: The same for the answer, where one text of the final layer is it; None if it
             is as that of drafts.
+        capped: Whether the final layer's length is never doubled, as who asks has set it.
         completion: How to ask a base model; None asks by chat.
         reads: What the next layer reads of a draft: its `answer`, all of it (`full`), or the last
             N tokens of all (`tail:N`, four characters each where the tokenizer is not known), or
@@ -54,6 +55,7 @@ class DraftingOptions:
     seed: int = 42
     policy: Policy = Policy()  # noqa: RUF009 - frozen
     final_policy: Policy | None = None
+    capped: bool = False
     completion: CompletionPrompts | None = None
     reads: str = "answer"
     middle: Sampling | None = None

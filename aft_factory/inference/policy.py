@@ -32,7 +32,8 @@ class Policy:
         min_drafts: With fewer usable drafts in a layer the query is rejected.
         filtered: As `empty`, or `keep` what was written before a filter of contents ended it.
         unfinished: Of a thought that `max_tokens` cut off, before there was an answer: as `empty`,
-            but resampled with twice the tokens each time, as far as the context goes.
+            but resampled with twice the tokens each time, as far as the context goes; or `keep`,
+            an answer of no text, for who set its length.
     """
 
     empty: EmptyPolicy = "resample"
@@ -40,7 +41,7 @@ class Policy:
     resamples: int = 2
     min_drafts: int = 1
     filtered: FilteredPolicy = "resample"
-    unfinished: UnfinishedPolicy = "resample"
+    unfinished: UnfinishedPolicy | Literal["keep"] = "resample"
 
 
 def verdict(completion: Completion, policy: Policy, left: int) -> tuple[str | None, str]:

@@ -85,7 +85,7 @@ class Runner:
         ]
         if self.answers > 1 or settings.final_policy is not None:
             final_policy = settings.final_policy or settings.policy
-            content += [self.answers, asdict(final_policy)]
+            content += [self.answers, asdict(final_policy), settings.capped]
         return hashlib.blake2b(_canonical(content), digest_size=16).hexdigest()
 
     @staticmethod

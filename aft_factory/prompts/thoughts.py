@@ -81,6 +81,17 @@ class ThoughtWords:
             return 0  # it speaks of thoughts
         return len(text) - len(tail.lstrip()) if closed and tail.strip() else None
 
+    def so_far(self, text: str) -> tuple[str, str]:
+        """Return what is sure of thought and answer in a text that is still being written."""
+        at = self.answer_at(text)
+        if at == 0 or self.opening.startswith(text.strip()):
+            return "", "" if at is None else text
+        thought, closed, _ = text[:at].strip().removeprefix(self.opening).partition(self.closing)
+        if not closed:  # its end may have begun
+            ends = (self.closing[:n] for n in range(len(self.closing), 0, -1))
+            thought = thought.removesuffix(next(filter(thought.endswith, ends), ""))
+        return thought.strip(), "" if at is None else text[at:]
+
 
 def thought_words(
     tokenizer: PreTrainedTokenizerFast | None,

@@ -171,6 +171,9 @@ class Answering:
             for one in (drafting.proposal, drafting.middle or drafting.proposal)
         )
         lengths = {one.max_tokens for one in (proposal, middle, final)}
+        if "max_tokens" in asked.final:  # no thought makes it longer than the client wants to pay
+            kept = replace(drafting.final_policy or drafting.policy, unfinished="keep")
+            drafting = replace(drafting, final_policy=kept, capped=True)
         return Runner(
             strategy=variant.strategy,
             options=variant.options,

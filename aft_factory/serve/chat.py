@@ -26,6 +26,7 @@ from aft_factory.serve.replies import (
     choices_of,
     drafts_text,
     finish_reason,
+    shows_thoughts,
     usage_of,
 )
 from aft_factory.serve.showing import Showing
@@ -74,6 +75,7 @@ class _Exchange:
         self._state = state
         self._request = Request(scope, receive)
         self._scope, self._receive, self._send = scope, receive, send
+        self._client = str(scope.get("aft.client", ""))
         self._started = time.monotonic()
         self._first: float | None = None
         self._streaming = False
@@ -90,7 +92,7 @@ class _Exchange:
         try:
             self._state.ready()
             body = await self._body()
-            with self._state.admitted() as answering:
+            with self._state.admitted(self._client) as answering:
                 return await self._while_wanted(answering, read_request(body))
         except Refusal as refusal:
             return await self._refuse(refusal)
@@ -132,7 +134,7 @@ class _Exchange:
 
     async def _while_wanted(self, answering: Answering, asked: Asked) -> str:
         """Answer, as long as the client is there and the server is not aborted."""
-        client.set(str(self._scope.get("aft.client", "")))
+        client.set(self._client)
         task = answering.prepare(asked)
         self._variant = task.variant.name
         answer = self._stream if asked.stream else self._whole
@@ -163,9 +165,15 @@ class _Exchange:
         """Answer in one piece."""
         outcome = self._outcome(await answering.answer(task))
         asked, variant = task.asked, task.variant
-        reasoning = drafts_text(outcome, variant) if asked.keep_drafts else None
-        usage, aft = usage_of(outcome, variant), account(outcome, variant, task.seed)
-        content = self._head(task).completion(choices_of(outcome), usage, aft, reasoning)
+        names = self._state.settings.reasoning_fields
+        drafts = drafts_text(outcome, variant) if asked.keep_drafts else ""
+        content = self._head(task).completion(
+            choices_of(outcome, variant),
+            usage_of(outcome, variant),
+            account(outcome, variant, task.seed),
+            drafts,
+            names or ("reasoning_content",) * asked.keep_drafts,
+        )
         self._first = time.monotonic() - self._started
         response = json_response(content, headers=self._headers(task))
         await response(self._scope, self._receive, self._send)
@@ -192,12 +200,12 @@ class _Exchange:
             events.put_nowait(None)
             begun.set()
 
-        field = self._state.settings.reasoning_field
-        names = ("reasoning_content", "reasoning") if field == "both" else (field,)
+        names = self._state.settings.reasoning_fields
         showing = Showing(
             answering.markers,
             lambda index, text: put(index, {"content": text}),
-            None if field == "none" else lambda text: put(0, dict.fromkeys(names, text)),
+            (lambda index, text: put(index, dict.fromkeys(names, text))) if names else None,
+            whole=shows_thoughts(task.variant),
         )
         work = asyncio.create_task(answering.answer(task, showing))
         work.add_done_callback(end)
@@ -216,10 +224,10 @@ class _Exchange:
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-        for index, choice in enumerate(choices_of(outcome)):
-            if not showing.ends_as(index, choice["text"]):
+        for index, choice in enumerate(choices_of(outcome, task.variant)):
+            if not showing.ends_as(index, choice):
                 raise Refusal(500, "the model began anew, and wrote another answer", "rewritten")
-            put(index, {}, finish_reason(choice["finish_reason"]))
+            put(index, {}, finish_reason(choice.finish_reason))
         if asked.include_usage:
             took = usage_of(outcome, task.variant)
             last = head.last_chunk(took, account(outcome, task.variant, task.seed))

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aft_factory.engines.endings import is_cut_off, is_filtered
-from aft_factory.engines.sampling import Usage
+from aft_factory.engines.sampling import Completion, Usage
 from aft_factory.inference.outcome import Outcome
 from aft_factory.serve.variants import Variant
 
 OWNER = "aft-factory"
+THOUGHT = "**Thought of the answer**\n\n"  # stands over it where drafts were shown
 
 
 def model_card(variant: Variant, created: int, context: int | None) -> dict[str, Any]:
@@ -31,11 +32,18 @@ def finish_reason(reason: str) -> str:
     return "length" if is_cut_off(reason) else "content_filter" if is_filtered(reason) else "stop"
 
 
-def choices_of(outcome: Outcome) -> list[dict[str, str]]:
-    """Return the answers: {text, finish_reason}."""
-    reasons = outcome.finish_reasons
-    first = {"text": outcome.answers[-1], "finish_reason": reasons[-1]}
-    return [first, *outcome.more]
+def choices_of(outcome: Outcome, variant: Variant) -> list[Completion]:
+    """Return the answers, with their thoughts."""
+    first = {"text": outcome.answers[-1], "finish_reason": outcome.finish_reasons[-1]}
+    last = outcome.layers[-1]["drafts"]
+    choices = []
+    for index, choice in enumerate([first, *outcome.more]):
+        if variant.strategy.single:
+            thought = last[index]["thought"]
+        else:
+            thought = next((d["thought"] for d in last if d["text"] == choice["text"]), "")
+        choices.append(Completion(choice["text"], choice["finish_reason"], thought=thought))
+    return choices
 
 
 def heading(layer: int, slot: int) -> str:
@@ -43,13 +51,19 @@ def heading(layer: int, slot: int) -> str:
     return f"**Draft {slot + 1}, layer {layer + 1}**\n\n"
 
 
+def shows_thoughts(variant: Variant) -> bool:
+    """Tell whether drafts are shown with their thoughts: as the next layer reads them."""
+    return variant.drafting.reads != "answer"
+
+
 def drafts_text(outcome: Outcome, variant: Variant) -> str:
     """Return the drafts of all layers as one text, but the answers."""
+    names = ("thought", "text") if shows_thoughts(variant) else ("text",)
     layers: Sequence[Mapping[str, Any]] = outcome.layers
     if variant.strategy.single:
         layers = layers[:-1]
     return "\n\n".join(
-        heading(layer["layer"], draft["slot"]) + str(draft["text"])
+        heading(layer["layer"], draft["slot"]) + "\n\n".join(filter(None, map(draft.get, names)))
         for layer in layers
         for draft in layer["drafts"]
     )
@@ -71,7 +85,8 @@ def usage_of(outcome: Outcome, variant: Variant) -> dict[str, Any] | None:
     if variant.strategy.single:
         last = max(layers, default=(0, 0))
         drafts = sum((one for place, one in layers.items() if place != last), Usage())
-        usage["completion_tokens_details"] = {"reasoning_tokens": drafts.completion}
+        tokens = (drafts.completion or 0) + (layers[last].thought or 0)
+        usage["completion_tokens_details"] = {"reasoning_tokens": tokens}
     return usage
 
 
@@ -112,23 +127,27 @@ class Head:
 
     def completion(
         self,
-        choices: Sequence[Mapping[str, str]],
+        choices: Sequence[Completion],
         usage: Mapping[str, Any] | None,
         aft: Mapping[str, Any],
-        reasoning: str | None,
+        drafts: str,
+        names: Sequence[str],
     ) -> dict[str, Any]:
-        """Return the body of an answer."""
-        thought = {} if reasoning is None else {"reasoning_content": reasoning}
+        """Return the body of an answer; these fields have its thought, and drafts before that."""
+        thoughts = [choice.thought for choice in choices]
+        if drafts:
+            thoughts[0] = f"{drafts}\n\n{THOUGHT}{thoughts[0]}" if thoughts[0] else drafts
+        reasoning = [dict.fromkeys(names, text) if text else {} for text in thoughts]
         return {
             **self._of("chat.completion"),
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": choice["text"], **thought},
+                    "message": {"role": "assistant", "content": choice.text, **before},
                     "logprobs": None,
-                    "finish_reason": finish_reason(choice["finish_reason"]),
+                    "finish_reason": finish_reason(choice.finish_reason),
                 }
-                for index, choice in enumerate(choices)
+                for index, (choice, before) in enumerate(zip(choices, reasoning, strict=True))
             ],
             "usage": usage,
             "aft": aft,

@@ -70,7 +70,7 @@ class ServeSettings(RunSettings):
     )
     reasoning_field: Literal["reasoning_content", "reasoning", "both", "none"] = setting(
         "reasoning_content",
-        "field of a stream that shows drafts while they are made",
+        "field that shows thoughts and, of a stream, drafts while they are made",
         group=CLIENTS,
     )
     journal: Path | None = written(
@@ -94,6 +94,9 @@ class ServeSettings(RunSettings):
     )
     queue: int = setting(
         1000, "most requests under way, waiting ones too; others are sent away", group=LIMITS
+    )
+    client_queue: int | None = setting(
+        None, "the most of them of one client, by key or address (default: half)", group=LIMITS
     )
     time_limit: float = setting(1800.0, "seconds until a request is given up", group=LIMITS)
     max_body: int = setting(4 * 2**20, "most bytes of a request", group=LIMITS)
@@ -124,7 +127,8 @@ class ServeSettings(RunSettings):
         problems = RunSettings.problems(self)
         problems += [] if "score" in self.needs() else RunSettings.unneeded_reward(self)
         limits = (("max_width", 1), ("max_layers", 0), ("max_answer", 1), ("queue", 1))
-        problems += at_least(self, *limits, ("max_body", 1), ("grace", 0), ("port", 0))
+        problems += at_least(self, *limits, ("client_queue", 1), ("max_body", 1))
+        problems += at_least(self, ("grace", 0), ("port", 0))
         if not self.time_limit > 0:
             problems.append(f"time_limit: expected seconds, got {self.time_limit}")
         if self.port > 65535:
@@ -156,6 +160,13 @@ class ServeSettings(RunSettings):
     def unneeded_reward(self) -> list[str]:
         """Return nothing: which variants there are, only `problems` knows."""
         return []
+
+    @property
+    def reasoning_fields(self) -> tuple[str, ...]:
+        """Where drafts and thoughts are shown."""
+        field = self.reasoning_field
+        both = ("reasoning_content", "reasoning")
+        return () if field == "none" else both if field == "both" else (field,)
 
     def all_variants(self) -> dict[str, dict[str, Any]]:
         """Return what each model on offer changes of these settings."""

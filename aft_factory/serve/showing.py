@@ -1,7 +1,8 @@
-"""From what a model writes to what a stream shows: the answers, and drafts while they are made.
+"""From what a model writes to what a stream shows: the answers, and what comes before them.
 
-Answers go out as they are written. Of the drafts, of which many are written at once, one is shown
-while it is written: the first of its layer; the others follow, whole, as they end.
+Answers and their thoughts go out as they are written. Of the drafts, of which many are written at
+once, one is shown while it is written: the first of its layer; the others follow, whole, as they
+end.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field
 
 from aft_factory.engines.sampling import Completion, Piece, Told
 from aft_factory.prompts.markers import Markers, Mender
-from aft_factory.serve.replies import heading
+from aft_factory.serve.replies import THOUGHT, heading
 
 Place = tuple[int, int]  # (layer, slot)
+GAP = "\n\n"
 
 
 @dataclass(slots=True)
@@ -25,13 +27,11 @@ class Text:
         shown: As its reader has it.
         written: As far as it is written: behind `shown` where the model had to begin anew, and
             another text altogether where it then wrote another one.
-        done: Whether it has ended.
     """
 
     markers: Markers
     shown: str = ""
     written: str = ""
-    done: bool = False
     mender: Mender = field(init=False)
 
     def add(self, piece: Piece) -> None:
@@ -57,26 +57,47 @@ class Text:
         return new
 
 
+@dataclass(slots=True)
+class Sample:
+    """A draft, or an answer, on its way: its thought and its text; `done` once it has ended."""
+
+    thought: Text
+    text: Text
+    done: bool = False
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece of either."""
+        (self.thought if piece.thought else self.text).add(piece)
+
+    def settle(self, completion: Completion) -> None:
+        """Take both as they are in the end."""
+        self.thought.written, self.text.written = completion.thought, completion.text
+
+
 class Showing:
     """Follows one query (a `Watch`), and hands on what a stream shows of it.
 
     Args:
         markers: What is mended in texts.
         answer: Called with the index of an answer and more of its text.
-        draft: Called with more of the text about drafts; None shows none.
+        reason: Called with the same of what is shown before it; None shows nothing of that.
+        whole: Whether drafts are shown with their thoughts.
     """
 
     def __init__(
         self,
         markers: Markers,
         answer: Callable[[int, str], object],
-        draft: Callable[[str], object] | None,
+        reason: Callable[[int, str], object] | None,
+        *,
+        whole: bool = False,
     ) -> None:
         self._markers = markers
         self._answer = answer
-        self._draft = draft
-        self._answers: dict[int, Text] = {}
-        self._drafts: dict[Place, Text] = {}
+        self._reason = reason
+        self._whole = whole
+        self._answers: dict[int, Sample] = {}
+        self._drafts: dict[Place, Sample] = {}
         self._live: Place | None = None
         self._held: list[Place] = []
         self._parted = ""
@@ -89,7 +110,7 @@ class Showing:
             if answers:
                 self._of_answer(at).add(piece)
                 self._show(at)
-            elif self._draft is not None:
+            elif self._reason is not None:
                 self._follow((layer, at), piece)
 
         return told
@@ -97,40 +118,54 @@ class Showing:
     def used(self, layer: int, slot: int, completion: Completion, *, answers: bool) -> None:
         """Hear of a draft, or an answer, as it is used; see `Watch`."""
         if answers:
-            self.ends_as(slot, completion.text)
-        elif self._draft is not None:
-            text = self._drafts.setdefault((layer, slot), Text(self._markers))
-            if not text.done:
-                text.written = completion.text
+            self.ends_as(slot, completion)
+        elif self._reason is not None:
+            draft = self._of_draft((layer, slot))
+            if not draft.done:
+                draft.settle(completion)
                 self._end((layer, slot))
 
-    def ends_as(self, index: int, text: str) -> bool:
+    def ends_as(self, index: int, completion: Completion) -> bool:
         """Show what is left of an answer; return whether it is as it was shown."""
         answer = self._of_answer(index)
-        answer.written = text
+        answer.settle(completion)
         self._show(index)
-        return not answer.differs
+        return not answer.text.differs
 
-    def _of_answer(self, index: int) -> Text:
-        return self._answers.setdefault(index, Text(self._markers))
+    def _of_answer(self, index: int) -> Sample:
+        return self._answers.setdefault(index, Sample(Text(self._markers), Text(self._markers)))
+
+    def _of_draft(self, place: Place) -> Sample:
+        return self._drafts.setdefault(place, Sample(Text(self._markers), Text(self._markers)))
 
     def _show(self, index: int) -> None:
-        if new := self._of_answer(index).show():
+        """Show what is new of an answer; its thought, if it is another one by now, anew."""
+        answer = self._of_answer(index)
+        thought, text = answer.thought, answer.text
+        if self._reason is not None and not text.shown:
+            again = thought.differs and not thought.shown.startswith(thought.written)
+            if again:
+                thought.shown = ""
+            head = self._parted + THOUGHT if self._parted and index == 0 else GAP if again else ""
+            head = "" if thought.shown else head
+            if new := thought.show():
+                self._reason(index, head + new)
+        if new := text.show():
             self._answer(index, new)
 
     def _follow(self, place: Place, piece: Piece) -> None:
-        text = self._drafts.setdefault(place, Text(self._markers))
-        text.add(piece)
-        if self._live is None and place[1] == 0 and not text.done:
+        draft = self._of_draft(place)
+        draft.add(piece)
+        if self._live is None and place[1] == 0 and not draft.done:
             self._live = place
         if self._live == place:
             self._say(place)
-        if piece.ended and not text.done:
+        if piece.ended and not piece.thought and not draft.done:
             self._end(place)
 
     def _end(self, place: Place) -> None:
-        text = self._drafts[place]
-        text.done = bool(text.written.strip())  # or another is drawn in its place
+        draft = self._drafts[place]
+        draft.done = bool(draft.text.written.strip())  # or another is drawn in its place
         if self._live is None or self._live == place:
             self._live = None
             for ended in (place, *self._held):
@@ -141,17 +176,21 @@ class Showing:
 
     def _end_shown(self, place: Place) -> None:
         """Show what is left of a draft: all of it, if none was shown."""
-        text = self._drafts[place]
-        if text.differs:  # the model began anew, and wrote another one
-            text.shown, self._parted = "", "\n\n"
+        draft = self._drafts[place]
+        parts = (draft.thought, draft.text) if self._whole else (draft.text,)
+        if any(part.differs for part in parts):  # the model began anew, and wrote another one
+            draft.thought.shown = draft.text.shown = ""
+            self._parted = GAP
         self._say(place)
-        if text.shown:
-            self._parted = "\n\n"
+        if any(part.shown for part in parts):
+            self._parted = GAP
 
     def _say(self, place: Place) -> None:
         """Show what is new of a draft."""
-        assert self._draft is not None
-        text = self._drafts[place]
-        head = "" if text.shown else self._parted + heading(*place)
-        if new := text.show():
-            self._draft(head + new)
+        assert self._reason is not None
+        thought, text = self._drafts[place].thought, self._drafts[place].text
+        for part in (thought, text) if self._whole else (text,):
+            begun = self._whole and thought.shown
+            head = "" if part.shown else GAP if begun else self._parted + heading(*place)
+            if new := part.show():
+                self._reason(0, head + new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 
 from aft_factory.serve.answering import Answering
@@ -21,7 +22,7 @@ class State:
         answering: Answers; None while the model is loaded.
         stopping: Whether nobody new is let in.
         aborted: Set when those who are in are given up.
-        under_way: How many requests are.
+        under_way: How many requests are, by client.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -30,7 +31,7 @@ class State:
         self.answering: Answering | None = None
         self.stopping = False
         self.aborted = asyncio.Event()
-        self.under_way = 0
+        self.under_way: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -56,21 +57,26 @@ class State:
         return self.answering
 
     @contextlib.contextmanager
-    def admitted(self) -> Iterator[Answering]:
-        """Let a request in.
+    def admitted(self, client: str) -> Iterator[Answering]:
+        """Let a request of a client in.
 
         Raises:
             Refusal: If there is no room for it.
         """
         answering = self.ready()
-        if self.under_way >= self.settings.queue:
-            raise later(f"{self.under_way} requests are under way already", "queue_full", 429)
-        self.under_way += 1
+        total, own, queue = self.under_way.total(), self.under_way[client], self.settings.queue
+        if total >= queue:
+            raise later(f"{total} requests are under way already", "queue_full", 429)
+        if own >= (self.settings.client_queue or -(-queue // 2)):
+            raise later(f"{own} requests of yours are under way already", "queue_full", 429)
+        self.under_way[client] += 1
         self._idle.clear()
         try:
             yield answering
         finally:
-            self.under_way -= 1
+            self.under_way[client] -= 1
+            if not self.under_way[client]:
+                del self.under_way[client]
             if not self.under_way:
                 self._idle.set()
 

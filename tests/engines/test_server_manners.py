@@ -320,8 +320,8 @@ def test_a_stream_is_read_as_the_answer_that_it_stands_for():
     assert (reply.usage.prompt, reply.usage.completion) == (5, 4)
 
 
-def streamed(answer, n=1, **more):
-    """Ask one question by `stream`; the reply or error, what was told, and the bodies sent."""
+def streamed(answer, n=1, thoughts=(), **more):
+    """Ask one question by `stream`; the reply or error, what was told of texts, the bodies sent."""
     pieces = []
 
     async def run():
@@ -335,7 +335,9 @@ def streamed(answer, n=1, **more):
             return reply, [body for _, body in server.requests]
 
     reply, sent = asyncio.run(run())
-    return reply, [(p.index, p.start, p.text, p.ended) for p in pieces], sent
+    assert "".join(piece.text for piece in pieces if piece.thought) == "".join(thoughts)
+    told = [(p.index, p.start, p.text, p.ended) for p in pieces if not p.thought]
+    return reply, told, sent
 
 
 def test_a_stream_is_told_while_it_is_read():
@@ -352,12 +354,17 @@ def test_a_stream_is_told_while_it_is_read():
     assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
 
 
-def test_a_thought_is_not_told_though_it_is_streamed():
+def test_a_thought_is_told_apart_while_it_is_streamed():
     texts = ["<thi", "nk>6 x", " 7</think>", "\n\nIt is ", "42."]
     last = chunk("", "stop")
-    reply, told, _ = streamed(lambda *_: stream(*map(chunk, texts), last))
-    assert [(c.thought, c.text) for c in reply.completions] == [("6 x 7", "It is 42.")]
-    assert "".join(text for _, _, text, _ in told) == "It is 42."
+    beside = [{"choices": [{"index": 0, "delta": delta}]} for delta in (
+        {"role": "assistant", "content": "", "reasoning_content": "6 x", "reasoning": "6 x"},
+        {"content": None, "reasoning_content": " 7", "reasoning": " 7"},
+    )]  # fmt: skip
+    for chunks in ([*map(chunk, texts), last], [*beside, chunk("It is "), chunk("42.", "stop")]):
+        reply, told, _ = streamed(lambda *_, parts=chunks: stream(*parts), thoughts=["6 x 7"])
+        assert [(c.thought, c.text) for c in reply.completions] == [("6 x 7", "It is 42.")]
+        assert "".join(text for _, _, text, _ in told) == "It is 42."
 
 
 def test_a_server_that_streams_nothing_is_read_all_the_same():

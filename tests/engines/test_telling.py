@@ -1,4 +1,4 @@
-"""What is told of a text while it is written: its answer, never its thought. Run: pytest tests/engines/test_telling.py"""
+"""What is told of a text while it is written: thought and answer, apart. Run: pytest tests/engines/test_telling.py"""
 
 import itertools
 import random
@@ -15,13 +15,14 @@ CHANNELS = ThoughtWords("<|channel>thought", "<|channel|>", own=True)
 
 
 def heard(words, texts, pieces, **options):
-    """What is heard of texts in pieces of these lengths: by index, each told at its place."""
+    """What is heard of texts in pieces of these lengths: by index, thought and answer."""
     found = {}
 
     def told(piece):
-        before = found.setdefault(piece.index, "")
+        both = found.setdefault(piece.index, ["", ""])
+        before = both[not piece.thought]
         assert piece.start in (0, len(before))
-        found[piece.index] = before[: piece.start] + piece.text
+        both[not piece.thought] = before[: piece.start] + piece.text
 
     tell = apart(told, words, **options)
     for index, text in enumerate(texts):
@@ -35,39 +36,43 @@ def heard(words, texts, pieces, **options):
 
 
 @pytest.mark.parametrize(
-    ("words", "text", "answer"),
+    ("words", "text", "thought", "answer"),
     [
-        (USUAL, "It is 42.", "It is 42."),
-        (USUAL, "  It is 42.", "  It is 42."),
-        (USUAL, "<think>\n6 x 7\n</think>\n\nIt is 42.\n", "It is 42.\n"),
-        (USUAL, "\n<think></think>It is 42.", "It is 42."),
-        (USUAL, "<think>\nOf <think> and 6 x 7", ""),
-        (USUAL, "<thin ice> is 42.", "<thin ice> is 42."),
-        (USUAL, "A <think>6 x 7</think> is a thought.", "A <think>6 x 7</think> is a thought."),
-        (USUAL, "   ", ""),
-        (OPENED, "6 x 7\n</think>\n\nIt is 42.", "It is 42."),
-        (OPENED, "<think>6 x 7</think> It is 42.", "It is 42."),
-        (OPENED, "6 x 7 and", ""),  # if it is no thought, it is shown when all of it is there
-        (OPENED, "A <think>6 x 7</think> is one.", "A <think>6 x 7</think> is one."),
-        (CHANNELS, "<|channel>thought 6 x 7<|channel|>It is 42.", "It is 42."),
-        (None, "<think>6 x 7</think>It is 42.", "<think>6 x 7</think>It is 42."),
+        (USUAL, "It is 42.", "", "It is 42."),
+        (USUAL, "  It is 42.", "", "  It is 42."),
+        (USUAL, "<think>\n6 x 7\n</think>\n\nIt is 42.\n", "6 x 7", "It is 42.\n"),
+        (USUAL, "\n<think></think>It is 42.", "", "It is 42."),
+        (USUAL, "<think>a < b\n\n</thing> <</think>It is 42.", "a < b\n\n</thing> <", "It is 42."),
+        (USUAL, "<think>\nOf <think> and 6 x 7", "Of <think> and 6 x 7", ""),
+        (USUAL, "<thin ice> is 42.", "", "<thin ice> is 42."),
+        (USUAL, "A <think>6 x 7</think> is a thought.", "", "A <think>6 x 7</think> is a thought."),
+        (USUAL, "   ", "", ""),
+        (OPENED, "6 x 7\n</think>\n\nIt is 42.", "6 x 7", "It is 42."),
+        (OPENED, "<think>6 x 7</think> It is 42.", "6 x 7", "It is 42."),
+        (OPENED, "6 x 7 and", "6 x 7 and", ""),  # if it is none, it is told when all of it is there
+        (OPENED, "A <think>6 x 7</think> is one.", "", "A <think>6 x 7</think> is one."),
+        (CHANNELS, "<|channel>thought 6 x 7<|channel|>It is 42.", "6 x 7", "It is 42."),
+        (None, "<think>6 x 7</think>It is 42.", "", "<think>6 x 7</think>It is 42."),
     ],
 )
-def test_a_thought_is_not_told_however_the_text_comes_in_pieces(words, text, answer):
+def test_thought_and_answer_are_told_apart_however_the_text_comes_in_pieces(
+    words, text, thought, answer
+):
     for size in (1, 2, 3, 7, 100):
-        assert heard(words, [text, text], itertools.repeat(size)) == {0: answer, 1: answer}
+        both = [thought, answer]
+        assert heard(words, [text, text], itertools.repeat(size)) == {0: both, 1: both}
     for seed in range(20):
         sizes = random.Random(seed)
         pieces = iter(lambda sizes=sizes: sizes.randint(1, 9), 0)
-        assert heard(words, [text], pieces) == {0: answer}
+        assert heard(words, [text], pieces) == {0: both}
     if words is not None and answer:
-        assert words.split(text)[1] == answer  # as it is split in the end
+        assert words.split(text) == (thought, answer)  # as it is split in the end
 
 
 def test_what_is_no_text_is_taken_out_of_the_answer():
     text = "<think>Hm.</think>It is 42.<|end|>"
     plain = {"plain": lambda text: text.replace("<|end|>", "")}
-    assert heard(USUAL, [text], [20, 9, 7], **plain) == {0: "It is 42."}
+    assert heard(USUAL, [text], [20, 9, 7], **plain) == {0: ["Hm.", "It is 42."]}
 
 
 def test_a_sample_that_begins_anew_is_told_anew():
@@ -75,13 +80,24 @@ def test_a_sample_that_begins_anew_is_told_anew():
     tell = apart(found.append, USUAL)
     for text, start in (("One ", 0), ("two", 4), ("<think>Hm.", 0), ("</think>Six", 10)):
         tell(Piece(0, text, start))
-    assert [(p.text, p.start) for p in found] == [("One ", 0), ("two", 4), ("", 0), ("Six", 0)]
+    assert [(p.text, p.start) for p in found if not p.thought] == [
+        *(("One ", 0), ("two", 4), ("", 0), ("Six", 0)),
+    ]
+    assert [(p.text, p.start) for p in found if p.thought] == [("Hm.", 0)]
 
 
 def test_its_end_is_told_though_nothing_is_shown():
     found = []
     apart(found.append, USUAL)(Piece(0, "<think>Hm", 0, ended=True))
-    assert found == [Piece(0, "", 0, ended=True)]
+    assert found[-1] == Piece(0, "", 0, ended=True)
+
+
+def test_a_thought_that_a_server_tells_apart_is_told_as_it_comes():
+    found = []
+    tell = apart(found.append, USUAL)
+    pieces = [Piece(0, "<think>", 0, thought=True), Piece(0, "Six", 0)]
+    [tell(piece) for piece in pieces]
+    assert found == pieces
 
 
 def test_nobody_is_told_where_nobody_hears():

@@ -404,7 +404,7 @@ def test_pages_of_others_are_not_let_in_unless_told(server):
 
 def test_limits_of_body_answer_and_queue():
     engine = Watched(drafts_of, delay=30)
-    with served(engine, max_body=1000, max_answer=50, queue=2) as server:
+    with served(engine, max_body=1000, max_answer=50, queue=2, client_queue=2) as server:
         with pytest.raises(openai.APIStatusError) as raised:
             server.ask(messages=[{"role": "user", "content": "x" * 1001}])
         assert (raised.value.status_code, raised.value.code) == (413, "too_long")
@@ -415,12 +415,27 @@ def test_limits_of_body_answer_and_queue():
             with pytest.raises(openai.BadRequestError, match="up to 50 tokens"):
                 server.ask(**fields)
         waiting = [raw_request(server, "plain", False) for _ in range(2)]
-        until(lambda: server.state.under_way == 2)
+        until(lambda: server.state.under_way.total() == 2)
         with pytest.raises(openai.RateLimitError) as raised:
             server.ask(max_tokens=50)
         assert raised.value.response.headers["retry-after"] == "5"
         assert raised.value.code == "queue_full"
         [http.close() for http in waiting]
+
+
+def test_one_client_cannot_fill_the_queue(tmp_path):
+    (tmp_path / "keys").write_text("greedy\nmodest\n")
+    with served(
+        Watched(drafts_of, delay=0.5), client_key_file=tmp_path / "keys", queue=4
+    ) as server:
+        many = [raw_request(server, "plain", False, key="greedy") for _ in range(2)]
+        until(lambda: server.state.under_way.total() == 2)
+        with pytest.raises(openai.RateLimitError, match="2 requests of yours"):
+            server.client(api_key="greedy").chat.completions.create(model="aft", messages=QUESTION)
+        modest = server.client(api_key="modest").chat.completions
+        assert modest.create(model="plain", messages=QUESTION).choices
+        [http.close() for http in many]
+        until(lambda: not server.state.under_way)
 
 
 def test_lengths_are_limited_by_the_models_context():

@@ -253,7 +253,7 @@ def test_a_client_that_goes_ends_its_drafts_in_every_layer(stream, layer):
         time.sleep(0.1)
         http.close()
         assert until(lambda: not server.engine.with_it) < 1
-        until(lambda: server.state.under_way == 0)
+        until(lambda: not server.state.under_way)
 
 
 def test_two_hundred_clients_that_go_at_any_moment_leave_nothing_behind():
@@ -265,7 +265,7 @@ def test_two_hundred_clients_that_go_at_any_moment_leave_nothing_behind():
             http = raw_request(server, "aft", draw.random() < 0.5, messages)
             time.sleep(draw.random() * 0.03)
             http.close()
-        assert until(lambda: not engine.with_it and server.state.under_way == 0) < 1
+        assert until(lambda: not (engine.with_it or server.state.under_way)) < 1
         asker = server.state.answering._asker
         assert (asker.limiter.taken, asker.limiter.waiting, asker._flights) == (0, 0, {})
         assert told(server.ask(stream=True))[1][0]
@@ -292,7 +292,7 @@ def test_one_who_goes_does_not_end_what_another_waits_for():
         http = raw_request(server, "aft", True)
 
         def leave():
-            until(lambda: server.state.under_way == 2, 10)
+            until(lambda: server.state.under_way.total() == 2, 10)
             http.close()
 
         threading.Thread(target=leave).start()
@@ -311,7 +311,7 @@ def test_clients_have_their_turns_however_much_one_asks(tmp_path):
             return raw_request(server, "plain", False, [{"role": "user", "content": word}], key)
 
         asked = [ask("greedy", f"many {i}") for i in range(30)]
-        until(lambda: server.state.under_way == 30)
+        until(lambda: server.state.under_way.total() == 30)
         asked.append(ask("modest", "one"))
         for http in asked:
             assert http.recv(100).startswith(b"HTTP/1.1 200")
@@ -363,20 +363,85 @@ def test_while_the_model_is_loaded_a_client_is_asked_to_wait():
         assert raised.value.response.headers["retry-after"] == "5"
 
 
-def test_a_thought_is_in_no_stream_and_the_rest_is_as_without_one(server):
-    def thinking(request):
-        return [f"<think>\nHm, {len(text)}.\n</think>\n\n{text}" for text in drafts_of(request)]
+def thinking(request):
+    return [f"<think>\nHm, {text[:5]}.\n</think>\n\n{text}" for text in drafts_of(request)]
 
+
+def test_the_thought_of_an_answer_is_shown_before_it_and_the_rest_is_as_without_one(server):
     with served(Watched(thinking)) as one:
         asked = {"stream": True, "stream_options": {"include_usage": True}}
-        drafts, answers, reasons, last = told(one.ask(n=2, **asked))
-        assert one.ask(n=2).choices[0].message.content == answers[0]
+        stream = list(one.ask(n=2, **asked))
+        whole = one.ask(n=2, extra_body={"aft": {"keep_drafts": True}}).choices
+        short = one.ask(n=2).choices
+    drafts, answers, reasons, last = told(
+        c for c in stream if not c.choices or not c.choices[0].index
+    )
+    second = told(c for c in stream if c.choices and c.choices[0].index)
     plain_drafts, plain_answers, plain_reasons, plain_last = told(server.ask(n=2, **asked))
-    assert (drafts, answers, reasons) == (plain_drafts, plain_answers, plain_reasons)
+    assert drafts == f"{plain_drafts}\n\n**Thought of the answer**\n\nHm, aggre."
+    assert second[0] == "Hm, aggre."
+    assert answers | second[1] == plain_answers
+    assert reasons | second[2] == plain_reasons
     assert last.usage.completion_tokens > plain_last.usage.completion_tokens  # it is paid for
+    assert [c.message.reasoning_content for c in whole] == [drafts, "Hm, aggre."]
+    assert [c.message.reasoning_content for c in short] == ["Hm, aggre."] * 2
+    assert [c.message.content for c in whole] == [c.message.content for c in short]
+    assert {i: c.message.content for i, c in enumerate(short)} == plain_answers
 
 
-def test_a_thought_that_is_cut_off_is_drawn_again_and_nothing_of_it_is_shown():
+def test_without_drafts_the_reasoning_is_the_thought_alone():
+    for setting, fields in (("both", {"reasoning", "reasoning_content"}), ("none", set())):
+        with served(Watched(thinking), reasoning_field=setting) as one:
+            message = one.ask("plain").choices[0].message
+            assert message.model_extra == dict.fromkeys(fields, "Hm, draft.")
+            chunks = list(one.ask("plain", stream=True))
+            for field in fields:
+                assert told(chunks, field)[:2] == ("Hm, draft.", {0: message.content})
+            first = next(c for c in chunks if c.choices[0].delta.content)
+            after = chunks[chunks.index(first) :]
+            assert not any(
+                field in c.choices[0].delta.model_extra for c in after for field in fields
+            )
+
+
+def test_drafts_are_shown_with_their_thoughts_where_these_are_read():
+    with served(Watched(thinking), drafts="full") as one:
+        shown = told(one.ask(stream=True))[0]
+        message = one.ask(extra_body={"aft": {"keep_drafts": True}}).choices[0].message
+    assert message.reasoning_content == shown
+    assert shown.count("Hm, draft.\n\ndraft ") == 3
+
+
+def test_the_thought_of_a_chosen_draft_goes_with_it():
+    with served(Watched(thinking), variants={"vote": {"strategy": "majority_vote"}}) as one:
+        assert one.ask("vote").choices[0].message.reasoning_content == "Hm, draft."
+
+
+def test_a_thought_that_a_client_cuts_off_is_no_answer_and_costs_no_more():
+    class Short(Watched):
+        def _reply(self, request, texts):
+            reply = super()._reply(request, texts)
+            cut = (
+                replace(c, text="", thought="Hm", finish_reason="length") for c in reply.completions
+            )
+            return replace(reply, completions=tuple(cut))
+
+    with served(Short(lambda request: ["<think>Hm"] * request.n), layers=0) as one:
+        choice = one.ask(max_tokens=40).choices[0]
+        assert (choice.message.content, choice.finish_reason) == ("", "length")
+        assert choice.message.reasoning_content == "Hm"
+        drafts, answers, reasons, _ = told(one.ask(max_tokens=40, seed=1, stream=True))
+        assert (drafts, answers, reasons) == ("Hm", {0: ""}, {0: "length"})
+        assert len(one.engine.requests) == 2
+        with pytest.raises(openai.InternalServerError, match="no answer"):
+            one.ask("aft-k2-l1", max_tokens=40)  # of drafts, the server says how long they are
+        one.engine.requests.clear()
+        with pytest.raises(openai.InternalServerError, match="unusable"):
+            one.ask(max_tokens=40, extra_body={"aft": {"strategy": "majority_vote", "width": 2}})
+        assert [r.sampling.max_tokens for r in one.engine.requests] == [40] * 5
+
+
+def test_a_thought_that_the_server_cuts_off_is_drawn_again():
     class Short(Watched):
         def _reply(self, request, texts):
             reply = super()._reply(request, texts)
@@ -391,6 +456,6 @@ def test_a_thought_that_is_cut_off_is_drawn_again_and_nothing_of_it_is_shown():
         whole = request.sampling.max_tokens > 50
         return ["<think>Hm" + ("</think>Six." if whole else "") for _ in range(request.n)]
 
-    with served(Short(thinking)) as one:
-        _, answers, reasons, _ = told(one.ask("plain", max_tokens=40, stream=True))
-    assert (answers, reasons) == ({0: "Six."}, {0: "stop"})
+    with served(Short(thinking), max_tokens=40) as one:
+        drafts, answers, reasons, _ = told(one.ask("plain", stream=True))
+    assert (drafts, answers, reasons) == ("Hm", {0: "Six."}, {0: "stop"})

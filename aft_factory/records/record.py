@@ -113,19 +113,19 @@ class Columns:
 
     @classmethod
     def from_mapping(cls, names: Mapping[str, Any]) -> Columns:
-        """Build from `{"proposals": "drafts"}`.
+        """Build from `{"proposals": "drafts"}`; `query` is another word for `messages`.
 
         Raises:
             UsageError: If a key is no field of a record, or a name is no text.
         """
         for key, name in names.items():
-            if key not in cls.__dataclass_fields__:
-                raise UsageError(
-                    f"columns: unknown field {key!r}; {suggest(key, cls.__dataclass_fields__)}"
-                )
+            if key not in FIELDS:
+                raise UsageError(f"columns: unknown field {key!r}; {suggest(key, FIELDS)}")
             if not isinstance(name, str) or not name:
                 raise UsageError(f"columns.{key}: expected a column name, got {name!r}")
-        return cls(**names)
+        if {"query", "messages"} <= names.keys():
+            raise UsageError("columns: query and messages are one field; give one of them")
+        return cls(**{"messages" if key == "query" else key: name for key, name in names.items()})
 
     def query_of(self, row: Mapping[str, Any]) -> Asked:
         """Read what a row asks; see `layouts.read_query`.
@@ -149,6 +149,7 @@ class Columns:
 
 
 USUAL_COLUMNS = Columns()
+FIELDS = ("query", *Columns.__dataclass_fields__)  # what a user may name a column for
 
 
 def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:

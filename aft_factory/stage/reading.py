@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aft_factory.errors import UsageError
 from aft_factory.records.files import check_place
-from aft_factory.records.record import Columns
+from aft_factory.records.record import FIELDS, Columns
 from aft_factory.records.tables import Line, read_rows
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.progress import progress_bar
@@ -65,7 +65,7 @@ class ReadSettings(Settings):
     limit: int | None = setting(None, "only the first N rows", "N", group=ROWS)
     column: dict[str, str] = setting(
         {},
-        "read a field from another column: messages=ask, ignore=context",
+        "read a field from another column: query=ask, ignore=context",
         "FIELD=NAME",
         group=ROWS,
     )
@@ -86,7 +86,7 @@ class ReadSettings(Settings):
             UsageError: If a field is unknown.
         """
         for field, name in self.column.items():
-            if field not in Columns.__dataclass_fields__ and name in Columns.__dataclass_fields__:
+            if field not in FIELDS and name in FIELDS:
                 raise UsageError(f"column: the field comes first: {name}={field}")
         return Columns.from_mapping(self.column)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
 from aft_factory.stage.plotting import plot_files, plot_problems
-from aft_factory.stage.reading import INPUTS, ReadSettings, at_least
+from aft_factory.stage.reading import AGGREGATOR, INPUTS, ReadSettings, at_least
 from aft_factory.stage.tokenizing import TokenizerSettings
 
 SAMPLE = 1000  # rows: some seconds; 95% of shares are then within 3.1 points of all rows'
@@ -22,7 +22,7 @@ class StatsSettings(TokenizerSettings, ReadSettings):
     tokenizer: str | None = setting(
         None, "count tokens with it instead of estimating", "DIR_OR_NAME"
     )
-    template: str = setting("paper", "aggregator prompt of the rows")
+    template: str = setting("paper", AGGREGATOR)
     chat_template: str = setting(
         "auto", "of the rows: llama3, mistral, own (the tokenizer's), one of its names or a path"
     )

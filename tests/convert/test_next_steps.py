@@ -19,7 +19,7 @@ OWN = [
     {"ask": row["query"], "drafts": row["proposals"], "best": row["aggregation"]} for row in ROWS
 ]
 ASK, DRAFTS, BEST = (
-    ("--column", name) for name in ("messages=ask", "proposals=drafts", "aggregation=best")
+    ("--column", name) for name in ("query=ask", "proposals=drafts", "aggregation=best")
 )
 
 
@@ -132,7 +132,7 @@ def test_where_no_row_has_proposals_the_columns_are_listed(aft):
     assert lines == [
         "error: none of the 4 rows has proposals; the first has the columns: ask, drafts, best. "
         "Name theirs (--column proposals=NAME), or sample some: "
-        "aft sample in.jsonl --output sampled.jsonl --column=messages=ask"
+        "aft sample in.jsonl --output sampled.jsonl --column=query=ask"
     ]
     # What it says works, both ways.
     code, lines = aft(*shlex.split(lines[0].partition(": aft ")[2]))
@@ -169,7 +169,7 @@ def test_where_no_row_has_an_aggregation_to_train_on_the_columns_are_listed(aft,
     assert lines == [
         "error: none of the 4 rows has an aggregation to train on; the first has the columns: ask, "
         "drafts, best. Name theirs (--column aggregation=NAME), or make them: aft aggregate in.jsonl "
-        "--output aggregated.jsonl --column=messages=ask --column=proposals=drafts"
+        "--output aggregated.jsonl --column=query=ask --column=proposals=drafts"
     ]
     assert aft(*shlex.split(lines[0].partition(": aft ")[2]))[0] == 0
     assert aft(*words, *BEST)[0] == 0
@@ -220,8 +220,8 @@ def test_columns_can_be_named_in_every_command(aft, command):
 
 def test_a_column_named_the_wrong_way_round_is_turned(aft):
     write_lines(Path("in.jsonl"), OWN)
-    code, lines = aft("stats", "in.jsonl", "--column", "ask=messages")
-    assert (code, lines) == (2, ["error: column: the field comes first: messages=ask"])
+    code, lines = aft("stats", "in.jsonl", "--column", "ask=query")
+    assert (code, lines) == (2, ["error: column: the field comes first: query=ask"])
 
 
 @pytest.mark.parametrize(

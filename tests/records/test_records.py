@@ -182,6 +182,11 @@ COLUMNS = {
         {"aggregation": "output"},
         {"aggregation": "Six."},
     ),
+    "query is another word for messages": (
+        {"ask": "How many pails?", "proposals": ["5", "6"]},
+        {"query": "ask"},
+        {},
+    ),
     "a usual name that is not asked for goes to meta": (
         {"prompt": "How many pails?", "query": "?", "proposals": ["5", "6"]},
         {"messages": "prompt"},
@@ -272,6 +277,11 @@ def test_a_message_stays_short_whatever_the_value(value):
     ("names", "message"),
     [
         ({"proposal": "x"}, "columns: unknown field 'proposal'; did you mean 'proposals'?"),
+        ({"qery": "x"}, "columns: unknown field 'qery'; did you mean 'query'?"),
+        (
+            {"query": "a", "messages": "b"},
+            "columns: query and messages are one field; give one of them",
+        ),
         ({"proposals": 3}, "columns.proposals: expected a column name, got 3"),
         ({"proposals": ""}, "columns.proposals: expected a column name, got ''"),
     ],

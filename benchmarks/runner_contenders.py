@@ -128,18 +128,18 @@ class Work:
 
     async def ours(self) -> Answers:
         """As `stage.job.Job`, less reading and writing of files."""
-        engine, limit = self.engine, self.settings.proposal.max_tokens
+        engine = self.engine
         assert engine.tokenizer is not None
         assert engine.context
         assert engine.chat_template
         fitter = Fitter(
-            engine.tokenizer, engine.chat_template, engine.context - limit, self.settings.template
+            engine.tokenizer, engine.chat_template, engine.context, self.settings.template
         )
         outcomes: dict[str, Outcome] = {}
         with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "journal") as journal:
             asker = Asker({"": engine}, journal, self.in_flight)
             options = {"width": self.width, "layers": self.layers}
-            fitters = {("", limit): fitter}
+            fitters = {"": fitter}
             runner = Runner(
                 STRATEGIES["propose_and_aggregate"],
                 options,

@@ -40,7 +40,7 @@ from aft_factory.prompts.rendering import load_template, with_aggregator
 from aft_factory.serve.serving import begin, listen, web_server
 from aft_factory.serve.settings import ServeSettings
 from aft_factory.serve.state import State
-from aft_factory.stage.engines import OpenEngines
+from aft_factory.stage.engines import OpenEngines, fitters_of
 
 WIDTH, TOKENS = 5, 32
 MOST_OVERHEAD, MOST_FIRST, MOST_SLOW, MOST_GROWTH = 0.005, 1.1, 2.0, 0.05
@@ -57,7 +57,8 @@ async def serving(engine: Engine) -> AsyncIterator[int]:
     listener = listen("127.0.0.1", 0)
     server = web_server(state)
     web = asyncio.create_task(server.serve([listener]))
-    async with begin(state, OpenEngines({"": engine}, {}, 4096, None, name=""), None):
+    fitters = fitters_of({"": engine}, load_template(settings.template))
+    async with begin(state, OpenEngines({"": engine}, fitters, 4096, None, name=""), None):
         yield listener.getsockname()[1]
         await state.stop()
     server.should_exit = True

@@ -13,10 +13,11 @@ import openai
 
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.scripted import ScriptedEngine, babble
+from aft_factory.prompts.rendering import load_template
 from aft_factory.serve.serving import begin, listen, web_server
 from aft_factory.serve.settings import ServeSettings
 from aft_factory.serve.state import State
-from aft_factory.stage.engines import OpenEngines
+from aft_factory.stage.engines import OpenEngines, fitters_of
 
 QUESTION = [{"role": "user", "content": "How many pails are there?"}]
 
@@ -85,7 +86,8 @@ async def at_work(engine, *, journal=None, in_flight=256, ready=True, no_system=
         web = asyncio.create_task(server.serve([listener]))
         try:
             more = {"name": engine.model, "no_system": frozenset(no_system)}
-            opened = OpenEngines({"": engine}, {}, in_flight, None, **more)
+            fitters = fitters_of({"": engine}, load_template(settings.template), no_system)
+            opened = OpenEngines({"": engine}, fitters, in_flight, None, **more)
             kept = None if journal is None else stack.enter_context(Journal(journal))
             if ready:
                 await stack.enter_async_context(begin(state, opened, kept))

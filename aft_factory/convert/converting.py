@@ -18,7 +18,6 @@ from aft_factory.errors import RecordError
 from aft_factory.prompts.estimating import estimated_row
 from aft_factory.prompts.fitting import Conversation, Fitter
 from aft_factory.prompts.markers import Markers, known_markers
-from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import (
     PAPER,
     PLAIN,
@@ -212,7 +211,7 @@ class Conversion:
 
     def _estimate(self, record: Record) -> int:
         try:
-            return estimated_row(*self._conversation(record), load_template(self.options.template))
+            return estimated_row(*self._conversation(record), self.options.loaded)
         except RecordError:  # the template fails for its proposals: it will not be trained on
             return 0
 
@@ -224,16 +223,16 @@ class Conversion:
 
 def build_conversion(settings: ConvertSettings) -> Conversion:
     """Build what the settings describe; load the tokenizer, if one is named."""
-    fitter = None
+    fitter, options = None, settings.options()
     if settings.tokenizer is not None:
         tokenizer = settings.loaded(settings.tokenizer)
         chat = resolve_chat_template(settings.chat_template, tokenizer)
-        fitter = Fitter(tokenizer, chat, settings.cutoff_len, load_template(settings.template))
+        fitter = Fitter(tokenizer, chat, settings.cutoff_len, options.loaded)
     read_row = SOURCES[settings.source]
     return Conversion(
         read_row=without_truthful_qa(read_row) if settings.truthfulqa == "drop" else read_row,
         target=settings.target,
-        options=settings.options(),
+        options=options,
         columns=settings.columns(),
         fitter=fitter,
         cutoff=settings.cutoff_len or DEFAULT_CUTOFF,

@@ -7,9 +7,8 @@ answers.jsonl     the answers, with what each took; answers.rejects.jsonl, answe
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,8 @@ from aft_factory.records.record import Row, content_id
 from aft_factory.run.answering import build_stage, output_row
 from aft_factory.run.decoding import decoded
 from aft_factory.run.settings import RunSettings
-from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job import Job
-from aft_factory.stage.stage import Files, Stage
+from aft_factory.stage.stage import Files
 from aft_factory.stage.totals import Totals
 
 FINAL = ("temperature", "top_p", "top_k", "max_tokens")
@@ -155,7 +153,6 @@ def _job(
     if output is not None:
         own = replace(own, journal=output.with_name("journal.sqlite"))
     usual = build_stage(own, "records")
-    budgets = {plan.settings.final().max_tokens for plan in plans}
     stage = replace(
         usual,
         read_row=_read,
@@ -164,25 +161,11 @@ def _job(
         ),
         # By the formula of one width and depth; those differ by benchmark.
         strategy=replace(usual.strategy, flops=None),
-        open=lambda: _opened(usual, budgets),
         used={"requests": content_id([], [read_text(requests)])},
     )
     count = sum(len(plan.part.queries) for plan in plans) * settings.repeats
     files = Files(str(requests), output, None, overwrite=True, quiet=quiet)
     return Job(files, own, stage, count)
-
-
-@contextlib.asynccontextmanager
-async def _opened(stage: Stage, budgets: Iterable[int]) -> AsyncIterator[OpenEngines]:
-    """Open what is asked, with what fits drafts beside an answer of each benchmark's length."""
-    async with stage.open() as engines:
-        fitters = dict(engines.fitters)
-        for (name, tokens), fitter in engines.fitters.items():
-            for budget in budgets:
-                if fitter.limit is not None:
-                    limit = fitter.limit + tokens - budget
-                    fitters.setdefault((name, budget), replace(fitter, limit=limit))
-        yield replace(engines, fitters=fitters)
 
 
 def _is_done(job: Job) -> bool:

@@ -20,9 +20,8 @@ from aft_factory.errors import NoAnswer, RecordError, TooLong
 from aft_factory.inference.drafting_options import DraftingOptions, Trace
 from aft_factory.inference.policy import WORDS, verdict
 from aft_factory.inference.reading import read_drafts, summary_prompt
-from aft_factory.inference.room import fitted_for, fitter_of, room_behind
+from aft_factory.inference.room import Fitters, fitted_for, fitter_of, room_behind
 from aft_factory.inference.watching import Watch
-from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.rendering import with_aggregator
 from aft_factory.prompts.shortening import DoesNotFit
@@ -39,8 +38,8 @@ class Drafting:
         turn: Which of its turns, from 0.
         settings: Of the run.
         asker: Asks the model.
-        fitters: Shorten drafts to the model's context, by (model, max_tokens); none where the
-            context or the tokenizer is unknown.
+        fitters: Shorten drafts to a model's context, by model; none where the context or the
+            tokenizer is unknown.
         trace: Where to record.
         markers: What is broken in all texts that a model reads, by model; of others, the markers of
             all known families.
@@ -58,7 +57,7 @@ class Drafting:
         turn: int,
         settings: DraftingOptions,
         asker: Asker,
-        fitters: Mapping[tuple[str, int], Fitter],
+        fitters: Fitters,
         trace: Trace,
         markers: Mapping[str, Markers] | None = None,
         identity: str | None = None,
@@ -105,7 +104,6 @@ class Drafting:
         settings, watch = self._settings, self._watch
         drafting = settings.proposal if not drafts or settings.middle is None else settings.middle
         sampling = settings.final if final else drafting
-        asked = sampling.max_tokens
         answers = final and whole and n == 1
         policy = (settings.final_policy if answers else None) or settings.policy
         n = self._answers if answers else n
@@ -121,7 +119,7 @@ class Drafting:
             prompt, prompt_ids, sampling = await self._messages(
                 query, texts, sampling, layer, slot, model, markers
             )
-        room = room_behind(self._fitters, model, asked, prompt_ids)
+        room = room_behind(self._fitters, model, prompt_ids)
         most_tokens = max(0 if final and settings.capped else room, sampling.max_tokens)
 
         async def draw(

@@ -50,5 +50,5 @@ async def read_drafts(
 
 def summary_prompt(draft: str) -> list[Message]:
     """Return the conversation that asks for the summary of a draft, sanitised already."""
-    _, template = load_jinja("summarise", "default", "draft")
-    return [{"role": "user", "content": template.render(draft=draft)}]
+    text = load_jinja("summarise", "default", "draft").render(draft=draft)
+    return [{"role": "user", "content": text}]

@@ -25,9 +25,9 @@ from aft_factory.inference.drafting import Drafting
 from aft_factory.inference.drafting_options import DraftingOptions, Trace
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
+from aft_factory.inference.room import Fitters
 from aft_factory.inference.strategy import Strategy
 from aft_factory.inference.watching import Watch
-from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers
 from aft_factory.records.messages import Message
 
@@ -42,7 +42,7 @@ class Runner:
         settings: Prompts, sampling, seed and policies.
         asker: Asks the model.
         model: What answers, for the fingerprint.
-        fitters: Shorten drafts, by (model, max_tokens).
+        fitters: Shorten drafts to a model's context, by model.
         score: A reward model, for strategies that want one.
         count: Tells how many tokens it reads of a query's drafts, where that is known.
         scorer: What scores, for the fingerprint.
@@ -58,7 +58,7 @@ class Runner:
     settings: DraftingOptions
     asker: Asker
     model: str
-    fitters: Mapping[tuple[str, int], Fitter]
+    fitters: Fitters
     score: Any = None
     count: Callable[..., Awaitable[Sequence[int | None]]] | None = None
     scorer: str = ""
@@ -78,7 +78,7 @@ class Runner:
             *(asdict(settings.proposal), asdict(settings.final), asdict(settings.policy)),
             settings.middle and asdict(settings.middle),
             *(self.keep_drafts, self.use_proposals, self.scorer, settings.reads),
-            [[*key, fitter.fingerprint] for key, fitter in sorted(self.fitters.items())],
+            [[name, fitter.fingerprint] for name, fitter in sorted(self.fitters.items())],
             [[name, markers.words] for name, markers in sorted(self.markers.items())],
             sorted(self.no_system),
             settings.completion and settings.completion.name,

@@ -79,7 +79,7 @@ def parse_entry(dataset: str, entry: Mapping[str, Any]) -> DatasetOptions:
     Raises:
         UsageError: If a key or value is wrong; names the data set and the key.
     """
-    known = {f.name for f in fields(Aggregation)} | {"fit"}
+    known = {f.name for f in fields(Aggregation) if f.init} | {"fit"}
     try:
         for block in ("aggregation", "columns"):
             if not isinstance(entry.get(block) or {}, Mapping):

@@ -132,7 +132,7 @@ class AggregationConverter:
         self.options: DatasetOptions = getattr(dataset_attr, "aft_options", None) or DatasetOptions(
             str(dataset_attr)
         )
-        template = load_template(self.options.aggregation.template)
+        template = self.options.aggregation.loaded
         names = [part.name for part in fields(Parts)]
         self.salt = hashlib.blake2b(
             f"{__version__} {self.options} {template.fingerprint} {names}".encode(), digest_size=8
@@ -187,12 +187,16 @@ def template_problem(name: str, asked: str) -> str | None:
     """Return what is wrong with a template for rows of an aggregator prompt, and how to mend it."""
     from aft_factory.plugin.templates import aggregator_of
 
-    inside = aggregator_of(name)
-    if inside == asked:
+    inside, wanted = aggregator_of(name), load_template(asked).source
+
+    def fits(aggregator: str | None) -> bool:  # whatever the path that it was named by
+        return aggregator is not None and load_template(aggregator).source == wanted
+
+    if fits(inside):
         return None
     chat = name.removeprefix("aft_").removesuffix(f"_{inside}")
     twins = (f"aft_{chat}", f"aft_{chat}_{asked}")
-    twin = next((name for name in twins if aggregator_of(name) == asked), None)
+    twin = next((name for name in twins if fits(aggregator_of(name))), None)
     run = f"`aft run --template {shlex.quote(asked)}`"
     if inside is None:
         mend = f"template: {twin} encodes the same and exports one that does" if twin else ""

@@ -8,6 +8,7 @@ not fit even so, is handed back with its reason. Pure but for the tokenizer it i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,13 @@ class Fitter:
         # Leaves its core as it is to be here: without the padding or cut-off it was saved with.
         self.tokenizer("", add_special_tokens=False)
         self.markers = tokenizer_markers(self.tokenizer, self.chat)
+
+    def but(self, **changes: Any) -> Fitter:
+        """Return one with another limit, template or kwargs; unlike a new one, it costs nothing."""
+        other = copy.copy(self)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
 
     @property
     def fingerprint(self) -> str:

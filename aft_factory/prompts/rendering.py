@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import jinja2.meta
@@ -35,13 +36,18 @@ class AggregatorTemplate:
 
     Attributes:
         name: As it was asked for.
+        path: Of its file.
         source: The Jinja text.
         compiled: Renders with `compiled.render(proposals=[...])`.
     """
 
     name: str
+    path: str
     source: str
     compiled: jinja2.Template
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _aggregator, (self.name, self.path, self.source)
 
     @property
     def fingerprint(self) -> str:
@@ -69,19 +75,26 @@ class AggregatorTemplate:
             raise RecordError("template", problem) from error
 
 
-@cache
 def load_template(name: str) -> AggregatorTemplate:
     """Load an aggregator prompt by name (`paper`, `moa`, `release`) or from a path.
+
+    Its file is read each time, as it may have changed: of many rows, ask once.
 
     Raises:
         UsageError: If there is no such template, its variables are not the ones documented, or it
             fails whatever the proposals.
     """
-    source, compiled = load_jinja("aggregate", name, "proposals")
+    path = _place("aggregate", name)
+    return _aggregator(name, str(path), read_text(path))
+
+
+@lru_cache(maxsize=64)
+def _aggregator(name: str, path: str, source: str) -> AggregatorTemplate:
+    compiled = _compiled(path, source, "proposals")
     failures = [_failure(compiled, count) for count in COUNTS]
     if all(failures):  # one may index a draft that is not there, or name as many as it has letters
         raise UsageError(f"{name!r} fails: {failures[-1]}") from failures[-1]
-    return AggregatorTemplate(name=name, source=source, compiled=compiled)
+    return AggregatorTemplate(name=name, path=path, source=source, compiled=compiled)
 
 
 def _failure(compiled: jinja2.Template, count: int) -> Exception | None:
@@ -93,12 +106,17 @@ def _failure(compiled: jinja2.Template, count: int) -> Exception | None:
     return None
 
 
-def load_jinja(folder: str, name: str, variable: str) -> tuple[str, jinja2.Template]:
-    """Load a template of one variable from a folder of ours, or from a path; return its text too.
+def load_jinja(folder: str, name: str, variable: str) -> jinja2.Template:
+    """Load a template of one variable from a folder of ours, or from a path.
 
     Raises:
         UsageError: If there is no such template, or it has other variables.
     """
+    path = _place(folder, name)
+    return _compiled(str(path), read_text(path), variable)
+
+
+def _place(folder: str, name: str) -> Path:
     path = TEMPLATES / folder / f"{name}.jinja"
     if not name.isidentifier() or not path.is_file():
         path = Path(name)
@@ -109,7 +127,11 @@ def load_jinja(folder: str, name: str, variable: str) -> tuple[str, jinja2.Templ
             f"no {kind} template {name!r}; {suggest(name, known)}, "
             "or give the path of a .jinja file"
         )
-    source = read_text(path)
+    return path
+
+
+@lru_cache(maxsize=64)
+def _compiled(path: str, source: str, variable: str) -> jinja2.Template:
     # The environment that transformers and vLLM give chat templates, but strict about names.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -124,7 +146,7 @@ def load_jinja(folder: str, name: str, variable: str) -> tuple[str, jinja2.Templ
         raise UsageError(
             f"{path}: a template has the one variable {variable!r}, this one has: {found}"
         )
-    return source, compiled
+    return compiled
 
 
 def chat_template(chat: str, aggregate: str = "paper", markers: Markers | None = None) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from aft_factory.errors import RecordError, UsageError
 from aft_factory.prompts.markers import Markers, known_markers
-from aft_factory.prompts.rendering import load_template, with_aggregator
+from aft_factory.prompts.rendering import AggregatorTemplate, load_template, with_aggregator
 from aft_factory.records.fields import known
 from aft_factory.records.messages import Message
 from aft_factory.records.record import Record
@@ -33,6 +33,7 @@ class Aggregation:
         mix_plain: Share of records that are (also) trained on without proposals, so that plain
             answers, layer 0 of propose-and-aggregate, stay strong. A converter adds rows; the
             plugin, which cannot, turns them.
+        loaded: The template, as its file was when this was made.
     """
 
     template: str = "paper"
@@ -42,6 +43,7 @@ class Aggregation:
     ablation: Literal["none", "without_proposals", "sft"] = "none"
     min_proposals: int | None = None
     mix_plain: float = 0.0
+    loaded: AggregatorTemplate = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         problems = []
@@ -69,7 +71,7 @@ class Aggregation:
         try:
             if not isinstance(self.template, str):
                 raise UsageError(f"expected a name or a path, got {self.template!r}")
-            load_template(self.template)
+            object.__setattr__(self, "loaded", load_template(self.template))
         except UsageError as error:
             problems.append(f"template: {error}")
         if problems:
@@ -165,4 +167,4 @@ def selected_conversation(
     markers = markers or known_markers()
     proposals = [markers.sanitise(text) for text in record.proposals]
     messages = markers.sanitise_all(record.messages)
-    return with_aggregator(messages, proposals, load_template(options.template))
+    return with_aggregator(messages, proposals, options.loaded)

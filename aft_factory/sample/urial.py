@@ -84,7 +84,7 @@ def load_propose_template(name: str) -> jinja2.Template:
     Raises:
         UsageError: If there is no such template, or its one variable is not `messages`.
     """
-    return load_jinja("propose", name, "messages")[1]
+    return load_jinja("propose", name, "messages")
 
 
 def render(template: str, messages: Sequence[Message]) -> str:

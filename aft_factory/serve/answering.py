@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,8 +15,6 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.watching import Watch
-from aft_factory.prompts.fitting import Fitter
-from aft_factory.prompts.rendering import AggregatorTemplate
 from aft_factory.records.record import content_id
 from aft_factory.serve.asked import Asked
 from aft_factory.serve.refusals import Refusal, later, of_engine, unsupported, wrong
@@ -25,8 +22,6 @@ from aft_factory.serve.settings import ServeSettings
 from aft_factory.serve.variants import Variant, Variants
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.kept import keepable
-
-MOST_FITTERS = 64  # kept: clients may name any length
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +76,6 @@ class Answering:
         self._markers = opened.markers
         self._asker = asker
         self._journal = journal
-        self._fitters: dict[tuple[str, frozenset[int]], dict[tuple[str, int], Fitter]] = {}
         for name, variant in self.variants.listed.items():
             try:
                 self._runner(variant, Asked([]), variant.drafting.seed)
@@ -170,17 +164,21 @@ class Answering:
             replace(one, extra={**one.extra, **template})
             for one in (drafting.proposal, drafting.middle or drafting.proposal)
         )
-        lengths = {one.max_tokens for one in (proposal, middle, final)}
         if "max_tokens" in asked.final:  # no thought makes it longer than the client wants to pay
             kept = replace(drafting.final_policy or drafting.policy, unfinished="keep")
             drafting = replace(drafting, final_policy=kept, capped=True)
+        try:
+            opened.check_room((proposal, middle, final))
+        except UsageError as error:
+            raise Refusal(400, str(error), "context_length_exceeded", "max_tokens") from None
+        fitters = {n: one.but(template=drafting.template) for n, one in opened.fitters.items()}
         return Runner(
             strategy=variant.strategy,
             options=variant.options,
             settings=replace(drafting, proposal=proposal, middle=middle, final=final, seed=seed),
             asker=self._asker,
             model=opened.engines[""].model,
-            fitters=self._fitters_for(lengths, drafting.template),
+            fitters=fitters,
             markers=self._markers,
             no_system=opened.no_system,
             score=opened.score if scores else None,
@@ -189,20 +187,6 @@ class Answering:
             keep_drafts=True,
             answers=asked.n,
         )
-
-    def _fitters_for(
-        self, lengths: set[int], template: AggregatorTemplate
-    ) -> Mapping[tuple[str, int], Fitter]:
-        key = (template.fingerprint, frozenset(lengths))
-        if key not in self._fitters:
-            try:
-                made = self._opened.fitters_for(lengths, template)
-            except UsageError as error:
-                raise Refusal(400, str(error), "context_length_exceeded", "max_tokens") from None
-            while len(self._fitters) >= MOST_FITTERS:
-                del self._fitters[next(iter(self._fitters))]
-            self._fitters[key] = made
-        return self._fitters[key]
 
 
 def _key(query: Query, runner: Runner) -> bytes:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from aft_factory.engines.engine import Engine
 from aft_factory.engines.gathering import gather_or_cancel
+from aft_factory.engines.sampling import Sampling
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.prompts.fitting import Fitter
@@ -28,7 +29,7 @@ class OpenEngines:
 
     Attributes:
         engines: By name, the run's own under "".
-        fitters: Shorten drafts to a model's context, by (model, max_tokens).
+        fitters: Shorten drafts to a model's context, by model.
         score: Asks the reward model, if there is one, as the strategy wants it.
         count: Tells what the reward model reads, in tokens.
         scorer: What scores.
@@ -41,7 +42,7 @@ class OpenEngines:
     """
 
     engines: dict[str, Engine]
-    fitters: dict[tuple[str, int], Fitter]
+    fitters: dict[str, Fitter]
     in_flight: int
     shape_name: str | None
     score: Any = None
@@ -62,20 +63,20 @@ class OpenEngines:
             for name, engine in self.engines.items()
         }
 
-    def fitters_for(
-        self, lengths: Iterable[int], template: AggregatorTemplate
-    ) -> dict[tuple[str, int], Fitter]:
-        """Return what shortens drafts for answers of these lengths in tokens, by (model, length).
+    def check_room(self, samplings: Iterable[Sampling]) -> None:
+        """Check that answers of these lengths leave room for a prompt.
 
         Raises:
-            UsageError: If a length leaves no room for a prompt.
+            UsageError: If one does not.
         """
-        return {
-            (name, length): fitter
-            for name, engine in self.engines.items()
-            for length in set(lengths)
-            if (fitter := _fitter(engine, length, template, name not in self.no_system)) is not None
-        }
+        longest = max(sampling.max_tokens for sampling in samplings)
+        for engine in self.engines.values():
+            if engine.context is not None and longest >= engine.context:
+                raise UsageError(
+                    f"max_tokens {longest} leaves no room for a prompt: the context of "
+                    f"{engine.model} is {engine.context} tokens; lower --max-tokens and "
+                    "--final-max-tokens"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +165,26 @@ async def open_engines(
         given = [str(part) for part in (settings.model, settings.adapter) if part is not None]
         served = settings.base_url or settings.scripted
         # In process, `engine.model` tells more than a name: which files, which chat template.
-        name = engines[""].model if served else "+".join(given)
-        opened = OpenEngines(engines, {}, in_flight, shape_name, name=name, no_system=no_system)
-        lengths = [sampling.max_tokens for sampling in settings.samplings()]
-        yield replace(opened, fitters=opened.fitters_for(lengths, load_template(template)))
+        own_name = engines[""].model if served else "+".join(given)
+        fitters = fitters_of(engines, load_template(template), no_system)
+        opened = OpenEngines(
+            engines, fitters, in_flight, shape_name, name=own_name, no_system=no_system
+        )
+        opened.check_room(settings.samplings())
+        yield opened
+
+
+def fitters_of(
+    engines: Mapping[str, Engine], template: AggregatorTemplate, no_system: Container[str] = ()
+) -> dict[str, Fitter]:
+    """Return what shortens drafts to the context of each engine that tells all it takes."""
+    return {
+        name: Fitter(tokenizer, chat, engine.context, template, system=name not in no_system)
+        for name, engine in engines.items()
+        if (tokenizer := engine.tokenizer) is not None
+        and (chat := engine.chat_template) is not None
+        and engine.context is not None
+    }
 
 
 def dry_run_engines(
@@ -225,19 +242,3 @@ async def _server(
         chat_template=chat,
         split_samples=settings.split_samples,
     )
-
-
-def _fitter(
-    engine: Engine, max_tokens: int, template: AggregatorTemplate, system: bool
-) -> Fitter | None:
-    if engine.context is None:
-        return None
-    limit = engine.context - max_tokens
-    if limit < 1:
-        raise UsageError(
-            f"max_tokens {max_tokens} leaves no room for a prompt: the context of {engine.model} "
-            f"is {engine.context} tokens; lower --max-tokens and --final-max-tokens"
-        )
-    if engine.tokenizer is None or engine.chat_template is None:
-        return None
-    return Fitter(engine.tokenizer, engine.chat_template, limit, template, system=system)

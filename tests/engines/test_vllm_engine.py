@@ -593,7 +593,7 @@ async def answered(engine, settings, answering):
         strategy = STRATEGIES[settings.strategy]
         runner = Runner(
             *(strategy, settings.options(), settings.drafting(), asker, engine.model),
-            answering._fitters_for({24}, load_template("paper")),
+            answering._opened.fitters,
             markers={"": answering.markers},
         )
         return await runner.answer(read_record({"messages": ASKED}))

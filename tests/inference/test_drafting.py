@@ -271,7 +271,7 @@ def test_control_tokens_in_a_draft_are_broken():
 def test_overlong_drafts_are_shortened_to_the_context_and_noted(llama3_tokenizer_dir):
     tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
     chat = resolve_chat_template("llama3", tokenizer)
-    fitters = {("", 4096): Fitter(tokenizer, chat, 700, load_template("paper"))}
+    fitters = {"": Fitter(tokenizer, chat, 4096 + 700, load_template("paper"))}
     long = Completion("one two three four five " * 200)
     engine = ScriptedEngine()
     _, trace = draw(engine, fitters=fitters, drafts=[long, Completion("short"), long], layer=1)
@@ -289,11 +289,8 @@ def test_the_final_layer_is_fitted_beside_its_own_answers_length(llama3_tokenize
     tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
     chat = resolve_chat_template("llama3", tokenizer)
     template = load_template("paper")
-    settings = replace(SETTINGS, final=Sampling(max_tokens=77))
-    fitters = {
-        ("", 4096): Fitter(tokenizer, chat, 900, template),
-        ("", 77): Fitter(tokenizer, chat, 700, template),
-    }
+    settings = replace(SETTINGS, final=Sampling(max_tokens=4296))
+    fitters = {"": Fitter(tokenizer, chat, 4096 + 900, template)}
     long = Completion("one two three four five " * 400)
     lengths = []
     for final in (False, True):
@@ -318,7 +315,7 @@ def test_a_query_that_does_not_fit_at_all_is_rejected_with_its_numbers(
     tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
     chat = resolve_chat_template("llama3", tokenizer)
     settings = replace(SETTINGS, proposal=Sampling(max_tokens=wanted))
-    fitters = {("", wanted): Fitter(tokenizer, chat, 5, load_template("paper"))}
+    fitters = {"": Fitter(tokenizer, chat, wanted + 5, load_template("paper"))}
     engine = ScriptedEngine()
     with pytest.raises(NoAnswer, match=rf"layer 0: needs .* tokens .* the limit is {limit}$"):
         draw(
@@ -333,7 +330,7 @@ def test_a_query_that_does_not_fit_at_all_is_rejected_with_its_numbers(
 def test_a_query_that_fits_beside_a_shorter_answer_is_asked_for_that(llama3_tokenizer_dir):
     tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
     chat = resolve_chat_template("llama3", tokenizer)
-    fitters = {("", 4096): Fitter(tokenizer, chat, 5, load_template("paper"))}
+    fitters = {"": Fitter(tokenizer, chat, 4096 + 5, load_template("paper"))}
     engine = ScriptedEngine()
     _, trace = draw(engine, fitters=fitters)
     [asked] = engine.requests
@@ -383,7 +380,7 @@ def test_a_cut_off_draft_is_kept_where_resampling_gave_none(empty):
 def test_a_request_has_the_very_tokens_of_its_prompt_so_that_it_is_encoded_once(tiny_llama, limit):
     tokenizer = load_tokenizer(str(tiny_llama))
     chat = resolve_chat_template("llama3", tokenizer)
-    fitters = {("", 4096): Fitter(tokenizer, chat, limit, load_template("paper"))}
+    fitters = {"": Fitter(tokenizer, chat, 4096 + limit, load_template("paper"))}
     engine = ScriptedEngine(numbered())
     drafts = [Completion("six pails <|eot_id|> " * 100), Completion("seven")]
     draw(engine, drafts=drafts, fitters=fitters)
@@ -488,7 +485,7 @@ def test_the_fate_of_an_unfinished_thought_is_a_policy_of_its_own(fate):
 def test_no_more_tokens_are_asked_for_than_the_context_has_room_for(tiny_llama):
     tokenizer = load_tokenizer(str(tiny_llama))
     chat = chat_template("llama3")
-    fitters = {("", 4096): Fitter(tokenizer, chat, 1000, load_template("paper"))}
+    fitters = {"": Fitter(tokenizer, chat, 4096 + 1000, load_template("paper"))}
     engine = thinking("<think>Hm", "<think>Hm", THOUGHT, cut=(0, 1))
     draw(engine, fitters=fitters, n=1)
     prompt = len(engine.requests[0].prompt_ids)
@@ -543,8 +540,8 @@ def test_where_there_is_no_system_message_the_aggregator_prompt_opens_the_first_
     fitters = {}
     if fitted:
         tokenizer, chat = load_tokenizer(str(tiny_llama)), chat_template("llama3")
-        fitter = Fitter(tokenizer, chat, 2000, load_template("paper"), system=False)
-        fitters = {("", 4096): fitter}
+        fitter = Fitter(tokenizer, chat, 4096 + 2000, load_template("paper"), system=False)
+        fitters = {"": fitter}
     answer = {"role": "assistant", "content": "Five."}
     query = [{"role": "system", "content": "Be brief."}, QUESTION, answer, QUESTION]
     opening, *rest = folded(query, [Completion("It is two.")], fitters=fitters)

@@ -288,7 +288,7 @@ def test_the_fingerprint_names_all_that_decides_an_outcome(llama3_tokenizer_dir)
     tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
     chat = resolve_chat_template("llama3", tokenizer)
     some = Fitter(tokenizer, chat, 700, load_template("paper"))
-    fitters = [{("", 4096): some}, {("", 77): some}, {("", 4096): replace(some, limit=701)}]
+    fitters = [{"": some}, {"other": some}, {"": some.but(limit=701)}]
 
     async def run():
         engine = ScriptedEngine()

@@ -18,6 +18,7 @@ from aft_factory.errors import UsageError
 from aft_factory.plugin import account
 from aft_factory.plugin.options import parse_entry
 from aft_factory.plugin.templates import aggregator_of
+from aft_factory.plugin.v0 import template_problem
 
 ROW = {"query": "How many pails?", "proposals": ["alpha", "beta", "gamma"], "aggregation": "Six."}
 
@@ -317,6 +318,21 @@ def test_a_template_that_does_not_fit_the_data_set_is_told_with_what_mends_it(
     told = [line for line in logged if "aft-factory: data set 'drafts.jsonl' trains " in line]
     assert len(told) == (words is not None)
     assert words is None or words in told[0]
+
+
+@pytest.mark.parametrize("asked", ["mine.jinja", "{folder}/mine.jinja", "copy.jinja"])
+def test_an_aggregator_prompt_is_the_same_by_its_text_whatever_its_path(
+    asked, tmp_path, tiny_llama, logged, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "copy"):
+        (tmp_path / f"{name}.jinja").write_text("{% for p in proposals %}{{ p }}\n{% endfor %}")
+    aggregation = {"template": asked.format(folder=tmp_path)}
+    write_dataset(tmp_path, "drafts", [ROW], aggregation=aggregation)
+    tokenize(tmp_path, "drafts", tiny_llama, template="aft_llama3:./mine.jinja")
+    assert not [line for line in logged if "trains on" in line]
+    (tmp_path / "mine.jinja").write_text("{{ proposals }}")
+    assert "will use './mine.jinja'" in template_problem("aft_llama3:./mine.jinja", "copy.jinja")
 
 
 AUGMENTED = [

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from asking_tools import SETTINGS, query, runner
+from asking_tools import query, runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,12 +155,11 @@ def test_a_conversation_that_the_chat_template_refuses_is_rejected_alone(limit, 
 
 def test_a_run_goes_on_without_the_query_that_the_chat_template_refuses(tiny_llama):
     chat = REFUSING + chat_template("llama3")
-    fitter = Fitter(load_tokenizer(str(tiny_llama)), chat, 4000, load_template("paper"))
+    fitter = Fitter(load_tokenizer(str(tiny_llama)), chat, 9000, load_template("paper"))
     outcomes = {}
 
     async def run():
-        fitters = {("", SETTINGS.proposal.max_tokens): fitter}
-        one = replace(runner(ScriptedEngine()), fitters=fitters)
+        one = replace(runner(ScriptedEngine()), fitters={"": fitter})
         queries = [query(text, name=text) for text in ("good", "bad", "fine")]
         await one.answer_all(queries, 10, lambda q, o: outcomes.__setitem__(q.id, o.problem))
 

@@ -1,7 +1,9 @@
 """Prompts: golden texts, selection, sanitising. Run: pytest tests/prompts/test_prompts.py"""
 
 import copy
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import jinja2.sandbox
 import pytest
@@ -139,6 +141,26 @@ def test_a_users_own_template_is_used(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("Drafts: {{ proposals | join(' / ') }}")
     assert conversation(record("a", "b"), Aggregation(str(path)))[0]["content"] == "Drafts: a / b"
+
+
+def test_a_template_is_as_its_file_is_now_and_in_options_as_it_was_when_they_were_made(
+    tmp_path, monkeypatch
+):
+    for folder, text in (("a", "A{{ proposals }}"), ("b", "B{{ proposals }}")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.jinja").write_text(text)
+    monkeypatch.chdir(tmp_path / "a")
+    options = Aggregation("mine.jinja")
+    assert load_template("mine.jinja").source == "A{{ proposals }}"
+    monkeypatch.chdir(tmp_path / "b")
+    assert load_template("mine.jinja").source == "B{{ proposals }}"
+    Path("mine.jinja").write_text("C{{ proposals }}")
+    assert load_template("mine.jinja").source == "C{{ proposals }}"
+    Path("mine.jinja").write_text("{{ other }}")
+    with pytest.raises(UsageError, match="other"):
+        load_template("mine.jinja")
+    for same in (options, pickle.loads(pickle.dumps(options))):  # as workers get them
+        assert conversation(record("x"), same)[0]["content"] == "A['x']"
 
 
 def test_jinja_in_a_proposal_is_text():

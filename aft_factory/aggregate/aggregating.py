@@ -49,6 +49,11 @@ class AggregateSettings(AskSettings):
     pseudo: bool = setting(
         False, "answer without seeing the proposals (the paper's ablation)", group=COMMON
     )
+    keep_thoughts: bool = setting(
+        False,
+        "keep what the model thought before each aggregation, to train models that think",
+        group=COMMON,
+    )
     drop: list[str] = setting(
         [],
         f"gates whose rows are rejected, as empty ones always are: {', '.join(gates.GATES)}",
@@ -141,7 +146,8 @@ class Gated(Tally):
             "events": outcome.events,
         }
         meta = with_told(record.meta, "aggregating", about)
-        return replace(record, aggregation=text, meta=meta).to_row()
+        thought = outcome.thoughts[0] if settings.keep_thoughts else None
+        return replace(record, aggregation=text, aggregation_thought=thought, meta=meta).to_row()
 
     def on_problem(self, outcome: Outcome) -> None:
         """Count an aggregation that was empty or cut off, and so never came to the gates."""

@@ -27,6 +27,7 @@ from aft_factory.prompts.selection import (
     refuse_copy,
     select,
     selected_conversation,
+    whole_target,
 )
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.prompts.tokenizer import resolve_chat_template
@@ -217,8 +218,9 @@ class Conversion:
 
     def _conversation(self, record: Record) -> Conversation:
         """Return the messages, proposals and target of a row, as they will be trained on."""
-        proposals = [] if self.target == "sft" else record.proposals
-        return record.messages, proposals, self.target_text(record)
+        if self.target == "sft":
+            return record.messages, [], self.target_text(record)
+        return record.messages, record.proposals, whole_target(record)
 
 
 def build_conversion(settings: ConvertSettings) -> Conversion:

@@ -8,6 +8,8 @@
 
 Records stay as they are, for the plugin reads their texts; in the other two the markers of control
 tokens are broken, in queries and answers too, as stock LLaMA-Factory would take them for real ones.
+A thought that was kept stands before the aggregation, between the words of most templates that
+think; the plugin puts those of the training's own template around it.
 
     {"id": "1", "conversations": [{"from": "system", "value": "You have been provided ..."},
      {"from": "human", "value": "6 pails of 5 litres?"}, {"from": "gpt", "value": "30 litres."}]}
@@ -19,7 +21,7 @@ from collections.abc import Callable, Sequence
 
 from aft_factory.errors import RecordError
 from aft_factory.prompts.markers import Markers
-from aft_factory.prompts.selection import Aggregation, selected_conversation
+from aft_factory.prompts.selection import Aggregation, selected_conversation, whole_target
 from aft_factory.records.messages import Message
 from aft_factory.records.record import Record, Row, required_aggregation
 
@@ -50,7 +52,8 @@ def to_aggregation(record: Record, options: Aggregation, markers: Markers) -> Ro
 def to_sharegpt(record: Record, options: Aggregation, markers: Markers) -> Row:
     """Return the rendered conversation of a selected record, for stock LLaMA-Factory."""
     messages = selected_conversation(record, options, markers)
-    return _sharegpt(record.id, messages, markers.sanitise(required_aggregation(record)))
+    required_aggregation(record)
+    return _sharegpt(record.id, messages, whole_target(record, markers.sanitise) or "")
 
 
 def to_sft(record: Record, options: Aggregation, markers: Markers) -> Row:

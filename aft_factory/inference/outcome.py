@@ -15,6 +15,7 @@ class Outcome:
 
     Attributes:
         answers: The answer of each turn; fewer than there are turns where a problem came between.
+        thoughts: What was thought before each of them.
         finish_reasons: Why each of them ended.
         details: What the strategy says about its choice, by turn.
         usage: Of each (turn, layer), what its requests took; of rejected queries too.
@@ -33,6 +34,7 @@ class Outcome:
     """
 
     answers: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     finish_reasons: list[str] = field(default_factory=list)
     details: list[dict[str, Any]] = field(default_factory=list)
     usage: list[dict[str, Any]] = field(default_factory=list)

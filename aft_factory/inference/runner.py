@@ -148,6 +148,7 @@ class Runner:
             problem, about = str(error), _about(error)
         return Outcome(
             answers=[completion.text for completion in done],
+            thoughts=[completion.thought for completion in done],
             finish_reasons=[completion.finish_reason for completion in done],
             details=details,
             usage=[

@@ -34,6 +34,7 @@ class Account:
         shortened: Those with proposals shortened.
         proposals_shortened: How many these were.
         tokens_removed: How many tokens they lost.
+        thoughts_left_out: Rows that are trained on without the thought that they bring.
         left_out: By what it is about: how many rows were left out, the first one's number, and why.
     """
 
@@ -41,6 +42,7 @@ class Account:
     shortened: int = 0
     proposals_shortened: int = 0
     tokens_removed: int = 0
+    thoughts_left_out: int = 0
     left_out: dict[str, tuple[int, int, str]] = field(default_factory=dict)
 
     def leave_out(self, about: str, number: int, why: str) -> None:
@@ -54,6 +56,7 @@ class Account:
         self.shortened += other.shortened
         self.proposals_shortened += other.proposals_shortened
         self.tokens_removed += other.tokens_removed
+        self.thoughts_left_out += other.thoughts_left_out
         for about, (count, number, why) in other.left_out.items():
             self._add_left_out(about, count, number, why)
 
@@ -74,6 +77,12 @@ class Account:
                 f"aft-factory: shortened {self.proposals_shortened} proposals in {self.shortened} "
                 f"of {self.rows} rows to fit cutoff_len {limit} ({self.tokens_removed} tokens of "
                 f"data set {dataset!r}); no query, instruction or target was cut."
+            )
+        if self.thoughts_left_out:
+            lines.append(
+                f"aft-factory: {self.thoughts_left_out} of {self.rows} rows of data set "
+                f"{dataset!r} bring a thought, and are trained on without it: the template does "
+                "not think, or `enable_thinking` is false."
             )
         for about, (count, _, why) in self.left_out.items():
             reason = f"because of their {about}"

@@ -70,7 +70,7 @@ def _with_best_response(record: Record) -> Record:
     best = best_response(record)
     if best is None:
         raise RecordError("reference", "missing or empty, and there is no proposal with a score")
-    return replace(record, aggregation=best)
+    return replace(record, aggregation=best, aggregation_thought=None)
 
 
 def parse_entry(dataset: str, entry: Mapping[str, Any]) -> DatasetOptions:

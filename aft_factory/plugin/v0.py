@@ -156,7 +156,8 @@ class AggregationConverter:
             return _aligned([{"role": "user", "content": ""}], "", "", parts)
         messages = list(record.messages)
         system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
-        parts = Parts(options.dataset, number, template, record.proposals, fit)
+        thought = record.aggregation_thought or ""
+        parts = Parts(options.dataset, number, template, record.proposals, fit, thought=thought)
         return _aligned(messages, record.aggregation, system, parts)
 
     def convert_batch(

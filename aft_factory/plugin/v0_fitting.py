@@ -19,7 +19,7 @@ from typing import Any
 
 from aft_factory.errors import RecordError, UsageError
 from aft_factory.plugin.account import Account, Accounts, note
-from aft_factory.plugin.slots import written_by
+from aft_factory.plugin.slots import thinks, written_by
 from aft_factory.prompts.fitting import token_boundaries
 from aft_factory.prompts.markers import Markers
 from aft_factory.prompts.rendering import load_template, system_text
@@ -29,6 +29,7 @@ from aft_factory.prompts.tokenizer import tokenizer_markers
 PARTS = "_aft_parts"  # the column of an aligned row that holds its `Parts`
 PROCESSORS = ("supervised", "unsupervised")  # of LLaMA-Factory; the first trains, both predict
 NO_LIMIT = 1 << 40
+IGNORE = -100  # the label of what is not learned
 
 _hooked: set[str] = set()
 
@@ -45,6 +46,7 @@ class Parts:
         fit: Whether to shorten them to `cutoff_len`.
         about: The column because of which the row cannot be trained on; "" for one that can.
         problem: Why not.
+        thought: What was thought before the aggregation; "" for none.
     """
 
     dataset: str
@@ -54,6 +56,7 @@ class Parts:
     fit: bool
     about: str = ""
     problem: str = ""
+    thought: str = ""
 
     def dump(self) -> str:
         """Return it as text: Arrow takes a column's type from its first rows."""
@@ -182,11 +185,19 @@ def _aggregating_encode(original: Any, predicts: bool) -> Any:
         template, own = load_template(parts.template), sanitise(system or "")
         prompt, response = map(batch.markers.sanitise_all, (prompt, response))
         proposals = [sanitise(text) for text in parts.proposals]
+        if parts.thought.strip():
+            if self.template.enable_thinking is not False and thinks(self.template):
+                begins, ends = self.template.thought_words
+                answer = f"{begins}{sanitise(parts.thought)}{ends}{response[0]['content']}"
+                response = [response[0] | {"content": answer}]
+            else:
+                batch.account(parts).thoughts_left_out += 1
 
         def encoded(proposals: Sequence[str], cutoff: int) -> Encoded:
             text = system_text(own, proposals, template)
             processor = _learning_aggregations(self, cutoff)
-            return original(processor, prompt, response, text, *args, **kwargs)  # type: ignore[no-any-return]
+            ids, labels = original(processor, prompt, response, text, *args, **kwargs)
+            return ids, labels if predicts else _of_last_answer(labels)
 
         whole = encoded(proposals, limit)
         if length(whole) < limit or not parts.fit:
@@ -206,6 +217,17 @@ def _aggregating_encode(original: Any, predicts: bool) -> Any:
         return encoded(fitted.proposals, limit)
 
     return encode
+
+
+def _of_last_answer(labels: list[int]) -> list[int]:
+    """Return labels without those of earlier answers.
+
+    Where no token ends an answer (`efficient_eos`), LLaMA-Factory has the model learn to end the
+    earlier ones by EOS, though they are history.
+    """
+    ignored = [i for i, label in enumerate(labels) if label == IGNORE]
+    start = ignored[-1] + 1 if ignored else 0
+    return [IGNORE] * start + labels[start:]
 
 
 def _learning_aggregations(processor: Any, cutoff: int) -> Any:

@@ -105,8 +105,11 @@ def convert_row(
     messages = conversation(record, options.aggregation)
     assert record.aggregation is not None
     turns = [_message(m["role"], m["content"], 0.0) for m in messages]
-    answer = known_markers().sanitise(record.aggregation)
-    return {"messages": [*turns, _message("assistant", answer, 1.0)]}
+    safe = known_markers().sanitise
+    answer = _message("assistant", safe(record.aggregation), 1.0)
+    if thought := (record.aggregation_thought or "").strip():
+        answer["content"].insert(0, {"type": "reasoning", "value": safe(thought)})
+    return {"messages": [*turns, answer]}
 
 
 def _message(role: str, text: str, loss_weight: float) -> dict[str, Any]:

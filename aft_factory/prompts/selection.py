@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from aft_factory.errors import RecordError, UsageError
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.rendering import AggregatorTemplate, load_template, with_aggregator
+from aft_factory.prompts.thoughts import ThoughtWords
 from aft_factory.records.fields import known
 from aft_factory.records.messages import Message
 from aft_factory.records.record import Record
@@ -147,6 +149,19 @@ def refuse_copy(record: Record) -> None:
             f"{record.id!r} is a row that mix_plain added once more: without proposals it would be "
             "trained on twice; take the file from before mix_plain",
         )
+
+
+def whole_target(record: Record, safe: Callable[[str], str] = str) -> str | None:
+    """Return the text that AFT trains on: the aggregation, behind its thought if that was kept.
+
+    Args:
+        record: The record.
+        safe: Breaks control tokens in a text; those around the thought are whole.
+    """
+    answer, thought = record.aggregation, record.aggregation_thought
+    if answer is None or not (thought and thought.strip()):
+        return answer and safe(answer)
+    return ThoughtWords().around(safe(thought), safe(answer))
 
 
 def conversation(record: Record, options: Aggregation = PAPER) -> list[Message]:

@@ -64,6 +64,10 @@ class ThoughtWords:
             return text.strip().removeprefix(self.opening).strip(), ""
         return (text.strip(), "") if self.opened and cut_off else ("", text)
 
+    def around(self, thought: str, answer: str) -> str:
+        """Return a thought and the answer behind it as one text, which `split` takes apart."""
+        return f"{self.opening}\n{thought}\n{self.closing}\n\n{answer}"
+
     def answer_at(self, text: str) -> int | None:
         """Return where the answer begins in a text that is still being written, by `split`.
 

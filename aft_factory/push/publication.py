@@ -112,6 +112,7 @@ def _texts(record: Record) -> Iterator[tuple[str, str]]:
     for index, text in enumerate(record.proposals):
         yield f"proposals[{index}]", text
     yield "aggregation", record.aggregation or ""
+    yield "aggregation_thought", record.aggregation_thought or ""
     yield "reference", record.reference or ""
 
 

@@ -215,6 +215,7 @@ def _record_types() -> dict[str, Any]:
         "source": text,
         "scores": pa.list_(pa.float64()),
         "proposal_models": texts,
+        "aggregation_thought": text,
         "meta": text,
     }
 

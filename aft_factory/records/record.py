@@ -5,7 +5,7 @@ Reads and writes nothing; knows no file format, template or model. On disk a rec
     {"id": "gsm8k-17", "messages": [{"role": "user", "content": "6 pails of 5 litres?"}],
      "proposals": ["6 x 5 = 30", "It is 11."], "aggregation": "6 x 5 = 30 litres.",
      "reference": null, "source": "gsm8k", "scores": [0.9, 0.1], "proposal_models": null,
-     "meta": "{}"}
+     "aggregation_thought": null, "meta": "{}"}
 
 Every key is always written and `meta` is JSON text, so that Arrow finds equal columns in every row.
 (Of a long file of JSON Lines it takes the types from the beginning: `early_types` sees to that.)
@@ -57,6 +57,7 @@ class Record:
         source: Which data set the row came from.
         scores: One number per proposal (None where unknown), or None.
         proposal_models: The model that wrote each proposal, or None.
+        aggregation_thought: What was thought before the aggregation, to be trained on with it.
         meta: Everything else the input row held; carried along, never interpreted.
     """
 
@@ -68,6 +69,7 @@ class Record:
     source: str = ""
     scores: list[float | None] | None = None
     proposal_models: list[str | None] | None = None
+    aggregation_thought: str | None = None
     meta: Row = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class Record:
             "source": self.source,
             "scores": self.scores,
             "proposal_models": self.proposal_models,
+            "aggregation_thought": self.aggregation_thought,
             # As JSON text: objects of varying shape would give Arrow no stable type.
             "meta": exact_json.dump(self.meta, default=str).decode(),
         }
@@ -109,6 +112,7 @@ class Columns:
     aggregation: str | None = None
     reference: str | None = None
     source: str | None = None
+    aggregation_thought: str | None = None
     ignore: str | None = None
 
     @classmethod
@@ -134,8 +138,8 @@ class Columns:
             RecordError: If it asks nothing, or something that is not understood.
         """
         # What another field is read from is no part of the query.
-        others = (self.proposals, self.aggregation, self.reference, self.source, self.id)
-        ignored = [*filter(None, others)]
+        answers = (self.proposals, self.aggregation, self.aggregation_thought, self.reference)
+        ignored = [*filter(None, (*answers, self.source, self.id))]
         if self.ignore is not None:
             ignored += self.ignore.split(",")
         return read_query(
@@ -160,8 +164,9 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
             objects `{"response" or "text", "model", "score"}`, in which what is missing is blank.
             The reference is `reference`, else Alpaca's `output`, else the answer that the
             conversation ends with (otherwise that is "answer" in `meta`). Other columns go to
-            `meta`, and so do `reference`, `source`, `scores`, `proposal_models` and `meta` of
-            other types than ours; what else the drafts' objects hold is there as "of_proposals".
+            `meta`, and so do `reference`, `source`, `scores`, `proposal_models`,
+            `aggregation_thought` and `meta` of other types than ours; what else the drafts' objects
+            hold is there as "of_proposals".
         columns: Names of the columns, where they are not the usual ones.
 
     Raises:
@@ -201,7 +206,8 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
     name, value = take("aggregation", given=columns.aggregation)
     aggregation = optional_text(value, name)
     texts: dict[str, str | None] = {}
-    for key, given in (("reference", columns.reference), ("source", columns.source)):
+    for key in ("reference", "source", "aggregation_thought"):
+        given = getattr(columns, key)
         name, value = take(key, given=given)
         if given is None and not isinstance(value, str | None):
             used.discard(name)  # the user's own column of that name
@@ -237,6 +243,7 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
         source=texts["source"] or "",
         scores=None if scores is None else [None if s is None else float(s) for s in scores],
         proposal_models=models,
+        aggregation_thought=texts["aggregation_thought"],
         meta=_beside(meta, more) if meta else more,
     )
 

@@ -17,6 +17,7 @@ from aft_factory.engines.endings import is_cut_off, is_filtered
 from aft_factory.errors import RecordError
 from aft_factory.prompts.estimating import HOW, estimated_row, estimated_tokens
 from aft_factory.prompts.rendering import load_template
+from aft_factory.prompts.selection import whole_target
 from aft_factory.records.fields import LIST, OBJECT
 from aft_factory.records.record import USUAL_COLUMNS, Columns, Record, note_beside, record_from_row
 from aft_factory.records.rejects import Rejects
@@ -139,7 +140,8 @@ class Counts:
             self._add_lengths("proposal", text)
         if record.aggregation is not None:
             self._add_lengths("aggregation", record.aggregation)
-        row = estimated_row(record.messages, proposals, record.aggregation, self._template)
+        target = whole_target(record)
+        row = estimated_row(record.messages, proposals, target, self._template)
         self.tokens.parts["row"].add(row)
 
         kept = sum(not _blank(text) for text in proposals)

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from aft_factory.prompts.fitting import Fitter
-from aft_factory.prompts.selection import Aggregation, select
+from aft_factory.prompts.selection import Aggregation, select, whole_target
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.records.fields import short
 from aft_factory.records.record import Record, told_beside
@@ -76,7 +76,7 @@ class TokenCounts:
             texts.extend(("proposal", text) for text in proposals)
             if record.aggregation is not None:
                 texts.append(("aggregation", record.aggregation))
-            rows.append((record.messages, proposals, record.aggregation))
+            rows.append((record.messages, proposals, whole_target(record)))
         core = self._fitter.tokenizer.backend_tokenizer
         encoded = core.encode_batch_fast([text for _, text in texts], add_special_tokens=False)
         for (part, _), encoding in zip(texts, encoded, strict=True):

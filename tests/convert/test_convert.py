@@ -241,6 +241,20 @@ def test_a_row_too_long_is_rejected_whatever_its_id(convert, llama3_tokenizer_di
     assert out.startswith("read 2 rows: 1 written to out.jsonl, 1 rejected (out.rejects.jsonl)\n")
 
 
+def test_a_thought_that_was_kept_is_part_of_the_target_and_of_no_baseline(
+    convert, llama3_tokenizer_dir
+):
+    row = ROWS[0] | {"reference": "Six.", "thinking": "long " * 2000}
+    flags = ["--output", "out.jsonl", "--tokenizer", llama3_tokenizer_dir, "--cutoff-len", 700]
+    named = [*flags, "--overwrite", "--column", "aggregation_thought=thinking"]
+    source = write("in.jsonl", [row])
+    assert "1 written to out.jsonl, 0 rejected" in convert("proposals", source, *flags)
+    for target in ("aggregation", "sharegpt"):
+        assert "1 rejected" in convert("proposals", source, *named, "--target", target)
+    convert("proposals", source, *named, "--target", "sft")
+    assert "long" not in str(read("out.jsonl"))
+
+
 @pytest.mark.parametrize("target", ["aggregation", "sharegpt"])
 def test_what_is_rejected_is_not_mixed_in_plain_either(convert, llama3_tokenizer_dir, target):
     rows = [ROWS[0], ROWS[1] | {"query": "long " * 2000}, ROWS[1] | {"aggregation": 3}, BAD]
@@ -410,6 +424,7 @@ def test_columns_of_other_names(convert):
         "source": "x",
         "scores": None,
         "proposal_models": None,
+        "aggregation_thought": None,
         "meta": "{}",
     }
 

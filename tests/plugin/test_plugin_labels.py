@@ -9,9 +9,13 @@ import pytest
 from llamafactory_tools import prompt_ids, tokenize, trained_ids, write_dataset
 from test_plugin_v0 import logged  # noqa: F401 - a fixture
 
+from aft_factory.convert.targets import to_sharegpt
 from aft_factory.errors import UsageError
 from aft_factory.plugin import v0_fitting
 from aft_factory.plugin.v0 import check_training
+from aft_factory.prompts.selection import PAPER
+from aft_factory.prompts.tokenizer import tokenizer_markers
+from aft_factory.records.record import record_from_row
 
 HISTORY = [
     {"role": "user", "content": "How many pails?"},
@@ -149,3 +153,82 @@ def test_a_hook_that_finds_nothing_says_so_and_training_is_refused(
     write_dataset(tmp_path, "drafts", [ROW])
     with pytest.raises(UsageError, match=r"nothing to hook into in .*processor\.supervised"):
         tokenize(tmp_path, "drafts", tiny_llama)
+
+
+@pytest.mark.parametrize("template", ["gemma2", "glm4", "llama3", "mistral"])
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_labels_are_llamafactorys_own_of_the_last_answer_and_no_other(
+    template, turns, tmp_path, tiny_llama
+):
+    """Some templates end no answer by a token: the next turn's first one has EOS as its label."""
+    messages = (HISTORY[:2] * turns)[:-2] + HISTORY[2:]
+    record = {"messages": messages, "proposals": [], "aggregation": "30 litres."}
+    write_dataset(tmp_path, "drafts", [record])
+    names = {"user": "human", "assistant": "gpt"}
+    stock = [{"from": names[m["role"]], "value": m["content"]} for m in messages]
+    stock.append({"from": "gpt", "value": "30 litres."})
+    write_dataset(tmp_path, "stock", [{"conversations": stock}], formatting="sharegpt")
+    tokenizer, (ours,) = tokenize(tmp_path, "drafts", tiny_llama, template=template)
+    _, (own,) = tokenize(tmp_path, "stock", tiny_llama, template=template, mask_history=True)
+    assert ours["input_ids"] == own["input_ids"]
+    learned = trained_ids(ours)
+    assert own["labels"][-len(learned) :] == ours["labels"][-len(learned) :] == learned
+    assert tokenizer.decode(learned).strip().startswith("30 litres.")
+    assert set(ours["labels"][: -len(learned)]) == {-100}
+
+
+THOUGHT = "Six pails of <think>5</think> litres.\n\nSo 30."
+
+
+@pytest.mark.parametrize(
+    ("template", "enable", "kept"),
+    [
+        ("qwen3", True, True),
+        ("qwen3", None, True),
+        ("qwen3", False, False),
+        ("gpt_oss", True, True),
+        ("glm4_7", True, True),
+        ("llama3", True, False),
+    ],
+)
+def test_a_thought_that_was_kept_is_learned_as_llamafactory_learns_thoughts(
+    template,
+    enable,
+    kept,
+    tmp_path,
+    tiny_llama,
+    logged,  # noqa: F811
+    monkeypatch,
+):
+    from llamafactory.data.template import TEMPLATES
+
+    for name in (template, f"aft_{template}"):
+        monkeypatch.setattr(TEMPLATES[name], "enable_thinking", True)  # put back
+    begins, ends = TEMPLATES[template].thought_words
+    rows = [ROW | {"aggregation_thought": text} for text in (THOUGHT, None, " ")]
+    write_dataset(tmp_path, "drafts", rows)
+    tokenizer, (ours, *without) = tokenize(
+        tmp_path, "drafts", tiny_llama, template=f"aft_{template}", enable_thinking=enable
+    )
+    markers = tokenizer_markers(tokenizer, f"{begins}{ends}")
+    stock = to_sharegpt(record_from_row(ROW | {"aggregation_thought": THOUGHT}), PAPER, markers)
+    answer = stock["conversations"][-1]
+    thought = markers.sanitise(THOUGHT)
+    assert answer["value"] == f"<think>\n{thought}\n</think>\n\n30 litres."
+    answer["value"] = f"{begins}{thought}{ends}30 litres." if kept else "30 litres."
+    write_dataset(tmp_path, "stock", [stock], formatting="sharegpt")
+    _, (own,) = tokenize(
+        *(tmp_path, "stock", tiny_llama),
+        template=template,
+        enable_thinking=enable,
+        mask_history=True,
+    )
+    assert ours["input_ids"] == own["input_ids"]
+    learned = trained_ids(ours)
+    assert learned == own["labels"][-len(learned) :]
+    assert (thought.split("\n")[-1] in tokenizer.decode(learned)) == kept
+    told = [line for line in logged if "1 of 3 rows of data set 'drafts.jsonl' bring a" in line]
+    assert bool(told) != kept
+    for row in without:
+        assert "30 litres." in tokenizer.decode(trained_ids(row))
+        assert row["labels"] == without[0]["labels"]

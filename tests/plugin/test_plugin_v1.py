@@ -72,8 +72,19 @@ def test_options_and_renamed_columns_reach_the_sample(tmp_path):
     assert sample["messages"][0]["content"][0]["value"].endswith("2. beta")
 
 
+def test_a_thought_that_was_kept_is_reasoning(tmp_path):
+    row = ROW | {"aggregation_thought": " 5 + 1 <|eot_id|>\n"}
+    (sample,) = data_engine(tmp_path, [row])[:]
+    answer = sample["messages"].pop()
+    assert answer.pop("content") == [
+        {"type": "reasoning", "value": "5 + 1 <\u200b|eot_id|>"},
+        {"type": "text", "value": "Six.<\u200b|eot_id|>"},
+    ]
+    assert answer == {"role": "assistant", "loss_weight": 1.0}
+
+
 def test_sft_trains_on_the_best_response(tmp_path):
-    row = ROW | {"scores": [1, 3, 2]}
+    row = ROW | {"scores": [1, 3, 2], "aggregation_thought": "of another answer"}
     (sample,) = data_engine(tmp_path, [row], aggregation={"ablation": "sft"})[:]
     plain = {"query": row["query"], "proposals": [], "aggregation": row["proposals"][1]}
     assert sample == expected(plain)

@@ -310,6 +310,7 @@ def test_a_record_writes_every_key_in_order():
         ("source", ""),
         ("scores", None),
         ("proposal_models", None),
+        ("aggregation_thought", None),
         ("meta", '{"a":{"é":[null]}}'),
     ]
 

@@ -277,6 +277,23 @@ def test_aggregate_asks_with_the_aggregator_prompt_and_flags_what_it_finds(
     assert len(asked) == 4  # other gates ask nothing again
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_thoughts_before_aggregations_are_kept_on_request(keep, scripted, tmp_path):
+    texts = ["<think>\nDraft <b>1</b> is right.\n</think>\n\nFour.", "Five.", DRAFTS[0], "Six."]
+    scripted(lambda r: [texts[int(r.prompt[-1]["content"][4])]])
+    before = [row | {"aggregation_thought": "An older one."} for row in RECORDS]
+    source, output = write_rows(tmp_path / "in.jsonl", before), tmp_path / "out.jsonl"
+    flags = ["--keep-thoughts"] if keep else []
+    assert aggregate([source, "--output", str(output), "--scripted", "--quiet", *flags]) == 0
+    made = records(output)
+    assert [record.aggregation for record in made] == ["Four.", *texts[1:]]
+    thoughts = ["Draft <b>1</b> is right.", "", "", ""] if keep else [None] * 4
+    assert [record.aggregation_thought for record in made] == thoughts
+    again = [*flags, "--overwrite", "--keep-thoughts"]
+    assert aggregate([source, "--output", str(output), "--scripted", "--quiet", *again]) == 0
+    assert records(output)[0].aggregation_thought == "Draft <b>1</b> is right."  # no model is asked
+
+
 def test_empty_and_dropped_aggregations_count_under_their_gates(scripted, tmp_path, capsys):
     texts = {"Sum 0?": " ", "Sum 1?": "Cut", "Sum 2?": "Four.", "Sum 3?": ""}
     scripted(lambda r: [texts[r.prompt[-1]["content"]]], cut=("Cut",))

@@ -289,6 +289,14 @@ def measured(tokenizer, rows):
     return whole, [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
 
 
+def test_a_thought_that_was_kept_is_part_of_a_training_row(numbers, llama3_tokenizer_dir):
+    rows = [ROWS[0], ROWS[0] | {"id": "c", "aggregation_thought": "five and one " * 100}]
+    for flags in ([], ["--tokenizer", llama3_tokenizer_dir]):
+        found = numbers(write("rows.jsonl", rows), *flags)["tokens"]
+        assert found["row"]["max"] - found["row"]["min"] > 300
+        assert found["aggregation"]["max"] == found["aggregation"]["min"]
+
+
 def test_token_lengths_are_those_of_training(numbers, llama3_tokenizer_dir):
     rows = demo_rows()
     found = numbers(write("rows.jsonl", rows), "--tokenizer", llama3_tokenizer_dir)["tokens"]

@@ -9,6 +9,7 @@ asker gives it up instead (`keep_sent`), as those who come next ask for somethin
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -230,6 +231,7 @@ class Asker:
         self.counts.retried += flight.attempts > 0
         flight.attempts += 1
         flight.sent = True
+        began = time.monotonic()
         try:
             if flight.listeners and request is flight.request:
                 reply = _storable(await engine.stream(request, flight.tell))
@@ -238,7 +240,10 @@ class Asker:
             if request is flight.request:
                 self.counts.asked += reply.usage
                 if self._journal is not None:
-                    self._journal.keep(flight.key, flight.place, engine.model, request, reply)
+                    seconds = round(time.monotonic() - began, 3)
+                    self._journal.keep(
+                        flight.key, flight.place, engine.model, request, reply, seconds
+                    )
             self._available[request.model or ""].note_answer()
         finally:
             self.limiter.leave(request.n)

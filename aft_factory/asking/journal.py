@@ -56,14 +56,22 @@ class Journal(JournalFile):
         reply, run = found
         if run != self._run:
             self._db.execute("INSERT OR IGNORE INTO taken VALUES (?, ?)", (key, self._run))
-        return _reply(self._expand(reply))
+        return _reply(orjson.loads(self._expand(reply)))
 
-    def keep(self, key: bytes, place: Place, model: str, request: Request, reply: Reply) -> None:
-        """Write a reply down; it is safe when this returns."""
+    def keep(
+        self,
+        key: bytes,
+        place: Place,
+        model: str,
+        request: Request,
+        reply: Reply,
+        seconds: float | None = None,
+    ) -> None:
+        """Write a reply down, and how long it took; it is safe when this returns."""
         row = (
             *(key, place.query, place.turn, place.layer, place.slot, place.attempt),
             *(model, request.n, request.seed, orjson.dumps(request.sampling).decode()),
-            *(self._squeeze(_dump_reply(reply)), self._run),
+            *(self._squeeze(_dump_reply(reply, seconds)), self._run),
         )
         with self._db:  # all of it or nothing, at the price of one write
             self._db.execute("BEGIN")
@@ -193,15 +201,17 @@ class Journal(JournalFile):
         for *place, key, model, n, seed, sampling, reply in rows:
             request = {"key": key, "model": model, "n": n, "seed": seed}
             request["sampling"] = orjson.loads(sampling)
-            yield Place(*place), request, _reply(self._expand(reply))
+            content = orjson.loads(self._expand(reply))
+            request["seconds"] = content.get("seconds")  # None in older journals
+            yield Place(*place), request, _reply(content)
 
 
-def _dump_reply(reply: Reply) -> bytes:
+def _dump_reply(reply: Reply, seconds: float | None) -> bytes:
     completions = list(map(astuple, reply.completions))
-    return orjson.dumps({"usage": astuple(reply.usage), "completions": completions})
+    content = {"usage": astuple(reply.usage), "completions": completions, "seconds": seconds}
+    return orjson.dumps(content)
 
 
-def _reply(data: bytes) -> Reply:
-    content = orjson.loads(data)
+def _reply(content: dict[str, Any]) -> Reply:
     completions = tuple(Completion(*values) for values in content["completions"])
     return Reply(completions, Usage(*content["usage"]))

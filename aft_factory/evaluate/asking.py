@@ -132,7 +132,8 @@ def _lines(plans: Sequence[Plan], settings: EvalSettings) -> Iterator[bytes]:
                 yield orjson.dumps(row | {"row": query.row}, default=str) + b"\n"
 
 
-def _read(row: Any) -> Query:
+def read_request(row: Any) -> Query:
+    """Read a line of requests.jsonl."""
     final = row["final"] | {"stop": tuple(row["final"].get("stop", ()))}
     columns = {"benchmark": row["benchmark"], "turns": row["turns"], **row["row"]}
     return Query(
@@ -155,7 +156,7 @@ def _job(
     usual = build_stage(own, "records")
     stage = replace(
         usual,
-        read_row=_read,
+        read_row=read_request,
         write_row=lambda query, outcome: (
             output_row(query, outcome, own) | {"seed": query.seed, "options": query.options}
         ),
@@ -187,7 +188,7 @@ def _collect(plans: Sequence[Plan], job: Job, requests: Path) -> Asked:
     with Journal(job.journal_path, read_only=True) as journal:
         fingerprint = journal.last_run() or ""
         for line in job.settings.lines(str(requests)):
-            query = _read(line.value)
+            query = read_request(line.value)
             name, key = line.value["benchmark"], Runner.outcome_key(query, fingerprint)
             outcome = Outcome(**(journal.outcome(key) or {"problem": "lost"}))
             totals = asked.totals.setdefault(name, Totals())

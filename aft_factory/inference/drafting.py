@@ -283,6 +283,9 @@ class Drafting:
             raise TooLong(f"layer {layer}: {fitted}")
         if fitted.cut:
             self.note(layer, slot, f"{fitted.cut} drafts shortened")
+            kept = [len(markers.restore(text)) for text in fitted.proposals]
+            place = {"turn": self._turn, "layer": layer, "slot": slot}
+            self._trace.shortened.append(place | {"kept": kept})
         return fitted.messages, fitted.prompt_ids, roomy
 
 

@@ -71,6 +71,8 @@ class Trace:
         drafts: By (turn, layer): (slot, completion) of every draft that was used.
         events: Every use of a policy: {turn, layer, slot, event}.
         answers: By turn, all answers that were drawn from the same drafts.
+        shortened: Where drafts were shortened to be read: {turn, layer, slot, kept}, the
+            characters kept of each.
     """
 
     usage: dict[tuple[int, int], Usage] = field(default_factory=dict)
@@ -78,3 +80,4 @@ class Trace:
     drafts: dict[tuple[int, int], list[tuple[int, Completion]]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     answers: dict[int, list[Completion]] = field(default_factory=dict)
+    shortened: list[dict[str, Any]] = field(default_factory=list)

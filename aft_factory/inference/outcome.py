@@ -31,6 +31,8 @@ class Outcome:
         scored: What a reward model read, where one was asked.
         given: The proposals of the row that were the drafts of its first layer.
         more: Further answers to the last turn from the same drafts: {text, finish_reason}.
+        shortened: Where drafts were shortened to be read: {turn, layer, slot, kept}, the
+            characters kept of each.
     """
 
     answers: list[str] = field(default_factory=list)
@@ -47,6 +49,7 @@ class Outcome:
     scored: dict[str, Any] | None = None
     given: list[str] = field(default_factory=list)
     more: list[dict[str, str]] = field(default_factory=list)
+    shortened: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def layer_usage(self) -> dict[tuple[int, int], Usage]:

@@ -166,6 +166,7 @@ class Runner:
                 {"text": completion.text, "finish_reason": completion.finish_reason}
                 for completion in trace.answers.get(len(query.turns) - 1, [])[1:]
             ],
+            shortened=trace.shortened,
         )
 
     def _counted(self, scored: list[Usage]) -> Callable[..., Awaitable[Any]]:

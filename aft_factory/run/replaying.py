@@ -1,40 +1,93 @@
-"""The prompts of a query, made anew from its journal, which keeps the drafts in them once."""
+"""A query made anew from its journal, which keeps drafts once and not the prompts they stood in.
+
+The strategy runs again on what was answered then: so the prompts, which drafts each of them held,
+which drafts were used and which was taken for the answer are known without being kept.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from aft_factory.asking.journal import Journal, Place
 from aft_factory.asking.limiter import Stopped
-from aft_factory.engines.sampling import Completion, Prompt, Reply, Request, Usage
+from aft_factory.engines.sampling import Completion, Piece, Prompt, Reply, Request, Usage
 from aft_factory.errors import UsageError
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategies import STRATEGIES
+from aft_factory.inference.strategy import Answer, Conversation, Sample
 from aft_factory.run.settings import RunSettings
 from aft_factory.stage.kept import kept_settings
 
 Prompts = dict[tuple[int, int], dict[int, Prompt]]  # by (turn, layer): by slot
+Kept = tuple[Place, dict[str, Any], Reply]  # as `Journal.replies` has them
+Where = tuple[int, int]  # a draft's (layer, slot)
 
 
-class _Replay:
-    """In the place of an `Asker`: answers from the journal, and notes what was asked."""
+@dataclass(slots=True)
+class Replayed:
+    """What a query's journal tells by being run again.
 
-    def __init__(self, completions: dict[Place, Completion]) -> None:
-        self._completions = completions
-        self.prompts: Prompts = {}
+    Attributes:
+        prompts: What was asked, drafts unshortened.
+        drafts: By (turn, layer), by slot, the drafts that were used.
+        reads: By (turn, layer), by slot, the drafts that were in the prompt.
+        chosen: By turn, the draft that is the answer.
+        exact: Whether the journal's seeds are those of the query: else whatever follows from chance,
+            such as which drafts a member of `rsa` reads, is not known.
+    """
 
-    async def ask(self, request: Request, place: Place, *_: object) -> Reply:
-        """Return what the journal has; what comes after something it has not is not asked."""
-        slots = range(place.slot, place.slot + request.n)
-        asked = self.prompts.setdefault((place.turn, place.layer), {})
-        asked |= dict.fromkeys(slots, request.prompt)
-        places = [Place(place.query, place.turn, place.layer, i, place.attempt) for i in slots]
-        if not all(at in self._completions for at in places):
-            raise Stopped("the journal has no more of it")
-        return Reply(tuple(self._completions[at] for at in places), Usage())
+    prompts: Prompts = field(default_factory=dict)
+    drafts: dict[tuple[int, int], dict[int, Completion]] = field(default_factory=dict)
+    reads: dict[tuple[int, int], dict[int, list[Where]]] = field(default_factory=dict)
+    chosen: list[Where | None] = field(default_factory=list)
+    exact: bool = True
+
+
+def plain_query(name: str, turns: list[Any], replies: Sequence[Kept], **more: Any) -> Query:
+    """Return a query of which the journal alone is known, decoded in the end as it was then."""
+    final = {}
+    if replies:  # a benchmark's own rules may differ from the run's settings
+        last = max(replies, key=lambda kept: (kept[0].turn, kept[0].layer))
+        final = {"temperature": last[1]["sampling"]["temperature"]}
+    return Query(name, turns, {}, final=final, **more)
+
+
+def replayed(settings: RunSettings, query: Query, replies: Iterable[Kept]) -> Replayed:
+    """Run a query again.
+
+    Args:
+        settings: Of the run.
+        query: What was asked.
+        replies: What the journal has of it; of other rows of its id, too.
+    """
+    found = Replayed()
+    strategy = STRATEGIES[settings.strategy]
+
+    async def noted(said: Conversation, sample: Sample, **options: Any) -> Answer:
+        noting = _Noting(sample, found, len(found.chosen), watch)
+        answer = await strategy.run(said, noting, **options)
+        found.chosen.append(next(iter(noting.places([answer.completion])), None))
+        return answer
+
+    watch = _Watch()
+    runner = Runner(
+        replace(strategy, run=noted),
+        settings.options(),
+        settings.drafting(),
+        cast(Any, _Replay(replies, found)),
+        "",
+        {},
+        score=_unscored if "score" in strategy.needs else None,
+        use_proposals=settings.use_proposals,
+    )
+    with contextlib.suppress(Stopped):  # where the run was
+        asyncio.run(runner.answer(query, watch))
+    return found
 
 
 def prompts_of(journal: Journal, name: str) -> Prompts:
@@ -47,25 +100,99 @@ def prompts_of(journal: Journal, name: str) -> Prompts:
     settings = kept_settings(journal.path, RunSettings(), ())
     if turns is None or last is None or (run := journal.run_of(last)) not in journal.runs_of(name):
         raise UsageError(f"{journal.path}: its last run, whose prompts are known, had no {name!r}")
-    completions = {
-        Place(at.query, at.turn, at.layer, at.slot + i, at.attempt): completion
-        for at, _, reply in journal.replies(name, run)
-        for i, completion in enumerate(reply.completions)
-    }
-    replay = _Replay(completions)
-    strategy = STRATEGIES[settings.strategy]
-    runner = Runner(
-        strategy,
-        settings.options(),
-        settings.drafting(),
-        cast(Any, replay),
-        "",
-        {},
-        score=_unscored if "score" in strategy.needs else None,
-    )
-    with contextlib.suppress(Stopped):  # where the run was
-        asyncio.run(runner.answer(Query(name, turns, {})))
-    return replay.prompts
+    replies = list(journal.replies(name, run))
+    given = next((row["given"] for row in journal.outcomes_of(name, run) if row.get("given")), [])
+    return replayed(settings, plain_query(name, turns, replies, proposals=given), replies).prompts
+
+
+class _Replay:
+    """In the place of an `Asker`: answers from the journal, and notes what was asked."""
+
+    def __init__(self, replies: Iterable[Kept], found: Replayed) -> None:
+        self._found = found
+        self._kept: dict[tuple[int, ...], list[tuple[int, Completion]]] = {}
+        for at, request, reply in replies:
+            for i, completion in enumerate(reply.completions):
+                place = (at.turn, at.layer, at.slot + i, at.attempt)
+                self._kept.setdefault(place, []).append((request["seed"] + i, completion))
+
+    async def ask(self, request: Request, place: Place, *_: object) -> Reply:
+        """Return what the journal has; what comes after something it has not is not asked."""
+        slots = range(place.slot, place.slot + request.n)
+        asked = self._found.prompts.setdefault((place.turn, place.layer), {})
+        asked |= dict.fromkeys(slots, request.prompt)
+        replies = []
+        for i, slot in enumerate(slots):
+            kept = self._kept.get((place.turn, place.layer, slot, place.attempt), [])
+            own = [completion for seed, completion in kept if seed == request.seed + i]
+            self._found.exact &= bool(own) or not kept
+            replies += own[:1] or ([kept[0][1]] if len(kept) == 1 else [])
+        if len(replies) < request.n:
+            raise Stopped("the journal has no more of it")
+        return Reply(tuple(replies), Usage())
+
+
+class _Watch:
+    """Hears at which place each draft is used."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, int] = {}  # by identity, as equal texts are several drafts
+
+    def asked(self, layer: int, slot: int, *, answers: bool) -> Any:
+        """Return who hears of pieces: nobody."""
+
+        def told(_: Piece) -> None:
+            pass
+
+        return told
+
+    def used(self, layer: int, slot: int, completion: Completion, *, answers: bool) -> None:
+        """Note the place."""
+        self.slots[id(completion)] = slot
+
+
+class _Noting:
+    """A turn's `Sample` that notes which drafts are read where."""
+
+    def __init__(self, sample: Sample, found: Replayed, turn: int, watch: _Watch) -> None:
+        self._sample, self._found, self._turn, self._watch = sample, found, turn, watch
+        self._at: dict[int, list[Where]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sample, name)
+
+    async def __call__(
+        self,
+        query: Conversation,
+        drafts: Sequence[Completion] = (),
+        *,
+        layer: int,
+        slot: int = 0,
+        n: int = 1,
+        **how: Any,
+    ) -> list[Completion]:
+        """Draw drafts."""
+        place = (self._turn, layer)
+        if drafts:
+            read = list(self.places(drafts))
+            reads = self._found.reads.setdefault(place, {})
+            reads |= dict.fromkeys(range(slot, slot + n), read)
+        used = self._found.drafts.setdefault(place, {})
+        found = await self._sample(query, drafts, layer=layer, slot=slot, n=n, **how)
+        for at, completion in enumerate(found, start=slot):
+            if len(found) < n:  # some were dropped
+                at = self._watch.slots.get(id(completion), at)
+            used[at] = completion
+            self._at.setdefault(id(completion), []).append((layer, at))
+        return found
+
+    def places(self, drafts: Sequence[Completion]) -> Iterator[Where]:
+        """Go through the places of drafts; greedy ones are one draft at several."""
+        left: dict[int, list[Where]] = {}
+        for draft in drafts:
+            places = left.setdefault(id(draft), list(self._at.get(id(draft), ())))
+            if places:
+                yield places.pop(0) if len(places) > 1 else places[0]
 
 
 async def _unscored(*_: Any) -> Any:

@@ -18,6 +18,7 @@ STAGES = {
     "merge": "the shards of a job as one output",
     "serve": "propose-and-aggregate as a model of OpenAI's API",
     "eval": "benchmarks through their own harnesses, a strategy as the model",
+    "report": "a page to read a run's drafts on",
     "pipeline": "several stages in order, from one file",
     "stats": "what is in a record file",
     "analyze": "the paper's analyses, as plots with their numbers",

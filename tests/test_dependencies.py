@@ -39,6 +39,7 @@ COMMANDS = (
     "evaluate",
     "analyze",
     "merge",
+    "report",
 )
 
 # Folders, each of which uses only those before it; of the commands, `pipeline` uses the others.
@@ -63,6 +64,7 @@ ORDER = (
     "pipeline",
     "evaluate",
     "analyze",
+    "report",
 )
 TOP = {"__init__", "cli", "errors"}
 FILES = sorted(PACKAGE.rglob("*.py"))

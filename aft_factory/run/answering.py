@@ -61,10 +61,10 @@ def build_stage(settings: RunSettings, name: str, first: Any = None) -> Stage:
         pretended = replace(pretended, count=longest.count, reward_shape=settings.reward_shape)
     generator = settings.generator or settings.model or "aft"
     write = task.write_row
-    read = _reading(settings, name, strategy)
+    read = reading(settings, name)
     _tell_of_proposals(first, read, strategy)
     return Stage(
-        read_row=lambda row: decoded(read(row), settings, task),
+        read_row=read,
         strategy=strategy,
         options=settings.options(),
         drafting=settings.drafting,
@@ -90,12 +90,17 @@ def _without(columns: Collection[str], read_row: Callable[[Row], Query], row: An
     return replace(read_row({k: row[k] for k in row if k not in columns}), row=row)
 
 
-def _reading(settings: RunSettings, name: str, strategy: Strategy) -> Callable[[Any], Query]:
-    """Return how a row becomes a query.
+def reading(settings: RunSettings, name: str) -> Callable[[Any], Query]:
+    """Return how a row of a task becomes a query, decoded as the task says.
 
     Raises:
         UsageError: If the task's rows are not what the settings want.
     """
+    task, strategy = TASKS[name], STRATEGIES[settings.strategy]
+
+    def as_task(read: Callable[[Any], Query]) -> Callable[[Any], Query]:
+        return lambda row: decoded(read(row), settings, task)
+
     if name != "records":
         if settings.use_proposals:
             raise UsageError(
@@ -108,12 +113,12 @@ def _reading(settings: RunSettings, name: str, strategy: Strategy) -> Callable[[
             )
         ignored = settings.column.get("ignore", "").split(",")
         read = partial(_without, ignored, partial(read_as, name))
-        return lambda row: drawing(read(row))
+        return as_task(lambda row: drawing(read(row)))
     columns = settings.columns()
     if settings.use_proposals and strategy.first is not None:
         most = strategy.first(**settings.options())
-        return lambda row: starting(read_with_proposals(row, columns), most)
-    return lambda row: drawing(read_record(row, columns))
+        return as_task(lambda row: starting(read_with_proposals(row, columns), most))
+    return as_task(lambda row: drawing(read_record(row, columns)))
 
 
 def _tell_of_proposals(row: Any, read: Callable[[Any], Query], strategy: Strategy) -> None:

@@ -28,6 +28,23 @@ Kept = tuple[Place, dict[str, Any], Reply]  # as `Journal.replies` has them
 Where = tuple[int, int]  # a draft's (layer, slot)
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A sample that the journal has for a place.
+
+    Attributes:
+        number: 0, or which resampling.
+        completion: As it came.
+        request: What asked for it, maybe with others.
+        usage: Of that request.
+    """
+
+    number: int
+    completion: Completion
+    request: dict[str, Any]
+    usage: Usage
+
+
 @dataclass(slots=True)
 class Replayed:
     """What a query's journal tells by being run again.
@@ -36,14 +53,16 @@ class Replayed:
         prompts: What was asked, drafts unshortened.
         drafts: By (turn, layer), by slot, the drafts that were used.
         reads: By (turn, layer), by slot, the drafts that were in the prompt.
+        attempts: By (turn, layer), by slot, all that was drawn for the place.
         chosen: By turn, the draft that is the answer.
-        exact: Whether the journal's seeds are those of the query: else whatever follows from chance,
+        exact: Whether the journal's seeds are those of the query: else what follows from chance,
             such as which drafts a member of `rsa` reads, is not known.
     """
 
     prompts: Prompts = field(default_factory=dict)
     drafts: dict[tuple[int, int], dict[int, Completion]] = field(default_factory=dict)
     reads: dict[tuple[int, int], dict[int, list[Where]]] = field(default_factory=dict)
+    attempts: dict[tuple[int, int], dict[int, list[Attempt]]] = field(default_factory=dict)
     chosen: list[Where | None] = field(default_factory=list)
     exact: bool = True
 
@@ -74,12 +93,12 @@ def replayed(settings: RunSettings, query: Query, replies: Iterable[Kept]) -> Re
         found.chosen.append(next(iter(noting.places([answer.completion])), None))
         return answer
 
-    watch = _Watch()
+    watch, replay = _Watch(), _Replay(replies, found)
     runner = Runner(
         replace(strategy, run=noted),
         settings.options(),
         settings.drafting(),
-        cast(Any, _Replay(replies, found)),
+        cast(Any, replay),
         "",
         {},
         score=_unscored if "score" in strategy.needs else None,
@@ -87,6 +106,7 @@ def replayed(settings: RunSettings, query: Query, replies: Iterable[Kept]) -> Re
     )
     with contextlib.suppress(Stopped):  # where the run was
         asyncio.run(runner.answer(query, watch))
+    replay.note_rest()
     return found
 
 
@@ -101,7 +121,8 @@ def prompts_of(journal: Journal, name: str) -> Prompts:
     if turns is None or last is None or (run := journal.run_of(last)) not in journal.runs_of(name):
         raise UsageError(f"{journal.path}: its last run, whose prompts are known, had no {name!r}")
     replies = list(journal.replies(name, run))
-    given = next((row["given"] for row in journal.outcomes_of(name, run) if row.get("given")), [])
+    outcomes = journal.outcomes_of(name, run)
+    given = outcomes[0].get("given", []) if outcomes else []
     return replayed(settings, plain_query(name, turns, replies, proposals=given), replies).prompts
 
 
@@ -110,11 +131,13 @@ class _Replay:
 
     def __init__(self, replies: Iterable[Kept], found: Replayed) -> None:
         self._found = found
-        self._kept: dict[tuple[int, ...], list[tuple[int, Completion]]] = {}
+        self._kept: dict[tuple[int, int, int, int], list[tuple[int, Attempt]]] = {}
+        self._noted: set[tuple[int, int, int, int]] = set()
         for at, request, reply in replies:
             for i, completion in enumerate(reply.completions):
                 place = (at.turn, at.layer, at.slot + i, at.attempt)
-                self._kept.setdefault(place, []).append((request["seed"] + i, completion))
+                attempt = Attempt(at.attempt, completion, request, reply.usage)
+                self._kept.setdefault(place, []).append((request["seed"] + i, attempt))
 
     async def ask(self, request: Request, place: Place, *_: object) -> Reply:
         """Return what the journal has; what comes after something it has not is not asked."""
@@ -123,13 +146,29 @@ class _Replay:
         asked |= dict.fromkeys(slots, request.prompt)
         replies = []
         for i, slot in enumerate(slots):
-            kept = self._kept.get((place.turn, place.layer, slot, place.attempt), [])
-            own = [completion for seed, completion in kept if seed == request.seed + i]
+            at = (place.turn, place.layer, slot, place.attempt)
+            kept = self._kept.get(at, [])
+            own = [attempt for seed, attempt in kept if seed == request.seed + i]
             self._found.exact &= bool(own) or not kept
-            replies += own[:1] or ([kept[0][1]] if len(kept) == 1 else [])
+            found = own[:1] or [attempt for _, attempt in kept if len(kept) == 1]
+            self._note(at, found)
+            replies += [attempt.completion for attempt in found]
         if len(replies) < request.n:
             raise Stopped("the journal has no more of it")
         return Reply(tuple(replies), Usage())
+
+    def note_rest(self) -> None:
+        """Note what was drawn beside a draft that had not come when the run ended."""
+        for at, kept in self._kept.items():
+            if at not in self._noted and len(kept) == 1:
+                self._note(at, [attempt for _, attempt in kept])
+
+    def _note(self, at: tuple[int, int, int, int], attempts: list[Attempt]) -> None:
+        turn, layer, slot, _ = at
+        self._noted.add(at)
+        if attempts:
+            layer_has = self._found.attempts.setdefault((turn, layer), {})
+            layer_has.setdefault(slot, []).extend(attempts)
 
 
 class _Watch:

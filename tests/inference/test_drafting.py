@@ -276,6 +276,11 @@ def test_overlong_drafts_are_shortened_to_the_context_and_noted(llama3_tokenizer
     engine = ScriptedEngine()
     _, trace = draw(engine, fitters=fitters, drafts=[long, Completion("short"), long], layer=1)
     assert events(trace) == [(0, "2 drafts shortened")]
+    [shortened] = trace.shortened  # by as many characters as a report is to mark
+    first, second, third = shortened.pop("kept")
+    assert shortened == {"turn": 0, "layer": 1, "slot": 0}
+    assert (second, first) == (len("short"), third)
+    assert f"1. {long.text[:first]}\n" in engine.requests[0].prompt[0]["content"]
     sent = tokenizer.apply_chat_template(
         engine.requests[0].prompt, chat_template=chat, add_generation_prompt=True, tokenize=False
     )

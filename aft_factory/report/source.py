@@ -1,0 +1,198 @@
+"""What a page is made of: the last run of a journal, query by query, beside the rows it was asked.
+
+Reads a journal, and rows one at a time; knows no page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from aft_factory.asking.journal import Journal
+from aft_factory.errors import RecordError, UsageError
+from aft_factory.evaluate.asking import read_request
+from aft_factory.evaluate.settings import EvalSettings
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query
+from aft_factory.inference.runner import Runner
+from aft_factory.inference.tasks import detect_task
+from aft_factory.records.record import record_from_row
+from aft_factory.records.tables import Line
+from aft_factory.run.answering import reading
+from aft_factory.run.inspection import journal_of
+from aft_factory.run.replaying import Kept, plain_query
+from aft_factory.run.settings import RunSettings
+from aft_factory.stage.kept import kept_settings
+from aft_factory.stage.output import read_summary
+
+COMMANDS: dict[str, type[RunSettings]] = {
+    "RunSettings": RunSettings,
+    "EvalSettings": EvalSettings,
+}
+REFERENCES = ("answer", "solution", "target")  # columns of benchmarks, where there is no other
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A query of the run.
+
+    Attributes:
+        query: What was asked.
+        key: Of its outcome.
+        outcome: How it ended; None if it has not.
+        replies: What the journal has of it, and of other rows of its id.
+        reference: The right answer in words, where the row has one.
+    """
+
+    query: Query
+    key: bytes
+    outcome: Outcome | None
+    replies: list[Kept]
+    reference: str | None
+
+
+@dataclass(slots=True)
+class Source:
+    """A journal's last run.
+
+    Attributes:
+        journal: It, open.
+        settings: Of the run.
+        summary: Of its output, where there is one.
+        rows: Where the rows are; None if only the journal is known.
+        task: Of the rows.
+        unread: Rows that cannot be read.
+        not_begun: Rows of which the journal has nothing.
+        elsewhere: Queries of the run that are not among the rows.
+    """
+
+    journal: Journal
+    settings: RunSettings
+    summary: dict[str, Any]
+    rows: str | None
+    task: str = "records"
+    unread: int = 0
+    not_begun: int = 0
+    elsewhere: int = 0
+    _seen: set[str] = field(default_factory=set)
+
+    @property
+    def run(self) -> int:
+        """The number of the run."""
+        return self.journal.run_of(self.journal.last_run() or "")
+
+    def entries(self) -> Iterator[Entry]:
+        """Go through the queries of the run: of the rows, then the journal's others."""
+        if self.rows is not None:
+            yield from self._of_rows(self.settings.lines(self.rows))
+        for name in self.journal.ids():
+            if name not in self._seen:
+                for entry in self._of_journal(name):
+                    self.elsewhere += self.rows is not None
+                    yield entry
+
+    def _of_rows(self, lines: Iterator[Line]) -> Iterator[Entry]:
+        first = next(lines, None)
+        if first is None:
+            return
+        read = self._reader(first.value)
+        for line in chain([first], lines):
+            try:
+                if line.problem is not None:
+                    raise RecordError("row", line.problem)
+                query = read(line.value)
+            except RecordError:
+                self.unread += 1
+                continue
+            self._seen.add(query.id)
+            entry = self._entry(query)
+            if entry is None:
+                self.not_begun += 1
+            else:
+                yield entry
+
+    def _reader(self, first: Any) -> Callable[[Any], Query]:
+        if isinstance(self.settings, EvalSettings):
+            return read_request
+        self.task = self.settings.task or detect_task(first)
+        return reading(self.settings, self.task)
+
+    def _entry(self, query: Query) -> Entry | None:
+        """Return what the journal has of a row; None if that is nothing."""
+        journal, run = self.journal, self.run
+        key = Runner.outcome_key(query, journal.last_run() or "")
+        content = journal.outcome(key)
+        replies = list(journal.replies(query.id, run))
+        if content is None and not query.proposals:  # of other columns than were read then
+            outcomes = journal.outcomes_of(query.id, run)
+            content = outcomes[0] if len(outcomes) == 1 else None
+            said = journal.turns(query.id)
+            if said not in (None, query.turns):
+                query = replace(query, turns=said)
+        if content is None and not replies:
+            return None
+        outcome = None if content is None else Outcome(**content)
+        return Entry(query, key, outcome, replies, self._reference(query))
+
+    def _of_journal(self, name: str) -> Iterator[Entry]:
+        journal, run = self.journal, self.run
+        replies, turns = list(journal.replies(name, run)), journal.turns(name) or []
+        outcomes = [Outcome(**content) for content in journal.outcomes_of(name, run)]
+        for i, outcome in enumerate(outcomes or ([None] if replies else [])):
+            given = [] if outcome is None else outcome.given
+            query = plain_query(name, turns, replies, proposals=given)
+            yield Entry(query, f"{i} {name}".encode(), outcome, replies, None)
+
+    def _reference(self, query: Query) -> str | None:
+        """Return the right answer in words; that of AlpacaEval is another model's, and none."""
+        row = query.row
+        if self.task not in ("records", "gsm8k"):
+            return None
+        try:
+            reference = record_from_row(row, self.settings.columns()).reference
+        except RecordError:
+            reference = None
+        columns = (row[name] for name in REFERENCES if isinstance(row.get(name), str))
+        return reference or next(columns, None)
+
+
+def source_of(journal: Journal, path: Path, data: str | None) -> Source:
+    """Return what there is to be read beside a journal.
+
+    Args:
+        journal: Open to be read.
+        path: What was named: an output or the journal.
+        data: The rows, if they were named.
+
+    Raises:
+        UsageError: If it is no journal of a run.
+    """
+    command = json.loads(journal.settings() or "{}").get("command")
+    if command not in COMMANDS:
+        told = f"that of {command}" if command else "one that keeps no settings"
+        raise UsageError(
+            f"{journal.path}: expected the journal of `aft run` or `aft eval`, got {told}"
+        )
+    settings = kept_settings(journal.path, COMMANDS[command](), ())
+    output = path if path != journal.path else Path(str(path).removesuffix(".journal"))
+    summary = read_summary(output)
+    if isinstance(settings, EvalSettings):
+        if data is not None:
+            raise UsageError(
+                "--data: an evaluation has its own rows in requests.jsonl; leave it out"
+            )
+        asked = journal.path.with_name("requests.jsonl")
+        return Source(journal, settings, summary, str(asked) if asked.exists() else None)
+    rows = data or summary.get("input")
+    if data is None and not (rows and Path(rows).exists()):
+        rows = str(output) if summary else None
+    return Source(journal, settings, summary, rows)
+
+
+def open_journal(path: Path) -> Journal:
+    """Open the journal of an output, or a journal, to be read."""
+    return Journal(journal_of(path), read_only=True)

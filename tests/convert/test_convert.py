@@ -250,7 +250,8 @@ def test_a_thought_that_was_kept_is_part_of_the_target_and_of_no_baseline(
     source = write("in.jsonl", [row])
     assert "1 written to out.jsonl, 0 rejected" in convert("proposals", source, *flags)
     for target in ("aggregation", "sharegpt"):
-        assert "1 rejected" in convert("proposals", source, *named, "--target", target)
+        told = convert("proposals", source, *named, "--target", target, expect=1)
+        assert "1 rejected" in told
     convert("proposals", source, *named, "--target", "sft")
     assert "long" not in str(read("out.jsonl"))
 

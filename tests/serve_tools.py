@@ -77,7 +77,8 @@ class Served:
 @contextlib.asynccontextmanager
 async def at_work(engine, *, journal=None, in_flight=256, ready=True, no_system=(), **settings):
     """Serve an engine from the loop that runs; yields a `Served`."""
-    settings = ServeSettings(scripted=True, **{"width": 3, "layers": 1, "grace": 5.0, **settings})
+    usual = {"scripted": True, "width": 3, "layers": 1, "grace": 5.0}
+    settings = ServeSettings(**usual | settings)
     settings.refuse_wrong()
     async with contextlib.AsyncExitStack() as stack:
         listener = listen("127.0.0.1", 0)

@@ -12,11 +12,12 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from aft_factory.asking.availability import Availability, Retries
 from aft_factory.asking.journal import Journal, Place
 from aft_factory.asking.limiter import Limiter
-from aft_factory.engines.engine import Engine
+from aft_factory.engines.engine import Engine, Heard, Relaying
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.sampling import (
     Completion,
@@ -24,6 +25,7 @@ from aft_factory.engines.sampling import (
     Prompt,
     Reply,
     Request,
+    Sampling,
     Told,
     Usage,
     joined,
@@ -178,6 +180,28 @@ class Asker:
             for at in range(0, request.n, most)
         )
         return joined(await gather_or_cancel(parts))
+
+    @property
+    def relays(self) -> bool:
+        """Whether the run's own engine answers bodies of OpenAI's API as they come."""
+        return isinstance(self._engines[""], Relaying)
+
+    async def relay(
+        self, body: dict[str, Any], sampling: Sampling, seed: int, n: int, heard: Heard | None
+    ) -> dict[str, Any]:
+        """Hand a body to the run's own engine, once, within the limit in flight; see `Relaying`.
+
+        Raises:
+            EngineError: If there is no answer.
+            Stopped: If the run was asked to stop before it was sent.
+        """
+        engine = self._engines[""]
+        assert isinstance(engine, Relaying)
+        await self.limiter.enter(n)
+        try:
+            return await engine.relay(body, sampling, seed, heard)
+        finally:
+            self.limiter.leave(n)
 
     async def _ask(self, request: Request, place: Place, told: Told | None) -> Reply:
         key = request.key(self._engines[request.model or ""].model)

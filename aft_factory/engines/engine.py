@@ -13,10 +13,11 @@ Reward models (`reward.RewardModel`) are `transformers_reward.TransformersReward
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
-from aft_factory.engines.sampling import Reply, Request, Told
+from aft_factory.engines.sampling import Reply, Request, Sampling, Told
 from aft_factory.errors import AftError, printable
 from aft_factory.records.network import read_key
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 KEY = "OPENAI_API_KEY"
+Heard = Callable[[dict[str, Any]], object]  # hears of the chunks of a stream as they come
 
 
 class EngineError(AftError, RuntimeError):
@@ -114,4 +116,25 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Give back what the engine holds."""
+        ...
+
+
+@runtime_checkable
+class Relaying(Protocol):
+    """An engine that answers bodies of OpenAI's chat API as they come, whatever is in them."""
+
+    async def relay(
+        self, body: dict[str, Any], sampling: Sampling, seed: int, heard: Heard | None
+    ) -> dict[str, Any]:
+        """Ask once; return the body of the answer.
+
+        Args:
+            body: As it came; the model's name in it is the engine's to say.
+            sampling: How to decode, where the body does not say; its length is not used.
+            seed: The same.
+            heard: Hears of the chunks of the answer; None where the body asks for no stream.
+
+        Raises:
+            EngineError: If there is no answer.
+        """
         ...

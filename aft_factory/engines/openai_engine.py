@@ -20,12 +20,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.engines.engine import EngineError, default_key, is_url
+from aft_factory.engines.engine import EngineError, Heard, default_key, is_url
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.openai_offers import choose
 from aft_factory.engines.openai_replies import read_reply
 from aft_factory.engines.openai_server import Server
-from aft_factory.engines.sampling import Reply, Request, Told, joined, shifted
+from aft_factory.engines.sampling import Reply, Request, Sampling, Told, joined, shifted
 from aft_factory.engines.telling import apart
 from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.thoughts import Thoughts
@@ -152,6 +152,18 @@ class OpenAIEngine:
                 replies.append(await self._ask(request, n - got, got, shifted(told, got)))
         return joined(replies)
 
+    async def relay(
+        self, body: dict[str, Any], sampling: Sampling, seed: int, heard: Heard | None
+    ) -> dict[str, Any]:
+        """Ask by a body as it came; see `Relaying`."""
+        server = self._pick()
+        try:
+            own = _decoding(sampling, seed)
+            del own["max_tokens"]
+            return await server.relay(own, body | {"model": self.model}, heard)
+        except EngineError as error:
+            raise self._judged(error) from error
+
     async def reachable(self) -> bool:
         """Tell whether any server answers at all, if only to say no."""
         waits = (server.models() for server in self._servers)
@@ -193,24 +205,15 @@ class OpenAIEngine:
     async def _ask(self, request: Request, n: int, at: int, told: Told | None) -> Reply:
         """Send one request for at most n samples, from the one at that place on."""
         prompt, sampling = request.prompt, request.sampling
-        body: dict[str, Any] = {
-            "model": request.model or self.model,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "seed": request.seed + at,
-        }
+        body: dict[str, Any] = {"model": request.model or self.model}
         if n > 1:
             body["n"] = n
         body |= {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
-        if sampling.top_k is not None:
-            body["top_k"] = sampling.top_k
         server = self._pick()
         try:
             words = None if isinstance(prompt, str) else self._thoughts(sampling.extra)
-            data = await server.ask(body | dict(sampling.extra), apart(told, words))
+            body |= _decoding(sampling, request.seed + at)
+            data = await server.ask(body, apart(told, words))
             return read_reply(data, n, server.cached, words)
         except EngineError as error:
             raise self._judged(error) from error
@@ -237,6 +240,21 @@ class OpenAIEngine:
         server = min((s for s in order if s in live), key=lambda server: server.in_flight)
         self._next = (self._servers.index(server) + 1) % len(self._servers)
         return server
+
+
+def _decoding(sampling: Sampling, seed: int) -> dict[str, Any]:
+    """Return the fields of a request that say how to decode."""
+    body: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "seed": seed,
+    }
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.top_k is not None:
+        body["top_k"] = sampling.top_k
+    return body | dict(sampling.extra)
 
 
 def _check_headers(headers: Mapping[str, Any]) -> None:

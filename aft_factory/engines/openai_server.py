@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aft_factory.engines.engine import EngineError
+from aft_factory.engines.engine import EngineError, Heard
 from aft_factory.engines.openai_fields import STREAM, Fields
 from aft_factory.engines.openai_replies import (
     ABSENT,
@@ -97,16 +97,39 @@ class Server:
         """
         self.in_flight += 1
         try:
-            if self._neutral is None:  # it did not answer at the start
-                await self._meet()
-            assert self._neutral is not None
             kind = "messages" if "messages" in body else "prompt"
-            body = self._neutral.get(kind, {}) | body
+            body = await self._filled(kind) | body
             if told is None:
                 return await self._vetting.ask(body)
             return await self._vetting.ask(STREAM | body, partial(self._post, told=told))
         finally:
             self.in_flight -= 1
+
+    async def relay(
+        self, own: dict[str, Any], body: dict[str, Any], heard: Heard | None
+    ) -> dict[str, Any]:
+        """Send somebody's body as it is, and return the body of the answer.
+
+        Nothing is learned from what is refused in it, as it says nothing of others.
+
+        Args:
+            own: What is sent besides, of what the server takes.
+            body: What to send.
+            heard: Hears of the chunks of a stream.
+        """
+        self.in_flight += 1
+        try:
+            sent = self.fields.applied(await self._filled("messages") | own) | body
+            return await self._post(sent, heard=heard, sampling=False)
+        finally:
+            self.in_flight -= 1
+
+    async def _filled(self, kind: str) -> dict[str, Any]:
+        """Return what is sent so that the server does not fill it in."""
+        if self._neutral is None:  # it did not answer at the start
+            await self._meet()
+        assert self._neutral is not None
+        return self._neutral.get(kind, {})
 
     async def try_out(self, body: dict[str, Any]) -> bool:
         """Tell whether it answers a request that is no run's; see `Vetting.try_out`.
@@ -122,34 +145,43 @@ class Server:
             return error.kind == "retry"  # nothing is known yet
         return True
 
-    async def _post(self, body: Mapping[str, Any], told: Told | None = None) -> dict[str, Any]:
+    async def _post(
+        self,
+        body: Mapping[str, Any],
+        told: Told | None = None,
+        heard: Heard | None = None,
+        *,
+        sampling: bool = True,
+    ) -> dict[str, Any]:
         chat = "messages" in body
         endpoint: Any = self.client.chat.completions if chat else self.client.completions
         # In `extra_body` all of it goes out as it is, whatever the client knows of it.
         absent = "" if chat else " (does it complete texts? --chat asks by chat)"
         needed = {name: body[name] for name in ("model", "messages", "prompt") if name in body}
         more = {name: value for name, value in body.items() if name not in needed}
-        if told is None:
-            return await self._call(
-                self._read(endpoint.with_raw_response.create(**needed, extra_body=more)),
-                absent=absent,
-            )
-        stream = endpoint.with_streaming_response.create(**needed, extra_body=more)
-        return await self._call(self._follow(stream, told), absent=absent)
+        if told is None and heard is None:
+            answer = self._read(endpoint.with_raw_response.create(**needed, extra_body=more))
+        else:
+            stream = endpoint.with_streaming_response.create(**needed, extra_body=more)
+            answer = self._follow(stream, told, heard)
+        return await self._call(answer, sampling=sampling, absent=absent)
 
     async def _read(self, call: Any) -> dict[str, Any]:
         return parse_body((await call).http_response.content, self.url)
 
-    async def _follow(self, stream: Any, told: Told) -> dict[str, Any]:
+    async def _follow(self, stream: Any, told: Told | None, heard: Heard | None) -> dict[str, Any]:
         """Read an answer while it is written, if the server streams it."""
         async with stream as response:
             if "event-stream" not in response.headers.get("content-type", ""):
                 return parse_body(await response.read(), self.url)
-            joining = Joining(told)
+            joining = Joining(told or _nobody)
+            heard = heard or _nobody
             try:
                 async for line in response.iter_lines():
                     if (chunk := read_chunk(line.encode(errors="replace"))) is not None:
                         joining.add(chunk)
+                        if "error" not in chunk:  # which ends it, and is told as all failures are
+                            heard(chunk)
             except Exception as error:  # of whatever package carries the bytes
                 raise EngineError(
                     f"{self.url}: the stream broke off: {error!r}", "retry"
@@ -276,6 +308,10 @@ class Server:
         words = failure.problem.removeprefix(self.url).lstrip(": ")
         level = logging.WARNING if in_doubt else logging.INFO
         _log.log(level, "%s is left alone for %g s: %s", self.url, pause, words)
+
+
+def _nobody(_: object) -> None:
+    """Hear nothing."""
 
 
 async def _listed(call: Any, url: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from aft_factory.asking.asker import Asker
 from aft_factory.asking.journal import Journal
 from aft_factory.asking.limiter import Stopped
-from aft_factory.engines.engine import EngineError
+from aft_factory.engines.engine import EngineError, Heard
 from aft_factory.errors import UsageError
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
@@ -93,6 +93,9 @@ class Answering:
             Refusal: If it cannot be.
         """
         variant = self.variants.chosen(asked)
+        plain = variant.options.get("layers") == 0 and variant.strategy.single
+        if asked.beyond is not None and not (plain and self._asker.relays):
+            raise asked.beyond
         self._check_lengths(asked, variant)
         if asked.n > 1 and not variant.strategy.single:
             raise unsupported("n", f"{variant.strategy.name} has one answer")
@@ -137,6 +140,27 @@ class Answering:
             self._journal.keep_query(task.query.id, task.query.turns)
             self._journal.keep_outcome(key, content, query=task.query.id, done=True)
         return outcome
+
+    async def relay(self, task: Task, heard: Heard | None = None) -> dict[str, Any]:
+        """Hand a request to the engine as it came, and return the body of its answer.
+
+        What it leaves out of decoding is the variant's, but for the length.
+
+        Raises:
+            Refusal: If there is no answer.
+        """
+        body = {name: value for name, value in task.asked.body.items() if name != "aft"}
+        if not task.asked.stream:
+            body.pop("stream", None)
+        if (most := self._settings.max_answer) is not None and "max_tokens" not in task.asked.final:
+            body["max_tokens"] = most
+        try:
+            final, n = task.runner.settings.final, task.asked.n
+            return await self._asker.relay(body, final, task.seed, n, heard)
+        except EngineError as error:
+            raise of_engine(error) from error
+        except Stopped:
+            raise later("the server stops", "stopping") from None
 
     def _check_lengths(self, asked: Asked, variant: Variant) -> None:
         """Refuse lengths beyond the server's limit, or the model's.

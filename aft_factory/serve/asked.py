@@ -81,6 +81,8 @@ class Asked:
         include_usage: Whether the stream ends with what it took.
         changes: Settings of the variant that the client wants otherwise, by name.
         keep_drafts: Whether the answer comes with the drafts.
+        body: The request as it came.
+        beyond: Why it cannot be answered but by an engine that gets it as it came; None if it can.
     """
 
     messages: list[Message]
@@ -94,21 +96,18 @@ class Asked:
     include_usage: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
     keep_drafts: bool = False
+    body: Mapping[str, Any] = field(default_factory=dict)
+    beyond: Refusal | None = None
 
 
 def read_request(body: Any) -> Asked:
     """Read the body of a request for a chat completion.
 
     Raises:
-        Refusal: If it cannot be answered as it stands.
+        Refusal: If nobody could answer it as it stands.
     """
     if not isinstance(body, dict):
         raise Refusal(400, f"expected a JSON object, got {kind(body)}", "invalid_body")
-    for name, value in body.items():
-        if name not in KNOWN:
-            raise unsupported(name, f"unknown; {suggest(name, KNOWN)}")
-        if name in UNSUPPORTED and value is not None and value not in UNSUPPORTED[name]:
-            raise unsupported(name, "not to be had through drafts and aggregation; leave it out")
     given = {name: value for name, value in body.items() if value is not None}
     if "max_completion_tokens" in given:
         given["max_tokens"] = given["max_completion_tokens"]
@@ -139,11 +138,9 @@ def read_request(body: Any) -> Asked:
         if proposal[name] is not None
     }
     options = _object(given, "stream_options")
-    for name, value in options.items():
-        if name != "include_usage" and value:
-            raise unsupported(f"stream_options.{name}", "only include_usage can be had")
+    messages, beyond = _messages(given)
     return Asked(
-        messages=_messages(given),
+        messages=messages,
         model=_text(given, "model"),
         n=_number(given, "n", 1, 2**31 - 1) if "n" in given else 1,
         final=final,
@@ -154,17 +151,33 @@ def read_request(body: Any) -> Asked:
         include_usage=_switch(options, "include_usage", "stream_options."),
         changes=changes,
         keep_drafts=_switch(aft, "keep_drafts", "aft."),
+        body=body,
+        beyond=_beyond(given, options) or beyond,
     )
 
 
-def _messages(given: Mapping[str, Any]) -> list[Message]:
+def _beyond(given: Mapping[str, Any], options: Mapping[str, Any]) -> Refusal | None:
+    """Return the refusal of the first field that only an engine itself could follow, if any is."""
+    for name, value in given.items():
+        if name not in KNOWN:
+            return unsupported(name, f"unknown; {suggest(name, KNOWN)}")
+        if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
+            return unsupported(name, "not to be had through drafts and aggregation; leave it out")
+    for name, value in options.items():
+        if name != "include_usage" and value:
+            return unsupported(f"stream_options.{name}", "only include_usage can be had")
+    return None
+
+
+def _messages(given: Mapping[str, Any]) -> tuple[list[Message], Refusal | None]:
+    """Return the conversation; or none, and why it is none that can be drafted for."""
     value = given.get("messages")
     if not isinstance(value, list):
         raise wrong("messages", f"expected a list of messages, got {kind(value)}")
     try:
-        return parse_messages(value, "messages")
+        return parse_messages(value, "messages"), None
     except RecordError as error:
-        raise wrong(error.field, error.problem) from None
+        return [], wrong(error.field, error.problem)
 
 
 def _number(given: Mapping[str, Any], name: str, least: float, most: float, where: str = "") -> Any:

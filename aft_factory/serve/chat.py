@@ -7,8 +7,8 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -19,6 +19,7 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.records import exact_json
 from aft_factory.serve.answering import Answering, Task
 from aft_factory.serve.asked import Asked, read_request
+from aft_factory.serve.events import Events, event
 from aft_factory.serve.refusals import NEVER, Refusal, later, of_outcome
 from aft_factory.serve.replies import (
     Head,
@@ -34,10 +35,11 @@ from aft_factory.serve.state import State
 
 LONGEST_SEND = 60.0  # seconds that a client may take to send its request
 FIRST = 0.5  # seconds within which what is wrong still has a status of its own
-SILENCE = 15.0  # seconds between two signs of life: proxies cut silent connections
+LONGEST_LAST = 5.0  # seconds that it may take to tell of a failure in mid-stream
 NO_CACHE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 UNKNOWN = "unknown"  # the variant of a request that names none on offer, for metrics
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -79,7 +81,6 @@ class _Exchange:
         self._started = time.monotonic()
         self._first: float | None = None
         self._streaming = False
-        self._counted = False
         self._variant = UNKNOWN
 
     def count(self, status: str) -> None:
@@ -104,9 +105,10 @@ class _Exchange:
 
     async def _refuse(self, refusal: Refusal) -> str:
         if self._streaming:
-            with contextlib.suppress(OSError):
-                await self._event(exact_json.dump(refusal.body))
-                await self._send({"type": "http.response.body", "body": b""})
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(LONGEST_LAST):  # of one that has stopped to read
+                    await self._send_body(event(exact_json.dump(refusal.body)))
+                    await self._send({"type": "http.response.body", "body": b""})
         else:
             await refused(refusal)(self._scope, self._receive, self._send)
         return str(refusal.status)
@@ -138,6 +140,8 @@ class _Exchange:
         task = answering.prepare(asked)
         self._variant = task.variant.name
         answer = self._stream if asked.stream else self._whole
+        if asked.beyond is not None:
+            answer = self._relay
         work = asyncio.create_task(answer(answering, task))
         gone = asyncio.create_task(self._disconnected())
         aborted = asyncio.create_task(self._state.aborted.wait())
@@ -163,7 +167,7 @@ class _Exchange:
 
     async def _whole(self, answering: Answering, task: Task) -> str:
         """Answer in one piece."""
-        outcome = self._outcome(await answering.answer(task))
+        outcome = await self._usable(answering.answer(task))
         asked, variant = task.asked, task.variant
         names = self._state.settings.reasoning_fields
         drafts = drafts_text(outcome, variant) if asked.keep_drafts else ""
@@ -174,6 +178,9 @@ class _Exchange:
             drafts,
             names or ("reasoning_content",) * asked.keep_drafts,
         )
+        return await self._whole_of(task, content)
+
+    async def _whole_of(self, task: Task, content: Any) -> str:
         self._first = time.monotonic() - self._started
         response = json_response(content, headers=self._headers(task))
         await response(self._scope, self._receive, self._send)
@@ -187,18 +194,11 @@ class _Exchange:
 
     async def _stream(self, answering: Answering, task: Task) -> str:
         """Answer piece by piece."""
-        asked, head = task.asked, self._head(task)
+        asked, head, events = task.asked, self._head(task), Events()
         usage: dict[str, Any] = {"usage": None} if asked.include_usage else {}
-        events: asyncio.Queue[bytes | None] = asyncio.Queue()
-        begun = asyncio.Event()
 
         def put(index: int, delta: Mapping[str, str], reason: str | None = None) -> None:
-            events.put_nowait(exact_json.dump(head.chunk(index, delta, reason, **usage)))
-            begun.set()
-
-        def end(_: object) -> None:
-            events.put_nowait(None)
-            begun.set()
+            events.put(exact_json.dump(head.chunk(index, delta, reason, **usage)))
 
         names = self._state.settings.reasoning_fields
         showing = Showing(
@@ -207,23 +207,12 @@ class _Exchange:
             (lambda index, text: put(index, dict.fromkeys(names, text))) if names else None,
             whole=shows_thoughts(task.variant),
         )
-        work = asyncio.create_task(answering.answer(task, showing))
-        work.add_done_callback(end)
-        try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(begun.wait(), FIRST)
-            if work.done():  # what fails at once has a status of its own
-                self._outcome(await work)
-            await self._begin(task)
-            for index in range(asked.n):
-                opening = {"role": "assistant", "content": ""}
-                await self._event(exact_json.dump(head.chunk(index, opening, **usage)))
-            async for some in _until_none(events):
-                await self._event(*some)
-            outcome = self._outcome(await work)
-        finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+        opening = [
+            exact_json.dump(head.chunk(index, {"role": "assistant", "content": ""}, **usage))
+            for index in range(asked.n)
+        ]
+        work = answering.answer(task, showing)
+        outcome = await self._while_made(task, events, opening, self._usable(work))
         for index, choice in enumerate(choices_of(outcome, task.variant)):
             if not showing.ends_as(index, choice):
                 raise Refusal(500, "the model began anew, and wrote another answer", "rewritten")
@@ -231,55 +220,69 @@ class _Exchange:
         if asked.include_usage:
             took = usage_of(outcome, task.variant)
             last = head.last_chunk(took, account(outcome, task.variant, task.seed))
-            events.put_nowait(exact_json.dump(last))
-        events.put_nowait(b"[DONE]")
-        events.put_nowait(None)
-        async for some in _until_none(events):
-            await self._event(*some)
+            events.put(exact_json.dump(last))
+        return await self._end(events)
+
+    async def _relay(self, answering: Answering, task: Task) -> str:
+        """Answer as the engine does, to the request as it came."""
+        named = {"model": task.asked.model or task.variant.name}
+        if not task.asked.stream:
+            return await self._whole_of(task, await answering.relay(task) | named)
+        events = Events()
+        work = answering.relay(task, lambda chunk: events.put(exact_json.dump(chunk | named)))
+        await self._while_made(task, events, [], work)
+        return await self._end(events)
+
+    async def _while_made(
+        self, task: Task, events: Events, opening: Sequence[bytes], work: Coroutine[Any, Any, T]
+    ) -> T:
+        """Send events while what makes them is at work; return its result.
+
+        Args:
+            task: The request.
+            events: To be sent behind those of the opening.
+            opening: Sent once it is clear that it does not fail at once.
+            work: Makes them.
+        """
+        making = asyncio.create_task(work)
+        making.add_done_callback(events.end)
+        try:
+            await events.begun(FIRST)
+            if making.done():  # what fails at once has a status of its own
+                await making
+            headers = {"content-type": "text/event-stream; charset=utf-8"} | self._headers(task)
+            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+            self._streaming = True
+            self._first = time.monotonic() - self._started
+            await self._send_body(b"".join(map(event, opening)))
+            async for some in events.sendable():
+                await self._send_body(some)
+            return await making
+        finally:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)
+
+    async def _end(self, events: Events) -> str:
+        """Send what is left of a stream."""
+        events.put(b"[DONE]")
+        events.end()
+        async for some in events.sendable():
+            await self._send_body(some)
         await self._send({"type": "http.response.body", "body": b""})
         return "200"
 
-    def _outcome(self, outcome: Outcome) -> Outcome:
+    async def _send_body(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _usable(self, work: Awaitable[Outcome]) -> Outcome:
         """Return an outcome, if there is an answer in it.
 
         Raises:
             Refusal: If there is none.
         """
-        if not self._counted:
-            self._counted = True
-            self._state.metrics.took(outcome)
+        outcome = await work
+        self._state.metrics.took(outcome)
         if outcome.problem is not None:
             raise of_outcome(outcome)
         return outcome
-
-    async def _begin(self, task: Task) -> None:
-        headers = {"content-type": "text/event-stream; charset=utf-8"} | self._headers(task)
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
-        self._streaming = True
-        self._first = time.monotonic() - self._started
-
-    async def _event(self, *data: bytes) -> None:
-        """Send events; none at all is a sign of life."""
-        body = b"".join(b"data: " + one + b"\n\n" for one in data) or b": keep-alive\n\n"
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def _until_none(events: asyncio.Queue[bytes | None]) -> AsyncIterator[list[bytes]]:
-    """Go through events up to the one that is None, all that are there at a time.
-
-    Where nothing happens for a while, yield an empty list.
-    """
-    while True:
-        try:
-            found = [await asyncio.wait_for(events.get(), SILENCE)]
-        except TimeoutError:
-            yield []
-            continue
-        while not events.empty():
-            found.append(events.get_nowait())
-        some = [event for event in found if event is not None]
-        if some:
-            yield some
-        if len(some) < len(found):
-            return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.errors import AftError
@@ -17,6 +17,7 @@ TYPES = {
 }
 OVERFLOW = re.compile(r"context|too long|too many tokens|maximum.{0,20}(length|tokens)", re.I)
 LATER = "5"  # seconds after which to ask again
+ABOUT: dict[str | None, Literal["refused", "retry"]] = {"refused": "refused", "engine": "retry"}
 NEVER = {"x-should-retry": "false"}  # which the openai client heeds
 
 
@@ -75,16 +76,20 @@ def later(message: str, code: str, status: int = 503) -> Refusal:
 
 def of_outcome(outcome: Outcome) -> Refusal:
     """Return what to tell of a query that ended without an answer."""
-    problem = outcome.problem or "no answer"
-    if outcome.about == "context" or (outcome.about == "refused" and OVERFLOW.search(problem)):
+    problem, about = outcome.problem or "no answer", outcome.about
+    if about == "context":
         return Refusal(400, problem, "context_length_exceeded", "messages")
-    if outcome.about == "refused":
-        return Refusal(400, f"the model refuses the request: {problem}", "refused_by_model")
-    if outcome.about == "engine":
-        return later(f"the model does not answer: {problem}", "model_unavailable")
+    if about in ABOUT:
+        return of_engine(EngineError(problem, ABOUT[about]))
     return Refusal(500, f"no answer: {problem}", "no_answer", headers=NEVER)
 
 
 def of_engine(error: EngineError) -> Refusal:
-    """Return what to tell where the model answers nobody, or would answer no request like it."""
+    """Return what to tell where the model did not answer."""
+    if error.kind == "refused":
+        if OVERFLOW.search(error.problem):
+            return Refusal(400, error.problem, "context_length_exceeded", "messages")
+        return Refusal(400, f"the model refuses the request: {error}", "refused_by_model")
+    if error.kind == "retry":
+        return later(f"the model does not answer: {error}", "model_unavailable")
     return Refusal(502, f"the model answers no such request: {error}", "model_failed")

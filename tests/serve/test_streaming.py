@@ -19,7 +19,7 @@ from serve_tools import QUESTION, Watched, drafts_of, raw_request, served, until
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Piece, Reply
-from aft_factory.serve import chat
+from aft_factory.serve import chat, events
 from aft_factory.serve.serving import listen
 
 
@@ -206,7 +206,7 @@ def test_an_error_in_mid_stream_reaches_the_client_with_its_message(monkeypatch)
 
 
 def test_a_stream_begins_at_once_and_shows_signs_of_life(monkeypatch):
-    monkeypatch.setattr(chat, "SILENCE", 0.1)
+    monkeypatch.setattr(events, "SILENCE", 0.1)
     with served(Watched(lambda request: ["six"] * request.n, delay=1.2)) as server:
         began = time.monotonic()
         with server.client().chat.completions.with_streaming_response.create(

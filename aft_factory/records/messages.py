@@ -74,22 +74,29 @@ def _are_messages(items: list[Any]) -> bool:
     return bool(pairs) or (is_parts(items) and all("text" in item for item in items))
 
 
-def parse_messages(value: Any, field: str) -> list[Message]:
+def parse_messages(value: Any, field: str, *, join: bool = False) -> list[Message]:
     """Read a conversation that ends with the user's query; see `parse_conversation`.
 
     Raises:
         RecordError: If it does not, or is wrong otherwise.
     """
-    messages, answer = parse_conversation(value, field)
+    messages, answer = parse_conversation(value, field, join=join)
     if answer is not None:
         raise RecordError(field, "the last message must be the user's, got 'assistant'")
     return messages
 
 
-def parse_conversation(value: Any, field: str) -> tuple[list[Message], str | None]:
+def parse_conversation(
+    value: Any, field: str, *, join: bool = False
+) -> tuple[list[Message], str | None]:
     """Read a conversation: a text, or a list of `{role, content}` or `{from, value}`.
 
     An empty system message is none.
+
+    Args:
+        value: The conversation.
+        field: What it is called.
+        join: Whether neighbours of one role are one message, a blank line between them.
 
     Returns:
         The messages up to the user's last one, and the answer behind it, if there is one.
@@ -117,12 +124,16 @@ def parse_conversation(value: Any, field: str) -> tuple[list[Message], str | Non
         role = message.get(tag)
         meant = ROLES.get(role) if isinstance(role, str) else None
         wanted = "assistant" if messages and messages[-1]["role"] == "user" else "user"
-        if not (meant == "system" and not index) and meant != wanted:
+        again = join and bool(messages) and messages[-1]["role"] == meant
+        if not (meant == "system" and not index) and meant != wanted and not again:
             raise RecordError(f"{place}.{tag}", f"expected {wanted!r}, got {short(role)}")
         content = text_of(message.get(text), f"{place}.{text}")
         if len(message) > 2:
             refuse_more(message, ("role", tag, text), content, place)
-        if meant != "system" or not is_blank(content):
+        if again:
+            joined = filter(str.strip, (messages[-1]["content"], content))
+            messages[-1]["content"] = "\n\n".join(joined)
+        elif meant != "system" or not is_blank(content):
             messages.append({"role": meant or wanted, "content": content})
     answer = None
     if messages and messages[-1]["role"] == "assistant":

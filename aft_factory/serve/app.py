@@ -78,7 +78,9 @@ def build_app(state: State) -> Starlette:
     else:
         middleware.append(Middleware(_Addresses))
     handlers = {Refusal: _told_refusal, HTTPException: _told_http, Exception: _told_failure}
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)  # type: ignore[arg-type]
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)  # type: ignore[arg-type]
+    app.router.redirect_slashes = False  # behind a proxy, it would send clients elsewhere
+    return app
 
 
 def _told_refusal(_: Request, refusal: Refusal) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from aft_factory.errors import RecordError, suggest
@@ -160,7 +161,8 @@ def _beyond(given: Mapping[str, Any], options: Mapping[str, Any]) -> Refusal | N
     """Return the refusal of the first field that only an engine itself could follow, if any is."""
     for name, value in given.items():
         if name not in KNOWN:
-            return unsupported(name, f"unknown; {suggest(name, KNOWN)}")
+            meant = suggest(name, KNOWN) if get_close_matches(name, KNOWN) else "leave it out"
+            return unsupported(name, f"unknown here; {meant}")
         if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
             return unsupported(name, "not to be had through drafts and aggregation; leave it out")
     for name, value in options.items():
@@ -175,7 +177,7 @@ def _messages(given: Mapping[str, Any]) -> tuple[list[Message], Refusal | None]:
     if not isinstance(value, list):
         raise wrong("messages", f"expected a list of messages, got {kind(value)}")
     try:
-        return parse_messages(value, "messages"), None
+        return parse_messages(value, "messages", join=True), None
     except RecordError as error:
         return [], wrong(error.field, error.problem)
 

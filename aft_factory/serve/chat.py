@@ -119,6 +119,12 @@ class _Exchange:
         Raises:
             Refusal: If it is too long, too slow or no JSON.
         """
+        headers = self._request.headers
+        if headers.get("content-encoding", "identity") != "identity":
+            raise Refusal(415, "the request is compressed; send it as it is", "invalid_body")
+        # A page of others may send what is not called JSON without asking the server before.
+        if "origin" in headers and "json" not in headers.get("content-type", ""):
+            raise Refusal(415, "content-type: expected application/json", "invalid_body")
         most, parts, size = self._state.settings.max_body, [], 0
         try:
             async with asyncio.timeout(LONGEST_SEND):

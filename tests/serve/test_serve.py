@@ -3,6 +3,7 @@
 Run: pytest tests/serve/test_serve.py
 """
 
+import http.client
 import json
 import threading
 import urllib.request
@@ -187,6 +188,7 @@ def test_what_no_model_here_can_do_is_refused_by_name(server, sent, model, aft, 
         ({"messages": [{"role": "user", "content": "  "}]}, "messages"),
         ({"messages": [*QUESTION, {"role": "assistant", "content": "Six."}]}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [*QUESTION, {"role": "system", "content": "x"}]}, "messages[1].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0]"),
         ({"aft": 5}, "aft"),
     ],
@@ -199,6 +201,44 @@ def test_a_field_that_cannot_be_followed_is_refused_by_name(server, sent, fields
     assert param.partition("[")[0].split(".")[0] in raised.value.message
     if param in ("logprobs", "tools", "response_format", "tempreature"):
         assert raised.value.code == "unsupported_parameter"
+
+
+def test_neighbours_of_one_role_are_one_message_as_agents_send_them(server, sent):
+    said = [("system", "Be short."), ("developer", "Be kind."), ("user", "How"), ("user", "many?")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    server.ask("plain", messages)
+    [request] = sent
+    assert request.prompt == [
+        {"role": "system", "content": "Be short.\n\nBe kind."},
+        {"role": "user", "content": "How\n\nmany?"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 200),  # curl's, if nothing is said
+        ({"Content-Type": "text/plain", "Origin": "https://evil.example"}, 415),
+        (
+            {"Content-Type": "application/json", "Origin": "https://evil.example"},
+            200,
+        ),  # asks before
+        ({"Content-Encoding": "gzip"}, 415),
+    ],
+)
+def test_what_pages_may_send_unasked_and_what_is_compressed_is_not_read(server, headers, status):
+    body = json.dumps({"model": "plain", "messages": QUESTION}).encode()
+    wire = http.client.HTTPConnection(server.url.split("/")[2])
+    wire.request("POST", "/v1/chat/completions", body, headers)
+    answer = wire.getresponse()
+    assert answer.status == status
+    assert (b"invalid_body" in answer.read()) == (status == 415)
+    wire.close()
+
+
+def test_a_path_is_answered_as_it_stands_and_never_leads_elsewhere(server):
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(f"{server.url}/models/")
 
 
 def test_a_value_that_asks_for_nothing_is_no_reason_to_refuse(server):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +21,27 @@ if TYPE_CHECKING:
 QUESTION = [{"role": "user", "content": "How many?"}]
 THOUGHT, ANSWER = "Let me count.", "Forty-two."  # of probes
 FIELDS = ("reasoning_content", "reasoning", "thinking")  # what servers and templates call thoughts
+SWITCHES = ("enable_thinking", "thinking")  # what templates are told whether to think by
+# An answer; to some templates, it and the thought before it are parts or blocks.
+_ANSWERS: tuple[dict[str, Any], ...] = (
+    {"role": "assistant", "content": ANSWER},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": THOUGHT},
+            {"type": "text", "text": ANSWER},
+        ],
+    },
+    {
+        "role": "assistant",
+        "content": {
+            "blocks": [{"type": "thoughts", "text": THOUGHT}, {"type": "response", "text": ANSWER}]
+        },
+    },
+)
+_DUMPED = re.compile(r"['\"]type['\"]: ")  # parts that a template does not know, as Python or JSON
 _TAG = re.compile(r"<[^<>/\s]+>$")
+_LAST = re.compile(r"(?:<[^<>\s]+>|\[[^\[\]\s]+\])$")
 _CLOSING = re.compile(r"</[^<>/\s]+>")
 
 
@@ -51,7 +72,10 @@ class ThoughtWords:
             text: What it wrote.
             cut_off: Whether a limit of tokens ended it.
         """
-        begins = text.lstrip().startswith(self.opening)
+        bare = text.lstrip()
+        if header := self._header(bare):
+            return "", bare.removeprefix(header).lstrip()
+        begins = bare.startswith(self.opening)
         head, closed, tail = text.partition(self.closing)
         if not begins and closed and self.opening in head:
             return "", text  # it speaks of thoughts
@@ -63,6 +87,19 @@ class ThoughtWords:
         if begins:
             return text.strip().removeprefix(self.opening).strip(), ""
         return (text.strip(), "") if self.opened and cut_off else ("", text)
+
+    @property
+    def headers(self) -> list[str]:
+        """What may begin an answer that has no thought before it.
+
+        The closing word may be several: the end of a thought, and a header of the answer.
+        """
+        closing = self.closing
+        return [closing[i:] for i in range(1, len(closing)) if closing[i] == "<"]
+
+    def _header(self, text: str) -> str:
+        """Return the header that a text begins with; "" if it does with none."""
+        return next((header for header in self.headers if text.startswith(header)), "")
 
     def around(self, thought: str, answer: str) -> str:
         """Return a thought and the answer behind it as one text, which `split` takes apart."""
@@ -76,8 +113,11 @@ class ThoughtWords:
         """
         bare = text.lstrip()
         begins = bare.startswith(self.opening)
-        if not begins and self.opening.startswith(bare):
+        if not begins and any(word.startswith(bare) for word in (self.opening, *self.headers)):
             return None
+        if header := self._header(bare):
+            answer = bare.removeprefix(header).lstrip()
+            return len(text) - len(answer) if answer else None
         if not (begins or self.opened):
             return 0
         head, closed, tail = text.partition(self.closing)
@@ -88,8 +128,10 @@ class ThoughtWords:
     def so_far(self, text: str) -> tuple[str, str]:
         """Return what is sure of thought and answer in a text that is still being written."""
         at = self.answer_at(text)
-        if at == 0 or self.opening.startswith(text.strip()):
-            return "", "" if at is None else text
+        bare = text.strip()
+        begins = any(word.startswith(bare) for word in (self.opening, *self.headers))
+        if at == 0 or begins or self._header(bare):
+            return "", "" if at is None else text[at:]
         thought, closed, _ = text[:at].strip().removeprefix(self.opening).partition(self.closing)
         if not closed:  # its end may have begun
             ends = (self.closing[:n] for n in range(len(self.closing), 0, -1))
@@ -112,14 +154,14 @@ def thought_words(
     if tokenizer is None or chat_template is None:
         return ThoughtWords()
 
-    def render(*more: dict[str, str], prompt: bool = False) -> str:
+    def render(*more: dict[str, Any], prompt: bool = False, **switches: bool) -> str:
         try:
             text = tokenizer.apply_chat_template(
                 [*QUESTION, *more],
                 chat_template=chat_template,
                 add_generation_prompt=prompt,
                 tokenize=False,
-                **(kwargs or {}),
+                **{**(kwargs or {}), **switches},
             )
         except Exception:  # a template is a program, and can fail in any way
             return ""
@@ -129,21 +171,49 @@ def thought_words(
         return ThoughtWords(opening, closing, opened=before.endswith(opening), own=True)
 
     before = render(prompt=True).rstrip()
-    answer = {"role": "assistant", "content": ANSWER}
-    thought, closed, behind = render(answer | dict.fromkeys(FIELDS, THOUGHT)).partition(THOUGHT)
-    if closed and ANSWER in behind and not render(answer).partition(ANSWER)[0].endswith(thought):
-        opening = thought.rstrip().removeprefix(before).strip().split("\n")[-1]
-        if not opening and (ended := _TAG.search(before)):  # the prompt wrote it
-            opening = ended[0]
-        closing = behind.partition(ANSWER)[0].strip()
-        if opening and closing:
-            return words(opening, closing)
+    plain = render(_ANSWERS[0]).partition(ANSWER)[0]
+    for answer in _ANSWERS:
+        thought, closed, behind = render(answer | dict.fromkeys(FIELDS, THOUGHT)).partition(THOUGHT)
+        if closed and ANSWER in behind and not _DUMPED.search(behind):
+            opening = _opening(thought, plain, before)
+            closing = behind.partition(ANSWER)[0].strip()
+            if opening and closing:
+                return words(opening, closing)
     for closing in dict.fromkeys(_CLOSING.findall(chat_template)):
         earlier = {"role": "assistant", "content": f"{THOUGHT}{closing}{ANSWER}"}
         shown = render(earlier, *QUESTION)
         if ANSWER in shown and THOUGHT not in shown:  # it takes thoughts out of earlier answers
             return words(closing.replace("/", "", 1), closing)
+    on, off = (
+        render(prompt=True, **dict.fromkeys(SWITCHES, think)).rpartition(QUESTION[0]["content"])[2]
+        for think in (True, False)
+    )
+    nothing = off.removeprefix(on).strip()  # a thought without a word, where it is not to think
+    ended = _LAST.search(nothing) if on and off.startswith(on) else None
+    if ended is not None and (opening := nothing.removesuffix(ended[0]).strip()):
+        return words(opening, ended[0])
     return ThoughtWords()
+
+
+def _opening(thought: str, plain: str, before: str) -> str:
+    """Return the word that opens a thought; "" where none does.
+
+    Args:
+        thought: What stands before a thought.
+        plain: What stands before an answer without one.
+        before: The prompt, to its last character that is no blank.
+    """
+    if plain.endswith(thought):  # only a prompt may have it
+        bare = plain.rstrip()
+        return before.removeprefix(bare).strip() if bare and before.startswith(bare) else ""
+    opening = thought.rstrip().removeprefix(before).strip().split("\n")[-1]
+    if not opening and (ended := _TAG.search(before)):  # the prompt wrote it
+        return ended[0]
+    # What follows where the prompt goes on otherwise, as by an empty thought; a tag is one word.
+    pairs = zip(opening, before.rpartition("\n")[2], strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    tag = opening.rfind("<", 0, same)
+    return opening[tag if tag >= 0 and ">" not in opening[tag:same] else same :] or opening
 
 
 class Thoughts:

@@ -1,5 +1,7 @@
 """Thoughts: told apart from answers, by the words of the model's own template. Run: pytest tests/prompts/test_thoughts.py"""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from aft_factory.prompts.tokenizer import load_tokenizer
 
 USUAL = ThoughtWords()
 OPENED = ThoughtWords("[T]", "[/T]", opened=True, own=True)
+HARMONY = ThoughtWords("<c>analysis<m>", "<e><c>final<m>", own=True)
 SPLIT = {
     "a thought and an answer": (USUAL, "<think>\nHm.\n</think>\n\nSix.\n", False, ("Hm.", "Six.\n")),
     "an empty thought": (USUAL, "<think>\n\n</think>\n\nSix.", False, ("", "Six.")),
@@ -24,6 +27,9 @@ SPLIT = {
     "the prompt opened it, and it was cut off": (OPENED, "Hm", True, ("Hm", "")),
     "the prompt opened it, and it is none": (OPENED, "Six.", False, ("", "Six.")),
     "opened once more": (OPENED, "[T]Hm.[/T]Six.", False, ("Hm.", "Six.")),
+    "an answer without a thought, behind its header": (HARMONY, "<c>final<m>Six.", False, ("", "Six.")),
+    "a thought, and the header": (HARMONY, "<c>analysis<m>Hm.<e><c>final<m>Six.", False, ("Hm.", "Six.")),
+    "a thought that was cut off before the header": (HARMONY, "<c>analysis<m>Hm.<e>", True, ("Hm.<e>", "")),
     "the usual words are nothing to it": (OPENED, "<think>a</think>b", False, ("", "<think>a</think>b")),
 }  # fmt: skip
 
@@ -60,12 +66,47 @@ DROPS = (
     "{% endfor %}"
 )
 OPENS = "{% if add_generation_prompt %}<|assistant|>{{ '<mull>\n' if enable_thinking is not defined or enable_thinking }}{% endif %}"
+# As GLM-4.7's: the closing word alone says that it is not to think.
+CLOSES = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{{ '<think>' + m.reasoning_content if m.reasoning_content }}"
+    "</think>{% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+    "{{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' }}{% endif %}"
+)
+# Qwen 3's way in one line: an empty thought in a prompt that is not to think.
+EMPTY = "{% if add_generation_prompt %}<|assistant|>{{ '<mull></mull>' if not enable_thinking }}{% endif %}"
+PARTS = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{{ '[MULL]' + part.thinking + '[/MULL]' if part.type == 'thinking' else part.text }}{% endfor %}{% endif %}{% endfor %}"
+)
+BLOCKS = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.content is string %}{{ m.content }}{% else %}{% for b in m.content.blocks %}"
+    "{{ '<|in|>' + b.text + '<|out|>' if b.type == 'thoughts' else b.text }}{% endfor %}{% endif %}{% endfor %}"
+)
+STEPS = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.reasoning_content + '\n[ANSWER]\n' if m.reasoning_content }}{{ m.content }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\nMy steps:\n{% endif %}"
+)
+GEMMA = (
+    "{{ '<|system|><|think|>' if enable_thinking }}"
+    + TURN
+    + "{% if add_generation_prompt %}<|assistant|>\n{{ '<|channel>thought\n<channel|>' if not enable_thinking }}{% endif %}"
+)
+OFF = {"enable_thinking": False}
 TEMPLATES = {
     "none": (TURN + PROMPT, ThoughtWords()),
     "kept": (KEEPS + PROMPT, ThoughtWords(own=True)),
     "channels": (CHANNELS, ThoughtWords("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>", own=True)),
     "dropped": (DROPS + PROMPT, ThoughtWords("<mull>", "</mull>", own=True)),
     "dropped, and opened by the prompt": (DROPS + OPENS, ThoughtWords("<mull>", "</mull>", opened=True, own=True)),
+    "an empty thought where it is not to think": (TURN + EMPTY, ThoughtWords("<mull>", "</mull>", own=True)),
+    "the same, of other words": (GEMMA, ThoughtWords("<|channel>thought", "<channel|>", own=True)),
+    "parts": (PARTS + PROMPT, ThoughtWords("[MULL]", "[/MULL]", own=True)),
+    "blocks": (BLOCKS + PROMPT, ThoughtWords("<|in|>", "<|out|>", own=True)),
+    "parts as Python shows them": (TURN.replace("m.content", "m.content | string") + PROMPT, ThoughtWords()),
+    "parts as JSON shows them": (TURN.replace("m.content", "m.content | tojson") + PROMPT, ThoughtWords()),
+    "only the prompt opens it": (STEPS, ThoughtWords("My steps:", "[ANSWER]", opened=True, own=True)),
+    "thoughts shown as they are": (TURN.replace("{{ m.content", "{{ m.thinking }} {{ m.content") + PROMPT, ThoughtWords()),
+    "opened by the prompt": (CLOSES, ThoughtWords(opened=True, own=True)),
     "a template that fails": ("{{ raise_exception('no') }}", ThoughtWords()),
 }  # fmt: skip
 
@@ -88,6 +129,26 @@ def test_they_depend_on_what_the_template_is_rendered_with(tokenizer):
     thoughts = Thoughts(tokenizer, DROPS + OPENS)
     off = {"chat_template_kwargs": {"enable_thinking": False}, "min_p": 0.1}
     assert [thoughts({}).opened, thoughts(off).opened, thoughts({}).opened] == [True, False, True]
+
+
+@pytest.mark.parametrize("template", [CLOSES, KEEPS + OPENS, GEMMA, TURN + EMPTY])
+def test_they_are_the_same_where_the_model_is_not_to_think(tokenizer, template):
+    words = thought_words(tokenizer, template)
+    assert words.own
+    assert thought_words(tokenizer, template, OFF) == replace(words, opened=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["<c>final<m>Six.", " <c>final<m> Six.", "<c>analysis<m>Hm.<e><c>final<m>Six."]
+)
+def test_the_answer_begins_behind_its_header_while_it_is_written(text):
+    found = [HARMONY.answer_at(text[:end]) for end in range(len(text) + 1)]
+    begins = text.index("Six.")
+    assert found == [None] * (begins + 1) + [begins] * 4
+    sure = [HARMONY.so_far(text[:end]) for end in range(len(text) + 1)]
+    thought = "Hm." if "Hm." in text else ""
+    assert {told for told, _ in sure} == {thought[:end] for end in range(len(thought) + 1)}
+    assert [answer for _, answer in sure] == [""] * (begins + 1) + ["S", "Si", "Six", "Six."]
 
 
 def test_our_own_templates_have_no_thoughts(tokenizer):

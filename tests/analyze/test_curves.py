@@ -139,9 +139,8 @@ def test_the_usual_weight_is_llamafactorys_for_the_longest_run(tmp_path):
     ]
     assert main(["curves", *runs, "--output", str(tmp_path / "c.png")]) == 0
     expected = 1.8 * (1 / (1 + math.exp(-0.05 * 40)) - 0.5)
-    assert {float(row["smoothing"]) for row in table(tmp_path / "c.png")} == {
-        pytest.approx(expected)
-    }
+    for row in table(tmp_path / "c.png"):
+        assert float(row["smoothing"]) == pytest.approx(expected)
 
 
 def test_names_are_given_or_the_end_of_the_path(tmp_path):

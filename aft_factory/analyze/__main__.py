@@ -6,17 +6,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from aft_factory.analyze import curves
+from aft_factory.analyze import cost, curves, radar, scaling
 from aft_factory.errors import suggest
 from aft_factory.stage.command import Command
 
 ANALYSES: dict[str, Command[Any]] = {
-    command.name.removeprefix("analyze "): command for command in (curves.COMMAND,)
+    command.name.removeprefix("analyze "): command
+    for command in (curves.COMMAND, radar.COMMAND, cost.COMMAND, scaling.COMMAND)
 }
 EXAMPLES = """\
 examples:
   # SFT and AFT side by side, as LLaMA-Factory logged them
   aft analyze curves saves/sft_llama saves/aft_llama --output curves.png
+
+  # MT-Bench by category, and scores by width, depth and FLOPs, of what `aft eval` left
+  aft analyze radar eval/sft eval/aft --output radar.png
+  aft analyze scaling eval/k1_l1 eval/k3_l1 eval/k5_l1 eval/k5_l2 --output scaling.png
+  aft analyze cost eval/sft eval/sft_best_of_11 eval/aft eval/k5_l2 --output cost.png
 """
 
 

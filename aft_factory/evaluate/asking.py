@@ -1,7 +1,7 @@
 """The questions of all benchmarks and runs as one job: no barrier, one journal, one account.
 
 requests.jsonl    what is asked: id, benchmark, seed, turns, settings that differ by benchmark
-journal.sqlite    what was answered, the moment it was
+journal.sqlite    what was answered, the moment it was (--journal: several evaluations share one)
 answers.jsonl     the answers, with what each took; answers.rejects.jsonl, answers.summary.json
 """
 
@@ -152,7 +152,7 @@ def _job(
     # `limit` is of each benchmark, which is what was prepared.
     own = replace(settings, limit=None)
     if output is not None:
-        own = replace(own, journal=output.with_name("journal.sqlite"))
+        own = replace(own, journal=own.journal or output.with_name("journal.sqlite"))
     usual = build_stage(own, "records")
     stage = replace(
         usual,
@@ -184,9 +184,9 @@ def _is_done(job: Job) -> bool:
 
 def _collect(plans: Sequence[Plan], job: Job, requests: Path) -> Asked:
     """Return what the journal has for each query."""
-    asked = Asked({}, {}, {}, {}, {})
+    summary = orjson.loads(read_text(job.output.with_name("answers.summary.json")))
+    asked, fingerprint = Asked({}, {}, {}, {}, summary), summary["run"]
     with Journal(job.journal_path, read_only=True) as journal:
-        fingerprint = journal.last_run() or ""
         for line in job.settings.lines(str(requests)):
             query = read_request(line.value)
             name, key = line.value["benchmark"], Runner.outcome_key(query, fingerprint)
@@ -201,6 +201,4 @@ def _collect(plans: Sequence[Plan], job: Job, requests: Path) -> Asked:
     for plan in plans:
         name, strategy = plan.part.benchmark.name, STRATEGIES[plan.settings.strategy]
         asked.flops[name] = job.flops_of(asked.totals[name], strategy, plan.settings.options())
-    summary = job.output.with_name("answers.summary.json")
-    asked.summary.update(orjson.loads(read_text(summary)))
     return asked

@@ -10,11 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from aft_factory.errors import UsageError
-from aft_factory.evaluate.results import FILE, columns, strategy_shown, value_shown
-from aft_factory.records.files import read_text
+from aft_factory.evaluate.results import columns, read_results, strategy_shown, value_shown
 from aft_factory.records.record import Row
 
 ERRORS = 2  # how many standard errors of a difference chance is given
@@ -46,18 +42,11 @@ Metric = tuple[Row, Row]  # the benchmark and the metric, as results.json has th
 
 
 def _read(folder: Path) -> dict[tuple[str, str], Metric]:
-    path = folder / FILE
-    try:
-        content = orjson.loads(read_text(path))
-        return {
-            (one["benchmark"], metric["metric"]): (one, metric)
-            for one in content["benchmarks"]
-            for metric in one["metrics"]
-        }
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; has this evaluation ended?") from None
-    except (ValueError, LookupError, TypeError):
-        raise UsageError(f"{path}: not the results of an evaluation") from None
+    return {
+        (one["benchmark"], metric["metric"]): (one, metric)
+        for one in read_results(folder)["benchmarks"]
+        for metric in one["metrics"]
+    }
 
 
 def _cell(first: Metric | None, found: Metric | None) -> str:

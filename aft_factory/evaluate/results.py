@@ -12,10 +12,11 @@ from typing import Any
 import orjson
 
 from aft_factory import __version__
+from aft_factory.errors import UsageError
 from aft_factory.evaluate.asking import Asked, Plan, seeds
 from aft_factory.evaluate.benchmarks import Score
 from aft_factory.evaluate.settings import EvalSettings
-from aft_factory.records.files import write_whole
+from aft_factory.records.files import read_text, write_whole
 from aft_factory.records.record import Row
 
 FILE = "results.json"
@@ -57,6 +58,7 @@ def _benchmark(
         "benchmark": name,
         "metrics": [_metric(part.benchmark.scale, same) for same in zip(*runs, strict=True)],
         "of": part.of,
+        "questions": len(part.queries),
         "missing": [asked.missing[name, seed] for seed in seeds(settings)],
         **part.facts,
         "strategy": own.strategy,
@@ -92,6 +94,24 @@ def write_results(folder: Path, content: Row) -> None:
     """Write the results, the last of all files."""
     data = orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS, default=str)
     write_whole(folder / FILE, data + b"\n")
+
+
+def read_results(folder: Path) -> Row:
+    """Return the results of an evaluation.
+
+    Raises:
+        UsageError: If there are none in the folder.
+    """
+    path = folder / FILE
+    try:
+        content = orjson.loads(read_text(path))
+        if content["benchmarks"] and all(one["metrics"] for one in content["benchmarks"]):
+            return dict(content)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; has this evaluation ended?") from None
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise UsageError(f"{path}: not the results of an evaluation")
 
 
 def table(content: Row) -> list[str]:

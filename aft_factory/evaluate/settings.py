@@ -15,7 +15,7 @@ from aft_factory.stage.declaring import argument, setting, switch, written
 from aft_factory.stage.reading import at_least
 
 # What a run is told of its one input file; here the benchmarks say it.
-SET_HERE = ("split", "shard", "column", "journal", "rejects", "task", "task_output")
+SET_HERE = ("split", "shard", "column", "rejects", "task", "task_output")
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,8 @@ async def open_engines(
             # Twice what the engine runs at a time, so that its own queue never runs dry.
             in_flight = settings.in_flight or 2 * engine.max_sequences
             shape_name = settings.model
+        for asks in engines.values() if settings.split_samples else ():
+            asks.most_samples = 1
         asked = list(engines) if chat else []
         takes = await gather_or_cancel(engines[name].takes_system() for name in asked)
         no_system = frozenset(name for name, yes in zip(asked, takes, strict=True) if not yes)

@@ -129,7 +129,10 @@ class AskSettings(TokenizerSettings, JobSettings):
         {}, "passed to vLLM, such as tensor_parallel_size=2", group=MODEL
     )
     split_samples: bool = setting(
-        False, "ask for K samples one by one (servers without n)", group=MODEL
+        False,
+        "ask for K samples one by one: for servers without n, and for runs of several K that share "
+        "the drafts in one --journal",
+        group=MODEL,
     )
     omit: list[str] = setting(
         [],
@@ -230,7 +233,7 @@ class AskSettings(TokenizerSettings, JobSettings):
         for name in ("adapter", "engine_args"):
             if getattr(self, name) and self.base_url:
                 problems.append(f"{name}: for a model in this process, not for --base-url")
-        for name in ("tokenizer", "split_samples", "omit", "context", "api_key_env"):
+        for name in ("tokenizer", "omit", "context", "api_key_env"):
             if getattr(self, name) and not self.base_url:
                 problems.append(f"{name}: for servers, needs --base-url")
         return problems

@@ -17,10 +17,11 @@ from aft_factory.stage.declaring import REQUIRED, setting, switch
 from aft_factory.stage.reading import Settings, check_paths
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by the colour-blind; yellow, too pale for a line, comes last.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Okabe and Ito's colours, told apart by the colour-blind; without yellow, too pale for a line.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 Draw = Callable[[Sequence[Row]], "Figure"]
@@ -113,6 +114,28 @@ def csv_of(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def style(number: int) -> dict[str, Any]:
+    """Return the colour and the marker of one of several, by its number from 0.
+
+    Example:
+        >>> style(7)
+        {'color': '#0072B2', 'marker': 's'}
+    """
+    turn, colour = divmod(number, len(COLOURS))
+    return {"color": COLOURS[colour], "marker": MARKERS[(colour + turn) % len(MARKERS)]}
+
+
+def log_axis(axes: Axes) -> None:
+    """Make x logarithmic, with ticks that are told at any number of decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("e+", "e")))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def plain(text: Any) -> str:

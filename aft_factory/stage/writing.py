@@ -161,6 +161,7 @@ class JobFiles:
             more = {
                 "seconds": round(sum(session["seconds"] for session in sessions), 3),
                 "sessions": sessions,
+                "run": fingerprint,
                 "session": self.session,
                 "settings": asdict(self.settings) | dict(self.stage.used),
                 "input": self.files.source,

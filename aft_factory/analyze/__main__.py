@@ -6,13 +6,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from aft_factory.analyze import cost, curves, radar, scaling
+from aft_factory.analyze import cost, curves, perplexity, radar, scaling
 from aft_factory.errors import suggest
 from aft_factory.stage.command import Command
 
 ANALYSES: dict[str, Command[Any]] = {
     command.name.removeprefix("analyze "): command
-    for command in (curves.COMMAND, radar.COMMAND, cost.COMMAND, scaling.COMMAND)
+    for command in (
+        curves.COMMAND,
+        radar.COMMAND,
+        cost.COMMAND,
+        scaling.COMMAND,
+        perplexity.COMMAND,
+    )
 }
 EXAMPLES = """\
 examples:
@@ -23,6 +29,10 @@ examples:
   aft analyze radar eval/sft eval/aft --output radar.png
   aft analyze scaling eval/k1_l1 eval/k3_l1 eval/k5_l1 eval/k5_l2 --output scaling.png
   aft analyze cost eval/sft eval/sft_best_of_11 eval/aft eval/k5_l2 --output cost.png
+
+  # perplexity of training sets under the base model
+  aft analyze perplexity sft aft --dataset-dir data --model meta-llama/Llama-3.1-8B \\
+      --template aft_llama3 --output perplexity.png
 """
 
 

@@ -153,7 +153,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         if row["error"] is not None:
             error = [[value - row["low"]], [row["high"] - value]]
         bar = axes.bar(place, value, 0.7, color=colour, yerr=error, capsize=4)
-        axes.bar_label(bar, [f"{value:.3g}"], padding=2)
+        axes.bar_label(bar, [f"{value:.4g}"], padding=2)
     axes.set_xticks(range(len(rows)), [plain(row["set"]) for row in rows])
     axes.tick_params(axis="x", rotation=0 if len(rows) < 4 else 20)
     axes.set(ylabel="perplexity of the target tokens")

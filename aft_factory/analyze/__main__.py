@@ -6,19 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from aft_factory.analyze import cost, curves, perplexity, radar, scaling
+from aft_factory.analyze import cost, curves, diversity, perplexity, radar, scaling
 from aft_factory.errors import suggest
 from aft_factory.stage.command import Command
 
 ANALYSES: dict[str, Command[Any]] = {
-    command.name.removeprefix("analyze "): command
-    for command in (
-        curves.COMMAND,
-        radar.COMMAND,
-        cost.COMMAND,
-        scaling.COMMAND,
-        perplexity.COMMAND,
-    )
+    module.COMMAND.name.removeprefix("analyze "): module.COMMAND
+    for module in (curves, perplexity, diversity, scaling, cost, radar)
 }
 EXAMPLES = """\
 examples:
@@ -33,6 +27,10 @@ examples:
   # perplexity of training sets under the base model
   aft analyze perplexity sft aft --dataset-dir data --model meta-llama/Llama-3.1-8B \\
       --template aft_llama3 --output perplexity.png
+
+  # what subsets of ten drafts lead to, by their diversity and their quality
+  aft analyze diversity alpaca_eval.json --limit 100 --output diversity.jsonl --dry-run \\
+      --model saves/aft_llama_merged --reward-model sfairXC/FsfairX-LLaMA3-RM-v0.1
 """
 
 

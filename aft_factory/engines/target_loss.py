@@ -142,7 +142,10 @@ class VllmLoss:
 
     def close(self) -> None:
         """End vLLM's processes."""
-        self._llm.shutdown()
+        self._loop.run_until_complete(asyncio.to_thread(self._llm.shutdown))
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
     async def _all(self, rows: Sequence[Row]) -> AsyncIterator[tuple[int, float]]:

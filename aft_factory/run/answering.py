@@ -24,7 +24,7 @@ from aft_factory.inference.queries import (
     read_with_proposals,
     starting,
 )
-from aft_factory.inference.scoring import Longest, Scores
+from aft_factory.inference.scoring import Longest
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.strategy import Strategy
 from aft_factory.inference.tasks import TASKS, read_as
@@ -41,7 +41,7 @@ from aft_factory.stage.engines import (
     open_engines,
 )
 from aft_factory.stage.rehearsing import filler
-from aft_factory.stage.reward import open_scorer
+from aft_factory.stage.reward import with_scores
 from aft_factory.stage.stage import Stage
 
 _log = logging.getLogger(__name__)
@@ -160,18 +160,8 @@ async def open_run(
         )
         warn_of_room(settings, engines.engines[""].context)
         if "score" in needs:
-            scores: Scores = Longest()
-            if settings.has_reward:
-                opening = open_scorer(settings, timeout=settings.timeout, retries=settings.retries)
-                scores = await stack.enter_async_context(opening)
-            engines = replace(
-                engines,
-                score=scores.score_each,
-                count=scores.count,
-                scorer=scores.identity,
-                stop=scores.stop,
-                reward_shape=settings.reward_shape,
-            )
+            scoring = with_scores(engines, settings, settings.timeout, settings.retries)
+            engines = await stack.enter_async_context(scoring)
         yield engines
 
 

@@ -201,11 +201,6 @@ class RunSettings(RewardSettings, AskSettings):
                 problems.append(f"task_output: {name} wants a file that ends in {expected}")
         return problems
 
-    @property
-    def reward_shape(self) -> str | None:
-        """Folder or name of the reward model, where its size is to be read."""
-        return self.reward_model if self.reward_url is None else self.reward_tokenizer
-
     def options(self) -> dict[str, Any]:
         """Return the options of the strategy: its own where nothing was said."""
         strategy = STRATEGIES[self.strategy]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from aft_factory.asking.availability import Retries
 from aft_factory.engines.reward import DEFAULT_REWARD_MODEL
-from aft_factory.inference.scoring import Scorer
+from aft_factory.inference.scoring import Longest, Scorer, Scores
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.reading import at_least
 
 if TYPE_CHECKING:
     from aft_factory.engines.reward import RewardModel
+    from aft_factory.stage.engines import OpenEngines
 
 
 REWARD = "reward model"  # heading of `--help`
@@ -67,6 +68,11 @@ class RewardSettings:
         "most tokens that transformers reads at once (default: 16384, on a CPU 2048)",
         group=REWARD,
     )
+
+    @property
+    def reward_shape(self) -> str | None:
+        """Folder or name of the reward model, where its size is to be read."""
+        return self.reward_model if self.reward_url is None else self.reward_tokenizer
 
     @property
     def has_reward(self) -> bool:
@@ -124,6 +130,26 @@ async def open_scorer(
         yield scorer
     finally:
         await scorer.close()
+
+
+@contextlib.asynccontextmanager
+async def with_scores(
+    engines: OpenEngines, settings: RewardSettings, timeout: float, retries: int
+) -> AsyncIterator[OpenEngines]:
+    """Add the reward model to what a run asks; where none was named, the longest is best."""
+    async with contextlib.AsyncExitStack() as stack:
+        scores: Scores = Longest()
+        if settings.has_reward:
+            opening = open_scorer(settings, timeout=timeout, retries=retries)
+            scores = await stack.enter_async_context(opening)
+        yield replace(
+            engines,
+            score=scores.score_each,
+            count=scores.count,
+            scorer=scores.identity,
+            stop=scores.stop,
+            reward_shape=settings.reward_shape,
+        )
 
 
 async def _opened(settings: RewardSettings, timeout: float) -> RewardModel:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.sampling import Completion, Piece, Prompt, Reply, Request, Told
-from aft_factory.engines.telling import apart
+from aft_factory.engines.telling import Special, apart
 from aft_factory.engines.vllm_loading import (
     adapter_rank,
     check_name,
@@ -83,7 +83,8 @@ class VllmEngine:
         self._stop_ids = stop_token_ids(tokenizer, chat_template)
         self._thoughts = Thoughts(tokenizer, chat_template)
         tokens = tokenizer.added_tokens_decoder.values()
-        self._special = [str(token.content) for token in tokens if token.special]
+        self._controls = [str(token.content) for token in tokens if token.special]
+        self._special = Special(self._controls)
         # Fast tokenizers are not thread-safe, and the owner of `tokenizer` may be using it.
         self._encoder = copy.deepcopy(tokenizer)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -151,7 +152,7 @@ class VllmEngine:
         """Ask once, and tell of the samples while they are written; see `Engine.stream`."""
         chat = not isinstance(request.prompt, str)
         words = self._thoughts(request.sampling.extra) if chat else None
-        tell = apart(told, words, self._without_special)
+        tell = apart(told, words, self._special)
         return await self._answer(request, partial(self._follow, tell or told))
 
     async def _answer(
@@ -239,7 +240,7 @@ class VllmEngine:
         """Return a request whose texts keep control tokens, if thoughts stand between such."""
         words, sampling = self._thoughts(request.sampling.extra), request.sampling
         if isinstance(request.prompt, str) or not any(
-            token in word for token in self._special for word in (words.opening, words.closing)
+            token in word for token in self._controls for word in (words.opening, words.closing)
         ):
             return request
         kept = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
@@ -247,13 +248,8 @@ class VllmEngine:
 
     def _plain(self, completion: Completion) -> Completion:
         """Return a completion whose texts hold no control tokens."""
-        text, thought = map(self._without_special, (completion.text, completion.thought))
+        text, thought = map(self._special.out_of, (completion.text, completion.thought))
         return replace(completion, text=text, thought=thought)
-
-    def _without_special(self, text: str) -> str:
-        for token in self._special:
-            text = text.replace(token, "")
-        return text
 
     def _encode(self, prompt: Prompt, settings: Mapping[str, Any] | None = None) -> list[int]:
         try:

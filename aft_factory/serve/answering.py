@@ -34,6 +34,7 @@ class Task:
         runner: Answers it.
         query: The same for the runner.
         replayed: Whether all of it was answered before.
+        relayed: Whether the engine gets it as it came.
     """
 
     asked: Asked
@@ -41,6 +42,7 @@ class Task:
     runner: Runner
     query: Query
     replayed: bool
+    relayed: bool
 
     @property
     def seed(self) -> int:
@@ -94,7 +96,8 @@ class Answering:
         """
         variant = self.variants.chosen(asked)
         plain = variant.options.get("layers") == 0 and variant.strategy.single
-        if asked.beyond is not None and not (plain and self._asker.relays):
+        relayed = plain and self._asker.relays and (asked.offers_tools or asked.beyond is not None)
+        if asked.beyond is not None and not relayed:
             raise asked.beyond
         self._check_lengths(asked, variant)
         if asked.n > 1 and not variant.strategy.single:
@@ -105,20 +108,20 @@ class Answering:
             raise unsupported("chat_template_kwargs", "only servers (--base-url) take it")
         query = Query(content_id(asked.messages, []), [asked.messages], {})
         final = dict(asked.final)
+        unused = ["tools not used, as drafts call none"] * asked.offers_tools
         if not variant.strategy.has_final:
-            unused = [name for name in ("temperature", "top_p", "top_k") if name in final]
             told = f"not used, as {variant.strategy.name} chooses among drafts"
-            query.events.extend(
-                {"turn": 0, "layer": 0, "slot": 0, "event": f"{name} {told}"} for name in unused
-            )
-            final = {name: value for name, value in final.items() if name not in unused}
+            names = [name for name in ("temperature", "top_p", "top_k") if name in final]
+            unused += [f"{name} {told}" for name in names]
+            final = {name: value for name, value in final.items() if name not in names}
+        query.events.extend({"turn": 0, "layer": 0, "slot": 0, "event": text} for text in unused)
         seed = asked.seed
         if seed is None:
             seed = random.getrandbits(62) if self._settings.fresh else variant.drafting.seed
         runner = self._runner(variant, replace(asked, final=final), seed)
         journal = self._journal
         replayed = journal is not None and journal.has_outcome(_key(query, runner))
-        return Task(asked, variant, runner, query, replayed)
+        return Task(asked, variant, runner, query, replayed, relayed)
 
     async def answer(self, task: Task, watch: Watch | None = None) -> Outcome:
         """Answer a request; one without an answer has an outcome with a problem.

@@ -28,7 +28,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "logprobs": (False, 0),
     "top_logprobs": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
@@ -61,7 +60,8 @@ OF_AFT = ("strategy", *OPTIONS, "keep_drafts", "proposal")
 KNOWN = frozenset(
     {
         *("messages", "model", "n", "stop", "seed", "stream", "stream_options", "aft"),
-        *("max_completion_tokens", "chat_template_kwargs", *NUMBERS, *IGNORED, *UNSUPPORTED),
+        *("max_completion_tokens", "chat_template_kwargs", "tools"),
+        *(*NUMBERS, *IGNORED, *UNSUPPORTED),
     }
 )
 
@@ -84,6 +84,7 @@ class Asked:
         keep_drafts: Whether the answer comes with the drafts.
         body: The request as it came.
         beyond: Why it cannot be answered but by an engine that gets it as it came; None if it can.
+        offers_tools: Whether it has tools that an answer may use, but need not.
     """
 
     messages: list[Message]
@@ -99,6 +100,7 @@ class Asked:
     keep_drafts: bool = False
     body: Mapping[str, Any] = field(default_factory=dict)
     beyond: Refusal | None = None
+    offers_tools: bool = False
 
 
 def read_request(body: Any) -> Asked:
@@ -154,6 +156,7 @@ def read_request(body: Any) -> Asked:
         keep_drafts=_switch(aft, "keep_drafts", "aft."),
         body=body,
         beyond=_beyond(given, options) or beyond,
+        offers_tools=bool(given.get("tools")),
     )
 
 

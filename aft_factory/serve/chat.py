@@ -146,7 +146,7 @@ class _Exchange:
         task = answering.prepare(asked)
         self._variant = task.variant.name
         answer = self._stream if asked.stream else self._whole
-        if asked.beyond is not None:
+        if task.relayed:
             answer = self._relay
         work = asyncio.create_task(answer(answering, task))
         gone = asyncio.create_task(self._disconnected())

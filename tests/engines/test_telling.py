@@ -6,7 +6,7 @@ import random
 import pytest
 
 from aft_factory.engines.sampling import Piece
-from aft_factory.engines.telling import apart
+from aft_factory.engines.telling import Special, apart
 from aft_factory.prompts.thoughts import ThoughtWords
 
 USUAL = ThoughtWords()
@@ -69,10 +69,13 @@ def test_thought_and_answer_are_told_apart_however_the_text_comes_in_pieces(
         assert words.split(text) == (thought, answer)  # as it is split in the end
 
 
-def test_what_is_no_text_is_taken_out_of_the_answer():
-    text = "<think>Hm.</think>It is 42.<|end|>"
-    plain = {"plain": lambda text: text.replace("<|end|>", "")}
-    assert heard(USUAL, [text], [20, 9, 7], **plain) == {0: ["Hm.", "It is 42."]}
+@pytest.mark.parametrize("pieces", [[1] * 60, [20, 9, 30], [60]])
+def test_what_is_no_text_is_never_told_however_it_is_cut(pieces):
+    special = Special(["<|end|>", "<|end|>!", "", "<s>"])
+    text = "<think>Hm.</think>It <s>is<|en 42.<|end|> <|en"
+    assert heard(USUAL, [text], pieces, special=special) == {0: ["Hm.", "It is<|en 42. <|en"]}
+    assert special.out_of("a<s>b<|end|>!") == "ab"
+    assert Special().parted("a<") == ("a<", "")
 
 
 def test_a_sample_that_begins_anew_is_told_anew():

@@ -1,15 +1,23 @@
-"""A conversation in a real browser: a page that reads streams as chat front ends do.
+"""Conversations in a real browser: a page that reads streams as chat front ends do, and Open WebUI.
 
 Run: pytest tests/serve/test_browser.py
+
+Open WebUI is asked where AFT_OPEN_WEBUI names its command, from an environment of its own:
+    uv venv /tmp/webui && uv pip install --python /tmp/webui/bin/python open-webui==0.12.4
 """
 
 import functools
 import http.server
+import os
+import re
 import shutil
+import subprocess
 import threading
+import urllib.request
 
 import pytest
-from serve_tools import Watched, drafts_of, served
+from reward_tools import free_port
+from serve_tools import Watched, drafts_of, served, until
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="drives a browser: pip install playwright"
@@ -78,3 +86,59 @@ def test_a_conversation_in_a_browser_shows_drafts_and_then_answers(monkeypatch, 
     finally:
         site.shutdown()
         site.server_close()
+
+
+def thinking(request):
+    return [f"<think>Hm.</think>{text}" for text in drafts_of(request)]
+
+
+@pytest.mark.skipif("AFT_OPEN_WEBUI" not in os.environ, reason="asks by Open WebUI: AFT_OPEN_WEBUI")
+def test_a_conversation_in_open_webui(monkeypatch, tmp_path):
+    monkeypatch.setenv("AFT_API_KEY", "key")
+    port = free_port()
+    with (
+        served(Watched(thinking, delay=0.5)) as server,
+        sync_api.sync_playwright() as playwright,
+        (tmp_path / "log").open("wb") as log,
+    ):
+        settings = {
+            **{"DATA_DIR": str(tmp_path), "WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": "x" * 32},
+            **{"OFFLINE_MODE": "True", "HF_HUB_OFFLINE": "1", "ENABLE_OLLAMA_API": "False"},
+            **{"OPENAI_API_BASE_URL": server.url, "OPENAI_API_KEY": "key"},
+            "TASK_MODEL_EXTERNAL": "plain",
+        }
+        line = [os.environ["AFT_OPEN_WEBUI"], "serve", "--host", "127.0.0.1", "--port", str(port)]
+        webui = subprocess.Popen(line, env=os.environ | settings, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            until(lambda: is_up(url), 120)
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+            page = browser.new_page()
+            page.goto(f"{url}/?models=aft", timeout=60000)
+            page.wait_for_selector("#chat-input", timeout=90000)
+            page.keyboard.press("Escape")  # what is new
+            for turn, question in enumerate(("How many pails?", "And cows?"), start=1):
+                page.click("#chat-input")
+                page.keyboard.type(question)
+                page.keyboard.press("Enter")
+                page.get_by_text(re.compile("^aggregation 0 at")).nth(turn - 1).wait_for(
+                    timeout=60000
+                )
+            page.get_by_text("Thought for").last.click()  # folded until then
+            page.get_by_text("Thought of the answer").wait_for(timeout=10000)
+            shown = page.inner_text("body")
+            assert [f"Draft {i}, layer 1" in shown for i in (1, 2, 3)] == [True] * 3
+            browser.close()
+        finally:
+            webui.terminate()
+            webui.wait()
+        drafted = [r.prompt[-1]["content"] for r in server.engine.requests if r.n == 3]
+        assert drafted == ["How many pails?", "And cows?"]  # titles and tags are asked of `plain`
+
+
+def is_up(url):
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False

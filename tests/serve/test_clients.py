@@ -51,8 +51,9 @@ def test_langchain_is_told_what_cannot_be_had(langchain):
     def count(number: int) -> int:
         """Count."""
 
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        langchain().bind_tools([count]).invoke(ASKED)
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+        langchain().bind_tools([count], tool_choice="required").invoke(ASKED)
+    assert langchain().bind_tools([count]).invoke(ASKED).content.startswith("aggregation")
 
 
 def test_the_official_client_gives_up_and_asks_again_as_it_is_set():

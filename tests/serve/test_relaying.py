@@ -151,10 +151,10 @@ def test_the_servers_limits_hold():
 def test_what_is_drafted_for_and_what_no_server_answers_is_refused_still():
     async def ask(client):
         with pytest.raises(openai.BadRequestError) as raised:
-            await posting(tools=[TOOL], model="aft")(client)
+            await posting(logprobs=True, model="aft")(client)
         return raised.value.param
 
     found, bodies = asked(None, ask)
-    assert (found, bodies) == ("tools", [])
+    assert (found, bodies) == ("logprobs", [])
     with served(Watched()) as one, pytest.raises(openai.BadRequestError):
-        one.ask("plain", tools=[TOOL])
+        one.ask("plain", logprobs=True)

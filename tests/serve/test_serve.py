@@ -162,7 +162,7 @@ def test_what_no_model_here_can_do_is_refused_by_name(server, sent, model, aft, 
         ({"logprobs": True}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"functions": [{"name": "count"}]}, "functions"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"modalities": ["audio"]}, "modalities"),
@@ -199,8 +199,16 @@ def test_a_field_that_cannot_be_followed_is_refused_by_name(server, sent, fields
         server.client().post("/chat/completions", body=body, cast_to=object)
     assert (raised.value.param, sent) == (param, [])
     assert param.partition("[")[0].split(".")[0] in raised.value.message
-    if param in ("logprobs", "tools", "response_format", "tempreature"):
+    if param in ("logprobs", "functions", "response_format", "tempreature"):
         assert raised.value.code == "unsupported_parameter"
+
+
+def test_tools_that_need_not_be_used_are_not_and_that_is_told(server):
+    """Open WebUI offers tools with every question."""
+    tools = [{"type": "function", "function": {"name": "count"}}]
+    answer = server.ask(tools=tools, tool_choice="auto")
+    assert answer.choices == server.ask().choices
+    assert [e["event"] for e in answer.aft["events"]] == ["tools not used, as drafts call none"]
 
 
 def test_neighbours_of_one_role_are_one_message_as_agents_send_them(server, sent):

@@ -102,9 +102,14 @@ def test_a_conversation_in_open_webui(monkeypatch, tmp_path):
         (tmp_path / "log").open("wb") as log,
     ):
         settings = {
-            **{"DATA_DIR": str(tmp_path), "WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": "x" * 32},
-            **{"OFFLINE_MODE": "True", "HF_HUB_OFFLINE": "1", "ENABLE_OLLAMA_API": "False"},
-            **{"OPENAI_API_BASE_URL": server.url, "OPENAI_API_KEY": "key"},
+            "DATA_DIR": str(tmp_path),
+            "WEBUI_AUTH": "False",
+            "WEBUI_SECRET_KEY": "x" * 32,
+            "OFFLINE_MODE": "True",
+            "HF_HUB_OFFLINE": "1",
+            "ENABLE_OLLAMA_API": "False",
+            "OPENAI_API_BASE_URL": server.url,
+            "OPENAI_API_KEY": "key",
             "TASK_MODEL_EXTERNAL": "plain",
         }
         line = [os.environ["AFT_OPEN_WEBUI"], "serve", "--host", "127.0.0.1", "--port", str(port)]

@@ -25,12 +25,12 @@ from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.openai_offers import choose
 from aft_factory.engines.openai_replies import read_reply
 from aft_factory.engines.openai_server import Server
+from aft_factory.engines.openai_system import takes_system
 from aft_factory.engines.sampling import Reply, Request, Sampling, Told, joined, shifted
 from aft_factory.engines.telling import apart
 from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.thoughts import Thoughts
 from aft_factory.prompts.tokenizer import shows_system
-from aft_factory.records.messages import Message
 from aft_factory.records.network import is_sendable, making_client
 
 if TYPE_CHECKING:
@@ -178,18 +178,9 @@ class OpenAIEngine:
         """
         if self.tokenizer is not None and self.chat_template is not None:
             return shows_system(self.tokenizer, self.chat_template)
-        rules, asked = (
-            Message(role="system", content="Be brief."),
-            Message(role="user", content="Hi"),
-        )
-        body: dict[str, Any] = {"model": self.model, "max_tokens": 1}
-        server = self._pick()
         try:
             async with asyncio.timeout(LONGEST_CONNECT):
-                if await server.try_out(body | {"messages": [rules, asked]}):
-                    return True
-                # Refused: for the system message, or for anything else?
-                return not await server.try_out(body | {"messages": [asked]})
+                return await takes_system(self._pick(), self.model)
         except TimeoutError:  # busy: nothing is known
             return True
         except EngineError as error:

@@ -131,19 +131,21 @@ class Server:
         assert self._neutral is not None
         return self._neutral.get(kind, {})
 
-    async def try_out(self, body: dict[str, Any]) -> bool:
-        """Tell whether it answers a request that is no run's; see `Vetting.try_out`.
+    async def try_out(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what it answers to a request that is no run's; see `Vetting.try_out`.
+
+        Returns:
+            None if it refused it; nothing in it where it did not answer, which tells nothing.
 
         Raises:
             EngineError: If it answers nobody.
         """
         try:
-            await self._vetting.try_out(body)
+            return await self._vetting.try_out(body)
         except EngineError as error:
             if error.kind == "fatal":
                 raise
-            return error.kind == "retry"  # nothing is known yet
-        return True
+            return {} if error.kind == "retry" else None
 
     async def _post(
         self,

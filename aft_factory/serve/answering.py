@@ -20,7 +20,7 @@ from aft_factory.serve.asked import Asked
 from aft_factory.serve.refusals import Refusal, later, of_engine, unsupported, wrong
 from aft_factory.serve.settings import ServeSettings
 from aft_factory.serve.variants import Variant, Variants
-from aft_factory.stage.engines import OpenEngines
+from aft_factory.stage.engines import OpenEngines, check_room
 from aft_factory.stage.kept import keepable
 
 
@@ -195,7 +195,7 @@ class Answering:
             kept = replace(drafting.final_policy or drafting.policy, unfinished="keep")
             drafting = replace(drafting, final_policy=kept, capped=True)
         try:
-            opened.check_room((proposal, middle, final))
+            check_room(opened.engines, (proposal, middle, final))
         except UsageError as error:
             raise Refusal(400, str(error), "context_length_exceeded", "max_tokens") from None
         fitters = {n: one.but(template=drafting.template) for n, one in opened.fitters.items()}

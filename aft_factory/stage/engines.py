@@ -63,21 +63,6 @@ class OpenEngines:
             for name, engine in self.engines.items()
         }
 
-    def check_room(self, samplings: Iterable[Sampling]) -> None:
-        """Check that answers of these lengths leave room for a prompt.
-
-        Raises:
-            UsageError: If one does not.
-        """
-        longest = max(sampling.max_tokens for sampling in samplings)
-        for engine in self.engines.values():
-            if engine.context is not None and longest >= engine.context:
-                raise UsageError(
-                    f"max_tokens {longest} leaves no room for a prompt: the context of "
-                    f"{engine.model} is {engine.context} tokens; lower --max-tokens and "
-                    "--final-max-tokens"
-                )
-
 
 @dataclass(frozen=True, slots=True)
 class Proposer:
@@ -155,6 +140,7 @@ async def open_engines(
             shape_name = settings.model
         for asks in engines.values() if settings.split_samples else ():
             asks.most_samples = 1
+        check_room(engines, settings.samplings())
         asked = list(engines) if chat else []
         takes = await gather_or_cancel(engines[name].takes_system() for name in asked)
         no_system = frozenset(name for name, yes in zip(asked, takes, strict=True) if not yes)
@@ -172,8 +158,23 @@ async def open_engines(
         opened = OpenEngines(
             engines, fitters, in_flight, shape_name, name=own_name, no_system=no_system
         )
-        opened.check_room(settings.samplings())
         yield opened
+
+
+def check_room(engines: Mapping[str, Engine], samplings: Iterable[Sampling]) -> None:
+    """Check that answers of these lengths leave room for a prompt.
+
+    Raises:
+        UsageError: If one does not.
+    """
+    longest = max(sampling.max_tokens for sampling in samplings)
+    for engine in engines.values():
+        if engine.context is not None and longest >= engine.context:
+            raise UsageError(
+                f"max_tokens {longest} leaves no room for a prompt: the context of "
+                f"{engine.model} is {engine.context} tokens; lower --max-tokens and "
+                "--final-max-tokens"
+            )
 
 
 def fitters_of(

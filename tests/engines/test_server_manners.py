@@ -502,23 +502,26 @@ def test_each_server_gets_its_own_key(monkeypatch, tmp_path, capsys):
 
 # Real manners
 
+# The server says of any prompt that it read 10 tokens: so it is asked twice, with one token each,
+# whether it takes system messages.
 EXPECTED = {  # of run, by mode: (exit code, rows answered, POSTs), or words of the error
-    **dict.fromkeys(("good", "null_usage", "no_list", "list_forbidden", "bare_array", "parts"), (0, 6, 13)),
-    **dict.fromkeys(("one_choice", "event_stream", "half_emoji", "not_a_number"), (0, 6, 25)),
-    "model_length": (0, 6, 13),
-    "max_completion_tokens": (0, 6, 16),
-    "strict": (0, 6, 26),
-    "stream_only": (0, 6, 26),
+    **dict.fromkeys(("good", "no_list", "list_forbidden", "bare_array", "parts"), (0, 6, 14)),
+    "null_usage": (0, 6, 13),
+    **dict.fromkeys(("one_choice", "event_stream", "half_emoji", "not_a_number"), (0, 6, 26)),
+    "model_length": (0, 6, 14),
+    "max_completion_tokens": (0, 6, 17),
+    "strict": (0, 6, 27),
+    "stream_only": (0, 6, 27),
     "v1only": (2, "should the URL end in /v1?", 1),
-    "small_context": (2, "lower --max-tokens", 1),
-    "exclusive": (2, "--omit temperature or --omit top_p", 2),
-    "one_only": (2, "--split-samples", 2),
+    "small_context": (2, "lower --max-tokens", 0),
+    "exclusive": (2, "--omit temperature or --omit top_p", 3),
+    "one_only": (2, "--split-samples", 3),
     "no_quota": (2, "the quota is used up; see billing", 1),
-    "reasoning_only": (1, "a thought without an answer", 7),
-    "tool_calls": (1, "a call of a tool", 7),
-    "think": (0, 6, 13),
-    "think_cut": (1, "an unfinished thought", 43),
-    "reasoning_cut": (1, "an unfinished thought", 43),
+    "reasoning_only": (1, "a thought without an answer", 8),
+    "tool_calls": (1, "a call of a tool", 8),
+    "think": (0, 6, 14),
+    "think_cut": (1, "an unfinished thought", 44),
+    "reasoning_cut": (1, "an unfinished thought", 44),
     "no_system": (0, 6, 14),
 }  # fmt: skip
 
@@ -531,18 +534,19 @@ OF_SAMPLE = {  # where it is not (0, 6, 6): one request for the drafts of each r
     "stream_only": (0, 6, 19),
     "strict": (2, "see --chat", 1),  # no text to complete is taken
 }  # fmt: skip
-OF_AGGREGATE = {  # where it is not (0, 6, 7): whether system messages are taken, and a row each
+OF_AGGREGATE = {  # where it is not (0, 6, 8): whether system messages are taken, and a row each
+    "null_usage": (0, 6, 7),
     **{mode: EXPECTED[mode] for mode in ("v1only", "small_context", "exclusive", "no_quota")},
     **{mode: EXPECTED[mode] for mode in ("reasoning_only", "tool_calls")},
-    **{mode: (*EXPECTED[mode][:2], 19) for mode in ("think_cut", "reasoning_cut")},
-    **dict.fromkeys(("strict", "stream_only", "no_system"), (0, 6, 8)),
-    "max_completion_tokens": (0, 6, 10),
+    **{mode: (*EXPECTED[mode][:2], 20) for mode in ("think_cut", "reasoning_cut")},
+    **dict.fromkeys(("strict", "stream_only"), (0, 6, 9)),
+    "max_completion_tokens": (0, 6, 11),
 }  # fmt: skip
 NO_REWARD = (2, "a reward model is served with: vllm serve MODEL --runner pooling", 2)
 OF_RANK = {"no_quota": (2, EXPECTED["no_quota"][1], 1)}  # else none of them gives logits
 COMMANDS = {
     "sample": (sample, ["--samples", "3"], lambda mode: OF_SAMPLE.get(mode, (0, 6, 6))),
-    "aggregate": (aggregate, [], lambda mode: OF_AGGREGATE.get(mode, (0, 6, 7))),
+    "aggregate": (aggregate, [], lambda mode: OF_AGGREGATE.get(mode, (0, 6, 8))),
     "rank": (rank, None, lambda mode: OF_RANK.get(mode, NO_REWARD)),
 }
 
@@ -619,7 +623,7 @@ def test_servers_as_they_are(mode, tmp_path, capsys):
     if mode.endswith("_cut"):  # a thought that does not end is given twice the room each time
         bodies = [json.loads(line)["body"] for line in sent.splitlines() if '"POST"' in line]
         budgets = Counter(body["max_tokens"] for body in bodies)
-        assert budgets == {1: 1, 4096: 6, 8192: 18, 16384: 18}
+        assert budgets == {1: 2, 4096: 6, 8192: 18, 16384: 18}
 
 
 def listens(port):

@@ -417,6 +417,43 @@ def test_prompts_are_the_training_tokens_of_the_same_record(ask, engine):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+def test_a_twins_chat_template_reads_proposals_and_whether_to_think(ask, engine, name, monkeypatch):
+    """As asked by `chat_template_kwargs`, and as the runner asks: the same tokens."""
+    pytest.importorskip("llamafactory")
+    from llamafactory.data.template import TEMPLATES
+
+    from aft_factory.plugin.twin import chat_template_for, prelude_for
+
+    template = TEMPLATES[name]
+    prelude = prelude_for(template, engine.tokenizer, "paper", name)
+    chat, _ = chat_template_for(template, prelude, engine.tokenizer, None, name)
+    monkeypatch.setattr(engine, "chat_template", chat)
+    drafts, read = ["Six.\n", "5 + 1 = 6"], []
+    for switch in ({"enable_thinking": True}, {"enable_thinking": False}):
+        given = [
+            (QUESTION, {"proposals": drafts}),
+            (with_aggregator(QUESTION, drafts, load_template("paper")), {}),
+        ]
+        requests = [
+            Request(prompt, 1, replace(SHORT, extra={"chat_template_kwargs": own | switch}), 0)
+            for prompt, own in given
+        ]
+        ask(*requests)
+        expected = engine.tokenizer.apply_chat_template(
+            QUESTION,
+            proposals=drafts,
+            chat_template=chat,
+            add_generation_prompt=True,
+            return_dict=False,
+            **switch,
+        )
+        assert list(map(engine.read, requests)) == [expected] * 2
+        read.append(expected)
+    assert (read[0] == read[1]) == (name == "gemma2")
+
+
+@pytest.mark.slow
 def test_a_text_prompt_begins_with_the_beginning_of_text(ask, engine):
     request = Request("Six pails", 1, SHORT, 0)
     ask(request)

@@ -5,6 +5,7 @@ Run: pytest tests/plugin/test_twin_training.py
 
 import json
 import shutil
+import types
 import urllib.request
 
 import pytest
@@ -13,6 +14,8 @@ from test_training import cli, settings
 from test_twin_tokens import ROWS, before_target
 from vllm_tools import vllm_server_of
 
+from aft_factory.engines.vllm_engine import VllmEngine
+from aft_factory.engines.vllm_loading import engine_tokenizer, own_template
 from aft_factory.prompts.prelude import made_by
 from aft_factory.records.record import record_from_row
 
@@ -93,6 +96,29 @@ def test_the_exported_model_asks_by_the_trained_tokens_in_transformers_and_in_vl
             assert ask("/tokenize", **given)["tokens"] == ids
         reply = ask("/v1/chat/completions", max_tokens=2, **given)
         assert reply["usage"]["prompt_tokens"] == len(ids)
+
+        engine = in_process(merged)
+        for record, ids in zip(asked, wanted, strict=True):
+            own = {"proposals": record.proposals}
+            for switch in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+                settings = {"chat_template_kwargs": own | switch}
+                tokens = ask("/tokenize", messages=record.messages, **settings)["tokens"]
+                assert engine._encode(record.messages, settings) == tokens
+                same = not switch or twin == "aft_gemma2" or not switch["enable_thinking"]
+                assert (tokens == ids) == same  # as trained, without thinking
+
+
+def in_process(folder):
+    """The engine in process, around no model: what it hands to vLLM are tokens."""
+    config = types.SimpleNamespace(
+        model_config=types.SimpleNamespace(max_model_len=4096),
+        cache_config=types.SimpleNamespace(enable_prefix_caching=True),
+        scheduler_config=types.SimpleNamespace(max_num_seqs=1),
+    )
+    tokenizer = engine_tokenizer(str(folder), {})
+    chat = own_template("auto", tokenizer)
+    llm = types.SimpleNamespace(vllm_config=config)
+    return VllmEngine(llm, model="tiny", tokenizer=tokenizer, chat_template=chat)
 
 
 def test_a_processor_that_is_saved_last_carries_the_chat_template_too(tmp_path, tiny_llama):

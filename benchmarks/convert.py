@@ -56,7 +56,8 @@ def with_datasets() -> Run:
     from aft_factory.convert.ultrafeedback import read_ultrafeedback
     from aft_factory.prompts.markers import known_markers
     from aft_factory.prompts.selection import PAPER, select
-    from aft_factory.records.record import USUAL_COLUMNS, Row
+    from aft_factory.records.columns import USUAL_COLUMNS
+    from aft_factory.records.record import Row
 
     datasets.disable_progress_bars()
 

@@ -32,14 +32,9 @@ from aft_factory.prompts.selection import (
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.prompts.tokenizer import resolve_chat_template
 from aft_factory.records import exact_json
+from aft_factory.records.columns import Columns
 from aft_factory.records.fields import OBJECT, names_of
-from aft_factory.records.record import (
-    Columns,
-    Record,
-    Row,
-    note_beside,
-    required_aggregation,
-)
+from aft_factory.records.record import Record, Row, note_beside, required_aggregation
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line

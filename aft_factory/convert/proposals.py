@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from aft_factory.prompts.selection import best_response
-from aft_factory.records.record import Columns, Record, record_from_row
+from aft_factory.records.columns import Columns
+from aft_factory.records.record import Record, record_from_row
 
 
 def read_proposals(row: Any, columns: Columns, notes: Counter[str]) -> Record:

@@ -9,7 +9,8 @@ from typing import Any
 from aft_factory.convert.proposals import read_proposals
 from aft_factory.convert.ultrafeedback import is_truthful_qa, read_ultrafeedback
 from aft_factory.errors import RecordError
-from aft_factory.records.record import Columns, Record
+from aft_factory.records.columns import Columns
+from aft_factory.records.record import Record
 
 ReadRow = Callable[[Any, Columns, "Counter[str]"], Record]
 

@@ -25,6 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 from aft_factory.errors import RecordError
+from aft_factory.records.columns import Columns
 from aft_factory.records.fields import (
     LIST,
     OBJECT,
@@ -38,7 +39,7 @@ from aft_factory.records.fields import (
 from aft_factory.records.layouts import MESSAGE_KEYS, Asked
 from aft_factory.records.leftovers import refuse_leftovers
 from aft_factory.records.messages import from_text
-from aft_factory.records.record import Columns, Record
+from aft_factory.records.record import Record
 from aft_factory.records.texts import refuse_more
 
 PLACEHOLDERS = ("N/A", "None")  # written by binarizing scripts where there was no second response

@@ -8,9 +8,10 @@ from typing import Any
 
 from aft_factory.errors import RecordError
 from aft_factory.prompts.selection import usable
+from aft_factory.records.columns import USUAL_COLUMNS, Columns
 from aft_factory.records.fields import names_of
 from aft_factory.records.messages import Message
-from aft_factory.records.record import USUAL_COLUMNS, Columns, Row, content_id, record_from_row
+from aft_factory.records.record import Row, content_id, record_from_row
 
 NOT_USED = "the row's own proposals not used"
 

@@ -24,13 +24,8 @@ from aft_factory.prompts.selection import (
     plain,
     refuse_copy,
 )
-from aft_factory.records.record import (
-    USUAL_COLUMNS,
-    Columns,
-    Record,
-    record_from_row,
-    required_aggregation,
-)
+from aft_factory.records.columns import USUAL_COLUMNS, Columns
+from aft_factory.records.record import Record, record_from_row, required_aggregation
 
 NAME = "aggregation"
 

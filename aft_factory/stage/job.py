@@ -24,8 +24,9 @@ from aft_factory.errors import RecordError
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner, window
+from aft_factory.records.columns import Columns
 from aft_factory.records.fields import OBJECT, is_blank
-from aft_factory.records.record import Columns, Row, note_beside, record_from_row, told_beside
+from aft_factory.records.record import Row, note_beside, record_from_row, told_beside
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import keepable

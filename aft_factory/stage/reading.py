@@ -12,8 +12,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from aft_factory.errors import UsageError
+from aft_factory.records.columns import FIELDS, Columns
 from aft_factory.records.files import check_place
-from aft_factory.records.record import FIELDS, Columns
 from aft_factory.records.tables import Line, read_rows
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.progress import progress_bar

@@ -18,8 +18,9 @@ from aft_factory.errors import RecordError
 from aft_factory.prompts.estimating import HOW, estimated_row, estimated_tokens
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import whole_target
+from aft_factory.records.columns import USUAL_COLUMNS, Columns
 from aft_factory.records.fields import LIST, OBJECT
-from aft_factory.records.record import USUAL_COLUMNS, Columns, Record, note_beside, record_from_row
+from aft_factory.records.record import Record, note_beside, record_from_row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.tables import Line
 

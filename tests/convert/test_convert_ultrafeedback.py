@@ -10,7 +10,8 @@ import pytest
 
 from aft_factory.convert.ultrafeedback import is_truthful_qa, read_ultrafeedback
 from aft_factory.errors import RecordError
-from aft_factory.records.record import Columns, Record
+from aft_factory.records.columns import Columns
+from aft_factory.records.record import Record
 
 USER = {"role": "user", "content": "q"}
 

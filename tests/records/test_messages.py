@@ -18,9 +18,10 @@ from aft_factory.inference.tasks import TASKS, detect_task
 from aft_factory.plugin.v0 import AggregationConverter
 from aft_factory.plugin.v1 import convert_row
 from aft_factory.prompts.selection import conversation
+from aft_factory.records.columns import Columns
 from aft_factory.records.fields import leaves
 from aft_factory.records.leftovers import may_belong
-from aft_factory.records.record import Columns, record_from_row
+from aft_factory.records.record import record_from_row
 from aft_factory.records.tables import read_rows
 
 

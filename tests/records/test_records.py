@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aft_factory.errors import RecordError, UsageError
-from aft_factory.records.record import Columns, Record, content_id, record_from_row
+from aft_factory.records.columns import Columns
+from aft_factory.records.record import Record, content_id, record_from_row
 
 USER = {"role": "user", "content": "How many pails?"}
 ASSISTANT = {"role": "assistant", "content": "Six."}

@@ -21,8 +21,9 @@ import orjson
 
 from aft_factory.engines.target_loss import Row
 from aft_factory.errors import MissingPackage, RecordError, UsageError, suggest
+from aft_factory.records.columns import Columns
 from aft_factory.records.files import read_text
-from aft_factory.records.record import Columns, content_id, record_from_row
+from aft_factory.records.record import content_id, record_from_row
 from aft_factory.records.tables import read_rows
 
 INFO = "dataset_info.json"

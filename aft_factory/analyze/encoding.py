@@ -59,11 +59,22 @@ def entry_of(data: str, folder: Path | None, ablation: str | None) -> dict[str, 
 
 
 def drawn(entry: Mapping[str, Any], count: int) -> list[Any]:
-    """Return rows of a training set, drawn by their ids: the same queries of sets of equal ids."""
+    """Return rows of a training set, drawn by their ids: the same queries of sets of equal ids.
+
+    Raises:
+        UsageError: If there is none, or a line is no row, at which a training would end.
+    """
     columns = Columns.from_mapping(dict(entry.get("columns") or {})) if _is_ours(entry) else None
-    lines = enumerate(line for line in read_rows(entry["file_name"]) if line.problem is None)
-    keyed = ((_key(line.value, columns), number, line.value) for number, line in lines)
-    chosen = heapq.nsmallest(count, keyed, key=lambda one: one[:2]) if count else list(keyed)
+
+    def keyed() -> Iterator[tuple[bytes, int, Any]]:
+        for number, line in enumerate(read_rows(entry["file_name"])):
+            if line.problem is not None:
+                raise UsageError(f"{line.place}: {line.problem}")
+            yield _key(line.value, columns), number, line.value
+
+    chosen = heapq.nsmallest(count, keyed(), key=lambda one: one[:2]) if count else list(keyed())
+    if not chosen:
+        raise UsageError(f"{entry['file_name']}: no rows")
     return [value for _, _, value in sorted(chosen, key=lambda one: one[1])]
 
 

@@ -28,7 +28,7 @@ def named(sources: Sequence[str]) -> dict[str, Path]:
         for name, path in pairs
     ]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UsageError(f"two have the name {twice[0]!r}; give them others: NAME=PATH")
+        raise UsageError(f"two have the name {twice[0]!r}; give them others: NAME=...")
     return dict(zip(names, (path for _, path in pairs), strict=True))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from aft_factory.analyze import encoding
+from aft_factory.analyze.named import named
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.target_loss import Row as Tokens
 from aft_factory.engines.target_loss import TransformersLoss, VllmLoss
@@ -178,15 +180,12 @@ def analyze(settings: PerplexitySettings) -> int:
 
 
 def _measured(settings: PerplexitySettings) -> dict[str, list[tuple[float, int]]]:
-    pairs = [_pair(word) for word in settings.data or ()]
-    names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"two sets have the name {twice[0]!r}; give them others: NAME=DATA")
-    if unknown := set(settings.ablation) - set(names):
-        raise UsageError(f"ablation: {', '.join(unknown)}: expected one of {', '.join(names)}")
+    places = named(settings.data or ())
+    if unknown := set(settings.ablation) - set(places):
+        raise UsageError(f"ablation: {', '.join(unknown)}: expected one of {', '.join(places)}")
     entries = {
-        name: encoding.entry_of(data, settings.dataset_dir, settings.ablation.get(name))
-        for name, data in pairs
+        name: encoding.entry_of(str(data), settings.dataset_dir, settings.ablation.get(name))
+        for name, data in places.items()
     }
     sets = {
         name: (entry, encoding.drawn(entry, settings.sample)) for name, entry in entries.items()
@@ -218,8 +217,10 @@ def _with_journal(
     journal: Journal, engine: Any, every: Sequence[tuple[str, Tokens]], settings: PerplexitySettings
 ) -> dict[str, list[tuple[float, int]]]:
     """Measure the rows that the journal has not; return (loss, targets) of all, by set."""
-    keys = [_key(engine.identity, number, name, row) for number, (name, row) in enumerate(every)]
-    journal.begin_run(hashlib.blake2b(b"".join(keys), digest_size=16).hexdigest())
+    keys = [_key(engine.identity, name, row) for name, row in every]
+    wanted = orjson.dumps(Counter(name for name, _ in every)).decode()
+    run = hashlib.blake2b(b"".join(keys), digest_size=16).hexdigest()
+    journal.begin_run(run, settings=wanted)
     found: dict[int, float] = {}
     missing: list[int] = []
     for number, key in enumerate(keys):
@@ -265,24 +266,22 @@ def _exported(settings: PerplexitySettings) -> dict[str, list[tuple[float, int]]
         last = journal.last_run()
         if last is None:
             raise UsageError(f"{settings.journal_path}: no run has begun in it")
-        run = journal.run_of(last)
+        run, wanted = journal.run_of(last), orjson.loads(journal.settings() or "{}")
         for name in journal.ids():
             for content in journal.outcomes_of(name, run):
                 pair = (content["loss"], content["targets"])
                 by_set.setdefault(content["set"], []).append(pair)
+    for name, count in wanted.items():
+        if (known := len(by_set.get(name, []))) < count:
+            _log.warning("%s: %d of %d rows are not known yet", name, count - known, count)
+    if not by_set:
+        raise UsageError(f"{settings.journal_path}: its last run knows nothing yet")
     return _finite(by_set)
 
 
-def _key(identity: str, number: int, name: str, row: Tokens) -> bytes:
-    content = orjson.dumps([identity, number, name, list(row.ids), list(row.labels)])
+def _key(identity: str, name: str, row: Tokens) -> bytes:
+    content = orjson.dumps([identity, name, list(row.ids), list(row.labels)])
     return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _pair(word: str) -> tuple[str, str]:
-    name, equals, data = word.partition("=")
-    if equals and name and data and not Path(word).exists():
-        return name, data
-    return (Path(word).stem if Path(word).exists() else word), word
 
 
 COMMAND = PlainCommand(

@@ -26,6 +26,8 @@ def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     write_dataset(folder, "aft", ROWS)
     write_dataset(folder, "sft", list(reversed(ROWS)), aggregation={"ablation": "sft"})
+    info = folder / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"hub": {"hf_hub_url": "a/b"}}))
     return folder
 
 
@@ -114,7 +116,7 @@ def test_a_killed_run_goes_on_and_export_asks_no_model(measure, monkeypatch):
     assert measure("--export") == first
 
 
-def test_half_of_it_known_only_the_rest_is_measured(measure, monkeypatch):
+def test_half_of_it_known_only_the_rest_is_measured(measure, monkeypatch, caplog):
     real = TransformersLoss.losses
 
     def dying(self, rows):
@@ -130,24 +132,34 @@ def test_half_of_it_known_only_the_rest_is_measured(measure, monkeypatch):
     monkeypatch.setattr(
         TransformersLoss, "losses", lambda self, rows: asked.append(len(rows)) or real(self, rows)
     )
+    assert measure("--export")["aft"]["rows"] == "5"
+    assert "aft: 11 of 16 rows are not known yet" in caplog.text
+    assert measure("aft", "--sample", "8")["aft"]["rows"] == "8"
     assert measure("aft")["aft"]["rows"] == "16"
-    assert asked == [11]
+    assert sum(asked) == 11  # each once, whatever the sample
 
 
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
         (["nothing"], "nothing: no such file and no such training set"),
-        (["aft", "aft"], "two sets have the name 'aft'"),
+        (["aft", "aft"], "two have the name 'aft'"),
         (["aft", "--ablation", "x=sft"], "ablation: x: expected one of aft"),
         (["aft", "--ablation", "aft=none_such"], "ablation: aft: "),
         (["aft", "--engine", "vllm", "--dtype", "float32"], "for vLLM: --engine-args"),
         (["--sample", "5"], "name the training sets"),
+        (["broken.jsonl"], "broken.jsonl:2: not JSON"),
+        (["empty.jsonl"], "empty.jsonl: no rows"),
+        (["hub"], "hub: expected an entry with file_name"),
+        (["hub", "--ablation", "hub=sft"], "hub: expected an entry with file_name"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_a_model_is_loaded(
-    measure, monkeypatch, capsys, words, problem
+    measure, monkeypatch, tmp_path, capsys, words, problem
 ):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.jsonl").write_text('{"query": "x", "aggregation": "y"}\n{oops\n')
+    (tmp_path / "empty.jsonl").write_text("")
     monkeypatch.setattr(TransformersLoss, "__init__", lambda *_, **__: pytest.fail("a model"))
     measure(*words, expect=2)
     assert problem in capsys.readouterr().err

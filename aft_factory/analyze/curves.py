@@ -116,7 +116,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     axes.set(xlabel="optimizer step", ylabel=f"{metric} (nats per target token)")
     axes.set_title(f"pale: as logged; smoothed by {rows[0]['smoothing']:.3g}", fontsize="medium")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

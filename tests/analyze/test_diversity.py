@@ -114,6 +114,7 @@ def test_a_cell_is_the_mean_rank_of_what_its_subsets_reached():
 # The run
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_25200_aggregations_of_100_queries(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(subsets, "vendi_scores", lambda texts, groups, _: [1.0] * len(groups))
     path = tmp_path / "q.jsonl"

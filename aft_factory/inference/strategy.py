@@ -112,7 +112,7 @@ class Strategy:
     @property
     def has_middle(self) -> bool:
         """Whether it may have layers between the first and the last."""
-        return bool({"layers", "window"} & {*self.options, *self.fixed})
+        return not self.options.keys().isdisjoint({"layers", "window"})
 
     def settled(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return all options: those given, and its own where nothing (None) was."""

@@ -118,7 +118,7 @@ def fitting_prelude(
         problem = first_loss(candidate.before(chat), tokens)
         if problem is None:
             return candidate
-        problems.append(f"as {form} text: {problem}")
+        problems.append(f"in the form {form!r}: {problem}")
     raise UsageError("proposals do not get through this chat template; " + "; ".join(problems))
 
 

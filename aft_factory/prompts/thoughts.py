@@ -207,13 +207,19 @@ def _opening(thought: str, plain: str, before: str) -> str:
         bare = plain.rstrip()
         return before.removeprefix(bare).strip() if bare and before.startswith(bare) else ""
     opening = thought.rstrip().removeprefix(before).strip().split("\n")[-1]
-    if not opening and (ended := _TAG.search(before)):  # the prompt wrote it
-        return ended[0]
+    if not opening:  # the prompt wrote it
+        return _last_tag(before)
     # What follows where the prompt goes on otherwise, as by an empty thought; a tag is one word.
     pairs = zip(opening, before.rpartition("\n")[2], strict=False)
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     tag = opening.rfind("<", 0, same)
-    return opening[tag if tag >= 0 and ">" not in opening[tag:same] else same :] or opening
+    rest = opening[tag if tag >= 0 and ">" not in opening[tag:same] else same :]
+    return rest or _last_tag(opening)
+
+
+def _last_tag(text: str) -> str:
+    ended = _TAG.search(text)
+    return ended[0] if ended else ""
 
 
 class Thoughts:

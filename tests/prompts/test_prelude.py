@@ -240,7 +240,7 @@ def test_whether_to_think_is_a_default_that_a_request_overrides():
         ("{% for m in messages if loop.last %}{{ m }}{% endfor %}", "is no Jinja|does not show"),
         (
             "{{ messages[-1].content | replace('5', 'five') }}",
-            "as user text: for no system message",
+            "in the form 'user': for no system message",
         ),
         ("{{ raise_exception('never') }}", "never"),
         ("{% if %}", "the chat template is no Jinja: Expected an expression"),

@@ -74,6 +74,12 @@ CLOSES = (
 )
 # Qwen 3's way in one line: an empty thought in a prompt that is not to think.
 EMPTY = "{% if add_generation_prompt %}<|assistant|>{{ '<mull></mull>' if not enable_thinking }}{% endif %}"
+# Nemotron's: an empty thought in prompts and answers alike.
+BOTH = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+    "{{ '<think></think>' if enable_thinking is defined and not enable_thinking else '<think>' }}{% endif %}"
+)
 PARTS = (
     "{% for m in messages %}<|{{ m.role }}|>{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
     "{{ '[MULL]' + part.thinking + '[/MULL]' if part.type == 'thinking' else part.text }}{% endfor %}{% endif %}{% endfor %}"
@@ -99,6 +105,7 @@ TEMPLATES = {
     "dropped": (DROPS + PROMPT, ThoughtWords("<mull>", "</mull>", own=True)),
     "dropped, and opened by the prompt": (DROPS + OPENS, ThoughtWords("<mull>", "</mull>", opened=True, own=True)),
     "an empty thought where it is not to think": (TURN + EMPTY, ThoughtWords("<mull>", "</mull>", own=True)),
+    "an empty thought by another switch": (TURN + EMPTY.replace("enable_", ""), ThoughtWords("<mull>", "</mull>", own=True)),
     "the same, of other words": (GEMMA, ThoughtWords("<|channel>thought", "<channel|>", own=True)),
     "parts": (PARTS + PROMPT, ThoughtWords("[MULL]", "[/MULL]", own=True)),
     "blocks": (BLOCKS + PROMPT, ThoughtWords("<|in|>", "<|out|>", own=True)),
@@ -131,7 +138,7 @@ def test_they_depend_on_what_the_template_is_rendered_with(tokenizer):
     assert [thoughts({}).opened, thoughts(off).opened, thoughts({}).opened] == [True, False, True]
 
 
-@pytest.mark.parametrize("template", [CLOSES, KEEPS + OPENS, GEMMA, TURN + EMPTY])
+@pytest.mark.parametrize("template", [CLOSES, BOTH, KEEPS + OPENS, GEMMA, TURN + EMPTY])
 def test_they_are_the_same_where_the_model_is_not_to_think(tokenizer, template):
     words = thought_words(tokenizer, template)
     assert words.own

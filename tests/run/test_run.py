@@ -643,6 +643,9 @@ def test_each_layer_can_be_decoded_by_settings_of_its_own(run, monkeypatch):
     ("flags", "words"),
     [
         ("--strategy majority_vote --middle-top-k 3", "middle_top_k: majority_vote has no layers between"),
+        ("--strategy parallel_sampling --middle-sampling-args min_p=1", "middle_sampling_args: parallel_sampling has no layers between"),
+        ("--strategy majority_vote --final-top-p 0.5", "final_top_p: majority_vote has no final layer; set top_p"),
+        ("--final-sampling-args n=2", "sampling_args: n is the run's own to set"),
         ("--strategy best_of_n --final-sampling-args min_p=1", "final_sampling_args: best_of_n has no final layer"),
         ("--middle-sampling-args n=2", "sampling_args: n is the run's own to set"),
         ("--drafts tail:0", "drafts: expected answer, full, tail:N or summary, got 'tail:0'"),

@@ -255,15 +255,13 @@ def test_a_chat_template_that_loses_the_drafts_is_refused(tmp_path, capsys):
     path.write_text("{{ messages[0].content[:40] }}|{{ messages[-1].content[:40] }}")
     code, out, err = run(capsys, path)
     assert (code, out) == (2, "")
-    assert (
-        "proposals do not get through this chat template; as system text: it does not show" in err
-    )
+    assert "proposals do not get through this chat template; in the form 'system': it does" in err
     path.write_text(
         "{{ messages[-1].content }}{{ messages[:-1] | map(attribute='content') | join | truncate(9) }}"
     )
     code, out, err = run(capsys, path)
     assert (code, out) == (2, "")
-    assert "as system text: for no system message, 1 turns, proposals it writes" in err
+    assert "in the form 'system': for no system message, 1 turns, proposals it writes" in err
 
 
 def test_the_table_in_the_documentation_is_true(capsys):

@@ -8,6 +8,7 @@
   the engine one after the other, without a server, a runner or a journal; and over HTTP, plain and
   streamed. All ask for as many samples, by prompts of one length. Goal: a median of at most 5 ms
   above the calls by hand, pair by pair.
+  Who asks over HTTP is a process of its own, as clients are.
 * First token: for streams, the time from the end of the last draft to the first byte of the answer,
   beside that by hand. Goal with vLLM: at most 1.1 times of it.
 * Streams: `--streams` (256) clients that each ask again as soon as their answer has come, on the
@@ -20,7 +21,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import json
+import multiprocessing
 import os
 import statistics
 import sys
@@ -76,10 +79,10 @@ class Client:
         """Open a connection."""
         return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**24))
 
-    async def ask(self, question: str, *, stream: bool, model: str = "aft") -> tuple[str, float]:
-        """Return an answer, and when its first byte came."""
+    async def ask(self, question: str) -> str:
+        """Return the text of a stream."""
         messages = [{"role": "user", "content": question}]
-        body = json.dumps({"model": model, "messages": messages, "stream": stream}).encode()
+        body = json.dumps({"model": "aft", "messages": messages, "stream": True}).encode()
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         )
@@ -88,11 +91,7 @@ class Client:
         headers = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         if b" 200 " not in status:
             raise RuntimeError(f"{status!r} {headers!r}")
-        if b"chunked" not in headers:
-            length = int(headers.split(b"content-length: ")[1].split(b"\r\n")[0])
-            answer = json.loads(await self._reader.readexactly(length))
-            return answer["choices"][0]["message"]["content"], 0.0
-        text, first = "", 0.0
+        text = ""
         while size := int(await self._reader.readline(), 16):
             block = await self._reader.readexactly(size + 2)
             for event in block.split(b"\n\n"):
@@ -101,15 +100,37 @@ class Client:
                 chunk = json.loads(event[6:])
                 if "error" in chunk:
                     raise RuntimeError(chunk["error"])
-                said = "".join(c["delta"].get("content") or "" for c in chunk["choices"])
-                first = first or (time.perf_counter() if said else 0.0)
-                text += said
+                text += "".join(c["delta"].get("content") or "" for c in chunk["choices"])
         await self._reader.readline()
-        return text, first
+        return text
 
     def close(self) -> None:
         """Close it."""
         self._writer.close()
+
+
+def keep_asking(wire: Any) -> None:
+    """In a process of its own: ask what comes through a pipe, until it is closed.
+
+    Gives back, in seconds of the system's clock: when it began, the first text came, and it ended.
+    """
+    while (asked := wire.recv()) is not None:
+        port, question, stream = asked
+        http_wire = http.client.HTTPConnection("127.0.0.1", port)
+        http_wire.connect()
+        messages = [{"role": "user", "content": question}]
+        body = json.dumps({"model": "aft", "messages": messages, "stream": stream})
+        began, first = time.perf_counter(), 0.0
+        http_wire.request("POST", "/v1/chat/completions", body)
+        answer = http_wire.getresponse()
+        if not stream:
+            json.loads(answer.read())["choices"][0]["message"]["content"]
+        else:
+            for line in answer:
+                if not first and b'"content":"' in line and b'"content":""' not in line:
+                    first = time.perf_counter()
+        wire.send((began, first, time.perf_counter()))
+        http_wire.close()
 
 
 class Timed:
@@ -163,9 +184,17 @@ async def overhead(engine: Engine, count: int) -> dict[str, float]:
     timed: Any = Timed(engine)
     times: dict[str, list[float]] = {name: [] for name in ("by hand", "plain", "stream")}
     firsts: dict[str, list[float]] = {"by hand": [], "stream": []}
+    ours, its = multiprocessing.Pipe()
+    asking = multiprocessing.get_context("spawn").Process(target=keep_asking, args=(its,))
+    asking.start()
+
+    async def ask(question: str, *, stream: bool) -> tuple[float, float, float]:
+        ours.send((port, question, stream))
+        got: tuple[float, float, float] = await asyncio.to_thread(ours.recv)
+        return got
+
     async with serving(timed) as port:
-        client = await Client.connect(port)
-        await client.ask("How many pails are there, if each holds one?", stream=False)
+        await ask("How many pails are there, if each holds one?", stream=False)
         like = list(timed.asked)
         for i in range(count):
             ways = list(times)
@@ -173,15 +202,17 @@ async def overhead(engine: Engine, count: int) -> dict[str, float]:
                 # A question of its own: nobody finds in the cache what another one read.
                 question = f"{i} {way}: how many pails?".rjust(40)
                 timed.ended.clear()
-                began = time.perf_counter()
                 if way == "by hand":
+                    began = time.perf_counter()
                     firsts[way].append(await by_hand(engine, question, like))
+                    ended = time.perf_counter()
                 else:
-                    _, first = await client.ask(question, stream=way == "stream")
-                times[way].append(time.perf_counter() - began)
+                    began, first, ended = await ask(question, stream=way == "stream")
+                times[way].append(ended - began)
                 if way == "stream":
                     firsts[way].append(first - timed.ended[0])
-        client.close()
+    ours.send(None)
+    asking.join()
     found = {name: statistics.median(values) for name, values in times.items()}
     for way in ("plain", "stream"):
         pairs = zip(times[way], times["by hand"], strict=True)
@@ -204,7 +235,7 @@ async def streams(count: int, seconds: float) -> dict[str, float]:
             while time.monotonic() < end:
                 began = time.monotonic()
                 try:
-                    await client.ask(f"question {i} {turn}", stream=True)
+                    await client.ask(f"question {i} {turn}")
                 except Exception as error:
                     failures.append(repr(error))
                     break

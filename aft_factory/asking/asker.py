@@ -189,12 +189,7 @@ class Asker:
     async def relay(
         self, body: dict[str, Any], sampling: Sampling, seed: int, n: int, heard: Heard | None
     ) -> dict[str, Any]:
-        """Hand a body to the run's own engine, once, within the limit in flight; see `Relaying`.
-
-        Raises:
-            EngineError: If there is no answer.
-            Stopped: If the run was asked to stop before it was sent.
-        """
+        """Hand a body to the run's own engine, once, within the limit in flight; see `Relaying`."""
         engine = self._engines[""]
         assert isinstance(engine, Relaying)
         await self.limiter.enter(n)

@@ -6,7 +6,6 @@ for less (429) as long as it says. A single server is always asked.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Awaitable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aft_factory.engines.engine import EngineError, Heard
 from aft_factory.engines.openai_fields import STREAM, Fields
+from aft_factory.engines.openai_neutral import neutral_fields
 from aft_factory.engines.openai_replies import (
     ABSENT,
     Joining,
@@ -32,15 +32,9 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 LONGEST_PAUSE = 60.0  # seconds a failing server is left alone at most, unless it asks for more
-LONGEST_DESCRIPTION = 5.0  # seconds to wait for what a server says of its requests
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-# What a request leaves out, vLLM's server takes from the model's generation_config.json, and others
-# from defaults of their own; these values stand for nothing at all.
-NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 class Server:
@@ -221,30 +215,8 @@ class Server:
         await self.learn_fields(offer)
 
     async def learn_fields(self, offer: list[dict[str, Any]]) -> None:
-        """Find out which fields of `NEUTRAL` it takes: from its own description, if it has one.
-
-        Without one, a server that lists models as vLLM does (`max_model_len`) is taken to read
-        requests as vLLM does. Of all others nothing is known, and nothing is filled in.
-
-        Args:
-            offer: What `models` returned.
-        """
-        found = fields_of(await self._description())
-        if not found and any(entry.get("max_model_len") for entry in offer):
-            found = {kind: set(NEUTRAL) for kind in ("messages", "prompt")}
-        self._neutral = {
-            kind: {name: value for name, value in NEUTRAL.items() if name in names}
-            for kind, names in found.items()
-        }
-
-    async def _description(self) -> Any:
-        wait = min(self._wait, LONGEST_DESCRIPTION)
-        address = self.url.removesuffix("/v1") + "/openapi.json"
-        try:
-            response = await self._http.get(address, timeout=wait)
-            return json.loads(response.content) if response.status_code == 200 else None
-        except Exception:  # no description, or none that can be read
-            return None
+        """Find out which fields it would fill in by itself; see `neutral_fields`."""
+        self._neutral = await neutral_fields(self._http, self.url, self._wait, offer)
 
     def cached(self, told: int | None, samples: int) -> int | None:
         """Return how many tokens of a prompt were computed before, from what an answer tells.
@@ -321,21 +293,3 @@ async def _listed(call: Any, url: str) -> Any:
     content = (await call).http_response.content
     listed = read_json(content)
     return listed if isinstance(listed, list) else parse_body(content, url).get("data")
-
-
-def fields_of(description: Any) -> dict[str, set[str]]:
-    """Return the fields that requests have by a server's OpenAPI description.
-
-    Returns:
-        By `messages` and `prompt`, whichever a request has: the names of all its fields.
-    """
-    found: dict[str, set[str]] = {}
-    components = description.get("components") if isinstance(description, dict) else None
-    schemas = components.get("schemas") if isinstance(components, dict) else None
-    for schema in schemas.values() if isinstance(schemas, dict) else ():
-        properties = schema.get("properties") if isinstance(schema, dict) else None
-        names = set(properties) if isinstance(properties, dict) else set()
-        for kind in ("messages", "prompt"):
-            if {kind, "model", "temperature", "max_tokens", "n", "seed"} <= names:
-                found[kind] = found[kind] & names if kind in found else names
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.watching import Watch
+from aft_factory.prompts.probing import ChatTemplate
 from aft_factory.records.record import content_id
 from aft_factory.serve.asked import Asked
 from aft_factory.serve.refusals import Refusal, later, of_engine, unsupported, wrong
@@ -22,6 +24,9 @@ from aft_factory.serve.settings import ServeSettings
 from aft_factory.serve.variants import Variant, Variants
 from aft_factory.stage.engines import OpenEngines, check_room
 from aft_factory.stage.kept import keepable
+
+# Variables of chat templates that are the house's, not a client's to set.
+NO_CLIENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "proposals", "tools"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,10 @@ class Answering:
         self._opened = opened
         self._markers = opened.markers
         self._asker = asker
+        template = opened.engines[""].chat_template
+        self._variables: set[str] | None = None  # a server that has the template checks them
+        if template is not None or not settings.base_url:
+            self._variables = ChatTemplate(template or "").variables - NO_CLIENTS
         self._journal = journal
         for name, variant in self.variants.listed.items():
             try:
@@ -104,8 +113,7 @@ class Answering:
             raise unsupported("n", f"{variant.strategy.name} has one answer")
         if asked.n > self._settings.max_width:
             raise wrong("n", f"this server does up to {self._settings.max_width}, got {asked.n}")
-        if asked.template and not self._settings.base_url:
-            raise unsupported("chat_template_kwargs", "only servers (--base-url) take it")
+        self._check_template(asked)
         query = Query(content_id(asked.messages, []), [asked.messages], {})
         final = dict(asked.final)
         unused = ["tools not used, as drafts call none"] * asked.offers_tools
@@ -165,6 +173,20 @@ class Answering:
         except Stopped:
             raise later("the server stops", "stopping") from None
 
+    def _check_template(self, asked: Asked) -> None:
+        """Refuse what is no client's variable of the chat template, where that is known.
+
+        Anything else would reach the tokenizer, or stand for what is the house's to say.
+
+        Raises:
+            Refusal: With the names that may be set.
+        """
+        known = self._variables
+        if known is not None and (unknown := asked.template.keys() - known):
+            told = f"{min(unknown)!r} is no variable of the chat template for clients"
+            may = ", ".join(sorted(known)) or "none"
+            raise unsupported("chat_template_kwargs", f"{told}; these are: {may}")
+
     def _check_lengths(self, asked: Asked, variant: Variant) -> None:
         """Refuse lengths beyond the server's limit, or the model's.
 
@@ -184,13 +206,11 @@ class Answering:
     def _runner(self, variant: Variant, asked: Asked, seed: int) -> Runner:
         opened, drafting = self._opened, variant.drafting
         scores = "score" in variant.strategy.needs
-        template = {"chat_template_kwargs": asked.template} if asked.template else {}
-        own = {**drafting.final.extra, **template, **asked.extra}
-        final = replace(drafting.final, **{"extra": own, **asked.final})
-        proposal, middle = (
-            replace(one, extra={**one.extra, **template})
-            for one in (drafting.proposal, drafting.middle or drafting.proposal)
+        proposal, middle, final = (
+            replace(one, extra=_with_template(one.extra, asked.template))
+            for one in (drafting.proposal, drafting.middle or drafting.proposal, drafting.final)
         )
+        final = replace(final, **{"extra": {**final.extra, **asked.extra}, **asked.final})
         if "max_tokens" in asked.final:  # no thought makes it longer than the client wants to pay
             kept = replace(drafting.final_policy or drafting.policy, unfinished="keep")
             drafting = replace(drafting, final_policy=kept, capped=True)
@@ -214,6 +234,12 @@ class Answering:
             keep_drafts=True,
             answers=asked.n,
         )
+
+
+def _with_template(extra: Mapping[str, Any], variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings of the engine with further variables of the chat template."""
+    name = "chat_template_kwargs"
+    return {**extra, name: {**(extra.get(name) or {}), **variables}} if variables else extra
 
 
 def _key(query: Query, runner: Runner) -> bytes:

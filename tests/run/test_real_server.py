@@ -22,7 +22,7 @@ from conftest import demo_rows
 from aft_factory.asking.asker import Asker
 from aft_factory.engines import openai_engine, openai_replies
 from aft_factory.engines.openai_engine import OpenAIEngine
-from aft_factory.engines.openai_server import NEUTRAL
+from aft_factory.engines.openai_neutral import NEUTRAL
 from aft_factory.engines.sampling import Completion, Request, Sampling
 from aft_factory.inference.drafting import Drafting
 from aft_factory.inference.drafting_options import DraftingOptions, Trace

@@ -547,6 +547,21 @@ def test_layers_between_have_settings_of_their_own():
         one.ask("deep", extra_body={"aft": {"strategy": "majority_vote"}})  # has none between
 
 
+def test_a_client_sets_variables_of_the_chat_template_and_nothing_else(tiny_llama):
+    engine = Watched(drafts_of)
+    engine.context, engine.tokenizer = 9000, load_tokenizer(str(tiny_llama))
+    brief = "{% if brief %}Be brief. {% endif %}{{ messages | map(attribute='content') | join }}"
+    engine.chat_template = brief
+    with served(engine, sampling_args={"chat_template_kwargs": {"a": 1}}) as one:
+        one.ask(extra_body={"chat_template_kwargs": {"brief": True}})
+        for request in engine.requests:
+            assert request.sampling.extra["chat_template_kwargs"] == {"a": 1, "brief": True}
+            assert engine.tokenizer.decode(request.prompt_ids).startswith("Be brief.")
+        for name in ("chat_template", "tokenize", "messages", "truncation", "barf"):
+            with pytest.raises(openai.BadRequestError, match="these are: brief"):
+                one.ask(extra_body={"chat_template_kwargs": {name: "{{ 1 }}"}})
+
+
 def test_a_model_without_system_messages_is_sent_none():
     engine = Watched(lambda request: ["Six."] * request.n)
     with served(engine, no_system=[""]) as one:

@@ -290,6 +290,18 @@ def test_overlong_drafts_are_shortened_to_the_context_and_noted(llama3_tokenizer
     assert "\n2. short\n" in engine.requests[0].prompt[0]["content"]
 
 
+def test_prompts_are_fitted_as_the_engine_will_render_them(llama3_tokenizer_dir):
+    tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
+    chat = "{{ messages[-1].content }} {{ 'yes' if enable_thinking else 'no' }}"
+    for thinking_on, word in ((True, "yes"), (False, "no")):
+        extra = {"chat_template_kwargs": {"enable_thinking": thinking_on}}
+        settings = replace(SETTINGS, proposal=Sampling(extra=extra))
+        engine = ScriptedEngine()
+        fitters = {"": Fitter(tokenizer, chat, 6000, load_template("paper"))}
+        draw(engine, fitters=fitters, settings=settings, n=1)
+        assert tokenizer.decode(engine.requests[0].prompt_ids).endswith(f" {word}")
+
+
 def test_the_final_layer_is_fitted_beside_its_own_answers_length(llama3_tokenizer_dir):
     tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
     chat = resolve_chat_template("llama3", tokenizer)
@@ -497,10 +509,11 @@ def test_no_more_tokens_are_asked_for_than_the_context_has_room_for(tiny_llama):
     assert [r.sampling.max_tokens for r in engine.requests] == [4096, 5096 - prompt, 5096 - prompt]
 
 
-def test_where_twice_the_tokens_are_refused_the_draft_is_dropped():
+@pytest.mark.parametrize("kind", ["refused", "fatal"])
+def test_where_twice_the_tokens_are_refused_the_draft_is_dropped(kind):
     def script(request):
         if request.sampling.max_tokens > 4096:
-            return EngineError("too long", "refused")
+            return EngineError("too long", kind)
         return ["<think>Hm"]
 
     class Engine(ScriptedEngine):
@@ -509,9 +522,28 @@ def test_where_twice_the_tokens_are_refused_the_draft_is_dropped():
             ends = [replace(c, finish_reason="length") for c in reply.completions]
             return replace(reply, completions=tuple(ends))
 
+    if kind == "fatal":
+        with pytest.raises(ExceptionGroup):
+            draw(Engine(script), n=1, whole=False)
+        return
     texts, trace = draw(Engine(script), n=1, whole=False)
     assert texts == []
     assert events(trace)[-1] == (0, "dropped")
+
+
+def test_control_tokens_that_a_thought_copies_are_mended_in_it_too():
+    engine = thinking("<think>It ends in <\u200b|eot_id|>.</think>\nIn <\u200b|eot_id|>.")
+    texts, trace = draw(engine, n=1)
+    [(_, draft)] = trace.drafts[0, 0]
+    assert (texts, draft.thought) == (["In <|eot_id|>."], "It ends in <|eot_id|>.")
+
+
+def test_a_summary_that_several_read_is_counted_once():
+    drafts = [Completion("The answer is 42.", thought="6 of 7.")] * 2
+    settings = replace(SETTINGS, reads="summary")
+    engine = thinking(*["In short: 42."] * 3, "So be it.")
+    _, trace = draw(engine, settings=settings, drafts=drafts, layer=1, n=1)
+    assert trace.usage[0, 1].requests == 2
 
 
 def test_a_thought_that_ends_without_an_answer_is_not_resampled_in_vain():

@@ -113,6 +113,15 @@ TEMPLATES = {
     "parts as JSON shows them": (TURN.replace("m.content", "m.content | tojson") + PROMPT, ThoughtWords()),
     "only the prompt opens it": (STEPS, ThoughtWords("My steps:", "[ANSWER]", opened=True, own=True)),
     "thoughts shown as they are": (TURN.replace("{{ m.content", "{{ m.thinking }} {{ m.content") + PROMPT, ThoughtWords()),
+    "the same, where a prompt goes on otherwise": (
+        TURN.replace("{{ m.content", "{{ m.thinking + ' [A] ' if m.thinking }}{{ m.content") + PROMPT.replace("<|assistant|>", "<|bot|>"),
+        ThoughtWords(),
+    ),
+    "not to think, by a word behind the query": (
+        TURN + "{% if add_generation_prompt %}{{ '/no' if not enable_thinking }}<|assistant|>{{ '<a></a>' if not enable_thinking }}{% endif %}",
+        ThoughtWords(),
+    ),
+    "opened by the prompt, in a line of its own": (CLOSES.replace("<|", "\n<|"), ThoughtWords(opened=True, own=True)),
     "opened by the prompt": (CLOSES, ThoughtWords(opened=True, own=True)),
     "a template that fails": ("{{ raise_exception('no') }}", ThoughtWords()),
 }  # fmt: skip
@@ -138,7 +147,9 @@ def test_they_depend_on_what_the_template_is_rendered_with(tokenizer):
     assert [thoughts({}).opened, thoughts(off).opened, thoughts({}).opened] == [True, False, True]
 
 
-@pytest.mark.parametrize("template", [CLOSES, BOTH, KEEPS + OPENS, GEMMA, TURN + EMPTY])
+@pytest.mark.parametrize(
+    "template", [CLOSES, CLOSES.replace("<|", "\n<|"), BOTH, KEEPS + OPENS, GEMMA, TURN + EMPTY]
+)
 def test_they_are_the_same_where_the_model_is_not_to_think(tokenizer, template):
     words = thought_words(tokenizer, template)
     assert words.own

@@ -186,7 +186,7 @@ def _aggregating_encode(original: Any, predicts: bool) -> Any:
         prompt, response = map(batch.markers.sanitise_all, (prompt, response))
         proposals = [sanitise(text) for text in parts.proposals]
         if parts.thought.strip():
-            if self.template.enable_thinking is not False and thinks(self.template):
+            if thinks(self.template) and self.template.enable_thinking is not False:
                 begins, ends = self.template.thought_words
                 answer = f"{begins}{sanitise(parts.thought)}{ends}{response[0]['content']}"
                 response = [response[0] | {"content": answer}]

@@ -110,8 +110,8 @@ ACCEPTED = {
     "an id that pandas made a fraction of": ({"id": 81.0, "query": "How many pails?", "proposals": ["5", "6"]}, {"id": "81"}),
     "an id that is missing as NaN": ({"id": math.nan, "query": "How many pails?", "proposals": ["5", "6"]}, {}),
     "columns of the user's own with our names": (
-        {"query": "How many pails?", "proposals": ["5", "6"], "meta": "from the web", "reference": ["5", "6"], "source": 7, "scores": 3, "proposal_models": "m"},
-        {"meta": {"meta": "from the web", "reference": ["5", "6"], "source": 7, "scores": 3, "proposal_models": "m"}},
+        {"query": "How many pails?", "proposals": ["5", "6"], "meta": "from the web", "reference": ["5", "6"], "source": 7, "scores": 3, "proposal_models": "m", "aggregation_thought": 8},
+        {"meta": {"meta": "from the web", "reference": ["5", "6"], "source": 7, "scores": 3, "proposal_models": "m", "aggregation_thought": 8}},
     ),
     "a meta that is no object": ({"query": "How many pails?", "proposals": ["5", "6"], "meta": [1]}, {"meta": {"meta": [1]}}),
     "the first name that is not empty": (

@@ -83,6 +83,14 @@ def test_prompts_are_fitted_by_the_served_models_own_template(served):
     assert templates(chat_template="llama3") != OWN
 
 
+def test_prompts_are_fitted_as_they_are_sent_to_a_model_without_system_messages(served):
+    assert opening({"max_model_len": 5000}, tokenizer=served).fitters[""].system
+    chat = "{% for m in messages if m.role != 'system' %}{{ m.role + m.content }}{% endfor %}"
+    (Path(served) / "chat_template.jinja").write_text(chat)
+    engines = opening({"max_model_len": 5000}, tokenizer=served)
+    assert (engines.no_system, engines.fitters[""].system) == ({""}, False)
+
+
 def test_without_its_own_the_vocabulary_tells_the_template(served):
     (Path(served) / "chat_template.jinja").unlink()
     tokenizer = load_tokenizer(served)

@@ -101,8 +101,7 @@ class PerplexitySettings(PlotSettings):
             problems.append("engine_args: needs --engine vllm")
         if self.engine == "vllm" and (self.dtype != "auto" or self.batch_tokens is not None):
             problems.append(
-                "dtype, batch_tokens: for transformers; for vLLM: --engine-args dtype=float32 "
-                "max_num_batched_tokens=N"
+                "dtype, batch_tokens: for transformers; for vLLM: --engine-args dtype=float32"
             )
         for name, how in self.ablation.items():
             try:

@@ -278,6 +278,20 @@ def test_two_hundred_clients_that_go_at_any_moment_leave_nothing_behind():
         assert not any("_Exchange" in name or "Asker" in name for name in left), left
 
 
+def test_one_who_reads_nothing_is_given_up_when_time_is_over(monkeypatch):
+    monkeypatch.setattr(chat, "LONGEST_LAST", 0.1)
+    long = "x" * 2**24  # more than lies between the two of them
+    with served(Watched(lambda request: [long] * request.n), time_limit=1) as server:
+        with contextlib.closing(raw_request(server, "plain", True)):
+            until(lambda: server.state.under_way, 10)
+            until(lambda: not server.state.under_way, 10)
+
+            async def left():
+                return [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+
+            until(lambda: not any("run_asgi" in name for name in server.run(left())), 5)
+
+
 def test_one_who_goes_while_asking_is_no_failure_of_the_server(server, caplog):
     with contextlib.closing(raw_request(server, "aft", False, cut=10)):
         time.sleep(0.1)

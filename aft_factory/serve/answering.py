@@ -127,7 +127,7 @@ class Answering:
         if seed is None:
             seed = random.getrandbits(62) if self._settings.fresh else variant.drafting.seed
         runner = self._runner(variant, replace(asked, final=final), seed)
-        journal = self._journal
+        journal = None if relayed else self._journal
         replayed = journal is not None and journal.has_outcome(_key(query, runner))
         return Task(asked, variant, runner, query, replayed, relayed)
 

@@ -55,7 +55,7 @@ def posting(**fields):
     "fields",
     [
         {"tools": [TOOL], "tool_choice": "auto", "temperature": 0.3},
-        {"logprobs": True, "top_logprobs": 3},
+        {"logprobs": True, "top_logprobs": 3, "stream": False},
         {"response_format": {"type": "json_object"}, "max_completion_tokens": 9},
         {"guided_regex": "[0-9]", "n": 2},
         {"messages": [{"role": "user", "content": IMAGE}]},
@@ -67,7 +67,7 @@ def posting(**fields):
 def test_the_engine_gets_it_as_it_came_and_its_answer_is_handed_on(fields):
     found, [body] = asked(lambda *_: web.json_response(ANSWER), posting(**fields))
     named = fields.pop("model", "plain")
-    fields.pop("aft", None)
+    fields.pop("aft", None), fields.pop("stream", None)
     assert found == ANSWER | {"model": named}
     assert {name: body[name] for name in fields} == fields
     assert body["model"] == "flaky"

@@ -19,8 +19,10 @@ from serve_tools import QUESTION, Watched, drafts_of, raw_request, served, until
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Piece, Reply
+from aft_factory.prompts.markers import known_markers
 from aft_factory.serve import chat, events
 from aft_factory.serve.serving import listen
+from aft_factory.serve.showing import Showing
 
 
 @pytest.fixture(scope="module")
@@ -281,15 +283,17 @@ def test_two_hundred_clients_that_go_at_any_moment_leave_nothing_behind():
 def test_one_who_reads_nothing_is_given_up_when_time_is_over(monkeypatch):
     monkeypatch.setattr(chat, "LONGEST_LAST", 0.1)
     long = "x" * 2**24  # more than lies between the two of them
-    with served(Watched(lambda request: [long] * request.n), time_limit=1) as server:
-        with contextlib.closing(raw_request(server, "plain", True)):
-            until(lambda: server.state.under_way, 10)
-            until(lambda: not server.state.under_way, 10)
+    with (
+        served(Watched(lambda request: [long] * request.n), time_limit=1) as server,
+        contextlib.closing(raw_request(server, "plain", True)),
+    ):
+        until(lambda: server.state.under_way, 10)
+        until(lambda: not server.state.under_way, 10)
 
-            async def left():
-                return [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+        async def left():
+            return [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
 
-            until(lambda: not any("run_asgi" in name for name in server.run(left())), 5)
+        until(lambda: not any("run_asgi" in name for name in server.run(left())), 5)
 
 
 def test_one_who_goes_while_asking_is_no_failure_of_the_server(server, caplog):
@@ -416,6 +420,20 @@ def test_without_drafts_the_reasoning_is_the_thought_alone():
             assert not any(
                 field in c.choices[0].delta.model_extra for c in after for field in fields
             )
+
+
+def test_a_thought_that_goes_on_behind_its_answer_is_not_shown():
+    """A front end closes what it folds at the first content."""
+    shown = []
+    showing = Showing(
+        known_markers(),
+        lambda i, text: shown.append(text),
+        lambda i, text: shown.append(f"({text})"),
+    )
+    told = showing.asked(0, 0, answers=True)
+    for text, thought in (("Hm", True), ("Six", False), ("Hm, hm", True), ("Six.", False)):
+        told(Piece(0, text, 0, thought=thought))
+    assert shown == ["(Hm)", "Six", "."]
 
 
 def test_drafts_are_shown_with_their_thoughts_where_these_are_read():

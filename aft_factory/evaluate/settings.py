@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,65 +11,92 @@ from aft_factory.evaluate.benchmarks import BENCHMARKS, Benchmark
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.run.__main__ import RunArguments, preset_settings
 from aft_factory.run.settings import RunSettings
-from aft_factory.stage.declaring import argument, setting, switch, written
-from aft_factory.stage.reading import at_least
+from aft_factory.stage.command import ConfigArguments
+from aft_factory.stage.declaring import COMMON, argument, setting, switch, written
+from aft_factory.stage.job_settings import FILES
+from aft_factory.stage.reading import ROWS, at_least
 
-# What a run is told of its one input file; here the benchmarks say it.
-SET_HERE = ("split", "shard", "column", "rejects", "task", "task_output")
+JUDGE = "the judge"  # headings of `--help`
+HARNESS = "the harnesses"
 
 
 @dataclass(frozen=True, slots=True)
-class EvalArguments:
+class EvalArguments(ConfigArguments):
     """What an evaluation takes beside its settings: what a file of settings cannot say."""
 
     benchmarks: list[str] | None = argument(
         None, f"{', '.join(BENCHMARKS)}, or any generative task of lm-eval's", "BENCHMARK"
     )
-    output: Path | None = written("folder for all that it leaves; results.json comes last", "DIR")
-    config: Path | None = setting(None, "file of settings; flags override it", "YAML")
-    dry_run: bool = switch("only tell requests, tokens and FLOPs to expect")
-    overwrite: bool = switch("replace existing results")
-    quiet: bool = switch("no progress bar")
-    compare: list[str] = setting([], "print evaluations side by side, and leave", "DIR")
+    output: Path | None = written(
+        "folder for all that it leaves; results.json comes last", "DIR", group=COMMON
+    )
+    dry_run: bool = switch("only tell requests, tokens and FLOPs to expect", group=COMMON)
+    overwrite: bool = switch("replace existing results", group=FILES)
+    quiet: bool = switch("no progress bar", group=FILES)
+    compare: list[str] = setting(
+        [], "print evaluations side by side, and leave", "DIR", group=FILES
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class EvalSettings(RunSettings):
     """What an evaluation is to do; see the help texts."""
 
-    data: dict[str, str] = setting({}, "a local copy of a benchmark's data", "BENCHMARK=FILE")
-    include: list[str] = setting([], "folders with lm-eval task files of your own", "DIR")
+    data: dict[str, str] = setting(
+        {}, "a local copy of a benchmark's data", "BENCHMARK=FILE", group=ROWS
+    )
+    limit: int | None = setting(
+        None, "only the first N questions of each benchmark", "N", group=ROWS
+    )
+    include: list[str] = setting(
+        [], "folders with lm-eval task files of your own", "DIR", group=HARNESS
+    )
     repeats: int = setting(
-        1, "runs, under the seeds s, s+1, ...: the mean, and its standard error over runs", "N"
+        1,
+        "runs, under the seeds s, s+1, ...: the mean, and its standard error over runs",
+        "N",
+        group=COMMON,
     )
     judge: str | None = setting(
         None,
         "alpaca_eval: an annotator of alpaca-eval's (default: weighted_alpaca_eval_gpt4_turbo); "
         "with --judge-url, the served model",
         "NAME",
+        group=JUDGE,
     )
     judge_url: str | None = setting(
-        None, "an OpenAI-compatible judge (default: OpenAI, or OPENAI_BASE_URL)", "URL"
+        None, "an OpenAI-compatible judge (default: OpenAI, or OPENAI_BASE_URL)", "URL", group=JUDGE
     )
-    judge_key_env: str = setting("OPENAI_API_KEY", "environment variable with its key", "NAME")
+    judge_key_env: str = setting(
+        "OPENAI_API_KEY", "environment variable with its key", "NAME", group=JUDGE
+    )
     reference: Path | None = setting(
-        None, "alpaca_eval: the answers to compare with (default: the hub's)", "FILE"
+        None, "alpaca_eval: the answers to compare with (default: the hub's)", "FILE", group=HARNESS
     )
     harness_python: Path | None = setting(
-        None, "mt_bench: the Python of an environment that has FastChat (make fastchat)"
+        None,
+        "mt_bench: the Python of an environment that has FastChat (make fastchat)",
+        group=HARNESS,
     )
     lc_data: Path | None = setting(
-        None, "alpaca_eval: df_gamed.csv, for the length-controlled rate (default: the hub's)"
+        None,
+        "alpaca_eval: df_gamed.csv, for the length-controlled rate (default: the hub's)",
+        group=HARNESS,
     )
+    # A run over one file has these; the benchmarks say them, so they are no settings here.
+    split: str = "train"
+    data_subset: str | None = None
+    data_revision: str | None = None
+    shard: str | None = None
+    column: dict[str, str] = field(default_factory=dict)
+    rejects: Path | None = None
+    use_proposals: bool = False
+    task: str | None = None
+    task_output: Path | None = None
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
-        default = {field.name: field for field in fields(self)}
         problems = RunSettings.problems(self) + at_least(self, ("repeats", 1))
-        for name in SET_HERE:
-            plain = default[name].default
-            if getattr(self, name) not in (plain, {}):
-                problems.append(f"{name}: an evaluation sets it by the benchmark; leave it out")
         problems += [
             f"include: {name}: no such folder" for name in self.include if not Path(name).is_dir()
         ]
@@ -86,11 +113,13 @@ class EvalSettings(RunSettings):
         return problems
 
 
-def paper_settings(benchmark: Benchmark, given: Mapping[str, Any]) -> Mapping[str, Any]:
+def paper_settings(
+    benchmark: Benchmark, _: EvalArguments, given: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any]]:
     """Return how the paper runs a benchmark, which file and flags override."""
     if benchmark.preset is not None:
-        _, below = preset_settings(RunArguments(preset=benchmark.preset), given)
-        return {key: value for key, value in below.items() if key != "task"}
+        where, below = preset_settings(RunArguments(preset=benchmark.preset), given)
+        return where, {key: value for key, value in below.items() if key != "task"}
     strategy = STRATEGIES.get(given.get("strategy", EvalSettings().strategy))
     aggregates = strategy is not None and "layers" in strategy.options
-    return {"layers": 0} if benchmark.plain and aggregates else {}
+    return "the paper", {"layers": 0} if benchmark.plain and aggregates else {}

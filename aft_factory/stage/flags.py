@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from aft_factory.errors import suggest
-from aft_factory.records.tables import is_table
 from aft_factory.stage.declaring import COMMON, PAIR, REQUIRED, Declared, declared
 
 METAVARS = {int: "N", float: "X", Path: "FILE"}  # where a setting names none
@@ -109,13 +108,30 @@ def _taken(one: Declared) -> dict[str, Any]:
     return {"type": one.kind}
 
 
-def with_input(given: Mapping[str, Any], *kinds: type[Any]) -> Mapping[str, Any]:
-    """Give back an INPUT that a flag of several values has taken: `--base-url URL rows.jsonl`."""
-    if given.get("input") is None:
-        for name, one in declared(*kinds).items():
-            values = given.get(name) if one.kind is list and one.form == "flag" else None
-            if values and len(values) > 1 and is_table(values[-1]):
-                return {**given, name: values[:-1], "input": values[-1]}
+def with_argument(
+    given: Mapping[str, Any], name: str, is_one: Callable[[str], bool], *kinds: type[Any]
+) -> Mapping[str, Any]:
+    """Give back an argument that a flag of several values has taken: `--base-url URL rows.jsonl`.
+
+    Args:
+        given: What the command line gives.
+        name: Of the argument.
+        is_one: Whether a word is surely one.
+        kinds: Classes of settings.
+    """
+    known = declared(*kinds)
+    several = known[name].kind is list
+    if given.get(name) and not several:
+        return given
+    for flag, one in known.items():
+        values = given.get(flag) if one.kind is list and one.form == "flag" else None
+        taken: list[str] = []
+        rest = list(values or ())
+        while len(rest) > 1 and is_one(rest[-1]) and (several or not taken):
+            taken.insert(0, rest.pop())
+        if taken:
+            found = [*(given.get(name) or ()), *taken] if several else taken[0]
+            return {**given, flag: rest, name: found}
     return given
 
 

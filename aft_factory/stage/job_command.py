@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aft_factory.errors import UsageError
+from aft_factory.records.tables import is_table
 from aft_factory.stage.command import ConfigArguments, ConfiguredCommand, Leaves
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import COMMON, argument, build, switch, written
-from aft_factory.stage.flags import with_input
+from aft_factory.stage.flags import with_argument
 from aft_factory.stage.job import Job, note_of_columns, survey
 from aft_factory.stage.job_settings import FILES, JobSettings
 from aft_factory.stage.kept import kept_settings
@@ -80,7 +81,7 @@ class JobCommand(ConfiguredCommand[J]):
         return guarded(lambda: self._run(given), lines=True)
 
     def _run(self, given: Mapping[str, Any]) -> int:
-        given = with_input(given, *self.kinds)
+        given = with_argument(given, "input", is_table, *self.kinds)
         args = self._arguments(given)
         export = args.export and not args.dry_run
         settings = self._exported(given) if export else self.read(given)

@@ -224,7 +224,7 @@ class AskSettings(TokenizerSettings, JobSettings):
             return problems
         problems += [
             f"base_url: expected a URL such as http://host:8000/v1, got {url!r}"
-            + ("" if Path(url).suffix else "; is it the INPUT? name that first")
+            + ("" if Path(url).suffix else "; is it the INPUT, or a BENCHMARK? name that first")
             for url in self.base_url
             if "://" not in url
         ]

@@ -339,7 +339,6 @@ def test_a_likelihood_task_is_refused_with_the_generative_one(tmp_path, capsys):
     [
         ([], "name a BENCHMARK"),
         (["gsm8k", "--data", "gsm9k=x.jsonl"], "x.jsonl: no such file"),
-        (["gsm8k", "--task", "gsm8k"], "task: an evaluation sets it by the benchmark"),
         (["gsm8k", "--repeats", "0"], "repeats: expected a number from 1"),
         (["gsm8k", "--include", "nowhere"], "include: nowhere: no such folder"),
     ],
@@ -347,6 +346,15 @@ def test_a_likelihood_task_is_refused_with_the_generative_one(tmp_path, capsys):
 def test_settings_that_cannot_be_meant_are_refused(arguments, told, tmp_path, capsys):
     assert main([*arguments, "--scripted", "--output", str(tmp_path / "out")]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_benchmark_behind_a_flag_of_several_values_is_asked_for(tmp_path, capsys):
+    data, rows = gsm8k(tmp_path, 1), write_rows(tmp_path / "arc.jsonl", arc_rows())
+    words = ["--base-url", "http://127.0.0.1:1/v1", "gsm8k", "arc_c", "--dry-run", "--quiet"]
+    assert main([*words, "--data", data, "--data", f"arc_c={rows}"]) == 0
+    assert capsys.readouterr().out.startswith("4 rows, 0 of them unusable")
+    assert main(["--base-url", "http://127.0.0.1:1/v1", "drop", "--dry-run"]) == 2
+    assert "got 'drop'; is it the INPUT, or a BENCHMARK? name that" in capsys.readouterr().err
 
 
 def test_data_for_a_benchmark_that_is_not_asked_for_are_refused(tmp_path, capsys):

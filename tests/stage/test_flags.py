@@ -15,8 +15,9 @@ from conftest import ROOT
 
 from aft_factory import __version__, cli
 from aft_factory.inference.strategies import STRATEGIES
+from aft_factory.records.tables import is_table
 from aft_factory.stage.declaring import COMMON, argument, setting
-from aft_factory.stage.flags import Parser, add_flags, usage_of, with_input
+from aft_factory.stage.flags import Parser, add_flags, usage_of, with_argument
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def test_a_wrong_word_is_told_in_one_line(rows, capsys, argv, message):
 def test_a_wrong_flag_of_every_command_is_told_in_one_line(rows, capsys):
     for name in cli.STAGES:
         more = {"convert": ["proposals"], "push": ["me/x", "--license", "other"]}.get(name, [])
-        words = [*more, rows] if name == "convert" else [rows, *more]
+        more = ["curves"] if name == "analyze" else more
+        words = [*more, rows] if name in ("convert", "analyze") else [rows, *more]
         err = told(capsys, name, *words, "--zzz")
         assert (err.startswith("error: unknown flag --zzz"), err.count("\n")) == (True, 1)
 
@@ -81,7 +83,8 @@ def test_k_and_l_are_width_and_layers(rows, capsys):
 
 
 def test_an_input_that_a_list_flag_has_taken_is_given_back():
-    assert with_input(parse("--models", "a", "b", "x.jsonl", "-K", "1"), Job) == {
+    given = parse("--models", "a", "b", "x.jsonl", "-K", "1")
+    assert with_argument(given, "input", is_table, Job) == {
         "models": ["a", "b"],
         "input": "x.jsonl",
         "width": 1,
@@ -99,7 +102,7 @@ def test_an_input_that_a_list_flag_has_taken_is_given_back():
     ],
 )
 def test_nothing_else_is_taken_for_an_input(argv):
-    assert with_input(parse(*argv), Job) == parse(*argv)
+    assert with_argument(parse(*argv), "input", is_table, Job) == parse(*argv)
 
 
 def test_an_input_behind_base_url_is_run(rows, capsys):
@@ -113,7 +116,10 @@ def test_an_input_behind_base_url_is_run(rows, capsys):
     ("words", "message"),
     [
         (["--base-url", "rows.jsonl"], "got 'rows.jsonl'"),
-        (["--base-url", "me/rows"], "got 'me/rows'; is it the INPUT? name that first"),
+        (
+            ["--base-url", "me/rows"],
+            "got 'me/rows'; is it the INPUT, or a BENCHMARK? name that first",
+        ),
     ],
 )
 def test_what_is_no_url_is_told(rows, capsys, words, message):

@@ -82,13 +82,13 @@ def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
 
 
 def _templates(settings: ConvertSettings) -> str:
-    """Name the templates to train with: ours, which carry the aggregator prompt of the rows."""
+    """Name the template to train with: a twin that carries the aggregator prompt of the rows."""
     chats = [path.stem for path in sorted((TEMPLATES / "chat").glob("*.jinja"))]
-    if settings.chat_template in chats:
-        chats = [settings.chat_template]
-    asked, suffix, more = settings.template, "", ""
+    asked, suffix = settings.template, ""
     if not (TEMPLATES / "aggregate" / f"{asked}.jinja").is_file():
-        more = f", and answer by aft run --template {shlex.quote(asked)}"
+        suffix = f":{asked}"
     elif asked != PAPER.template:
         suffix = f"_{asked}"
-    return " or ".join(f"aft_{chat}{suffix}" for chat in chats) + more
+    if settings.chat_template in chats:
+        return shlex.quote(f"aft_{settings.chat_template}{suffix}")
+    return f"{shlex.quote(f'aft_llama3{suffix}')} (or aft_ before another template)"

@@ -7,6 +7,8 @@ import shlex
 from typing import Any
 
 from aft_factory.plugin.options import NAME
+from aft_factory.plugin.templates import aggregator_of
+from aft_factory.prompts.selection import PAPER
 
 
 def hook_tuner(module: Any) -> None:
@@ -49,7 +51,9 @@ def what_next(model: Any, data: Any, training: Any, finetuning: Any) -> list[str
         )
     lines.append(_line("vllm", "serve", served))
     asking = ("aft", "run", "queries.jsonl", "--output", "answers.jsonl", "--model", served)
-    lines.append(_line(*asking, "--base-url", "http://localhost:8000/v1"))
+    aggregator = aggregator_of(template) or PAPER.template
+    own = () if aggregator == PAPER.template else ("--template", aggregator)
+    lines.append(_line(*asking, *own, "--base-url", "http://localhost:8000/v1"))
     return lines
 
 

@@ -128,7 +128,11 @@ def _main_column(row: Mapping[str, Any]) -> str:
             return name
     if present:
         return present[0]
-    raise RecordError("messages", f"missing; expected one of {', '.join(names)}; {_has(row)}")
+    raise RecordError(
+        "messages",
+        f"missing; expected one of {', '.join(names)}; {_has(row)}; "
+        "name another: column query=NAME",
+    )
 
 
 def _has(row: Mapping[str, Any]) -> str:

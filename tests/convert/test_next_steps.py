@@ -55,7 +55,7 @@ def test_following_the_last_lines_leads_from_queries_to_a_data_set_for_training(
     assert stages == ["convert", "sample", "rank", "aggregate", "convert"]
     assert lines[-1] == (
         "registered as 'my_aft' in dataset_info.json; train with dataset_dir: ., dataset: my_aft, "
-        "template: aft_llama3 or aft_mistral"
+        "template: aft_llama3 (or aft_ before another template)"
     )
     assert len(read_lines(Path("my_aft.jsonl"))) == 4
     assert list(json.loads(Path("dataset_info.json").read_text())) == ["my_aft"]
@@ -103,18 +103,18 @@ def test_a_training_file_that_is_not_registered_tells_how(aft):
     words = ("convert", "proposals", "in.jsonl", "--output", "d/x.jsonl", "--register", "d")
     assert aft(*words, "--overwrite")[1][-1] == (
         "registered as 'x' in d/dataset_info.json; train with dataset_dir: d, dataset: x, "
-        "template: aft_llama3 or aft_mistral"
+        "template: aft_llama3 (or aft_ before another template)"
     )
 
 
 @pytest.mark.parametrize(
     ("flags", "templates"),
     [
-        (["--template", "moa"], "aft_llama3_moa or aft_mistral_moa"),
+        (["--template", "moa"], "aft_llama3_moa (or aft_ before another template)"),
         (["--chat-template", "mistral"], "aft_mistral"),
         (
             ["--template", "my own.jinja"],
-            "aft_llama3 or aft_mistral, and answer by aft run --template 'my own.jinja'",
+            "'aft_llama3:my own.jinja' (or aft_ before another template)",
         ),
     ],
 )

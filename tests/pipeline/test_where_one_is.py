@@ -44,7 +44,7 @@ def test_a_dry_run_reckons_with_what_a_stage_has_in_its_journal(pipeline, capfd)
     assert [line for line in lines if line.startswith("next:")] == []
     assert lines[-1] == (
         "registered as 'train' in made/dataset_info.json; train with dataset_dir: made, "
-        "dataset: train, template: aft_llama3 or aft_mistral"
+        "dataset: train, template: aft_llama3 (or aft_ before another template)"
     )
     assert main([pipeline, "--dry-run"]) == 0
     assert capfd.readouterr().out.count("done before") == 3

@@ -67,7 +67,7 @@ def test_columns_can_be_renamed(tmp_path, tiny_llama):
         "drafts": [{"text": "alpha", "model": "m"}],
         "best": "Six.",
     }
-    columns = {"messages": "ask", "system": "sys", "proposals": "drafts", "aggregation": "best"}
+    columns = {"query": "ask", "system": "sys", "proposals": "drafts", "aggregation": "best"}
     text = prompts(tmp_path, tiny_llama, row=row, columns=columns)
     assert "Be brief.\n\nYou have been provided" in text
     assert "\n1. alpha<|eot_id|>" in text

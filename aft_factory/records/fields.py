@@ -70,7 +70,7 @@ def from_json(value: Any) -> Any:
     """Return the list or object that a text is the JSON of, as data frames have it; else itself."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
-            value = exact_json.load(value)
+            value = exact_json.load_given(value)
         except ValueError:
             return value
     return value

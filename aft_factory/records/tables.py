@@ -183,7 +183,7 @@ def _read_values(source: str, texts: Iterator[bytes]) -> Iterator[Line]:
 
 def _parse(source: str, number: int, text: bytes) -> Line:
     try:
-        return Line(source, number, exact_json.load(text))
+        return Line(source, number, exact_json.load_given(text))
     except ValueError as error:
         shown = text.decode("utf-8", errors="replace").rstrip("\r\n")
         return Line(source, number, None, f"not JSON: {error}", shown)

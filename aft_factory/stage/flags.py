@@ -14,6 +14,25 @@ from aft_factory.stage.declaring import COMMON, PAIR, REQUIRED, Declared, declar
 METAVARS = {int: "N", float: "X", Path: "FILE"}  # where a setting names none
 
 
+class Once(argparse.Action):
+    """Takes one value; of two that differ, nobody knows which is meant."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Take it."""
+        before = getattr(namespace, self.dest, values)
+        if before is not values and before != values:  # nan is not even itself
+            raise argparse.ArgumentError(self, f"given twice, as {before} and as {values}")
+        setattr(namespace, self.dest, values)
+
+
+class OnceOnOrOff(argparse.BooleanOptionalAction):
+    """The same of `--x` and `--no-x`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Take it."""
+        Once.__call__(self, parser, namespace, not str(option).startswith("--no-"), option)  # type: ignore[arg-type]
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of a command: what it does not take is told in one line, with what was meant."""
 
@@ -80,7 +99,7 @@ def add_flags(parser: Parser, *kinds: type[Any], **texts: str) -> None:
         options: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
         if one.kind is bool:
             plain = one.form == "switch"
-            options["action"] = "store_true" if plain else argparse.BooleanOptionalAction
+            options["action"] = "store_true" if plain else OnceOnOrOff
         else:
             metavar = one.field.metadata["metavar"] or METAVARS.get(one.kind)
             options |= {"metavar": metavar} | _taken(one)
@@ -92,8 +111,9 @@ def add_flags(parser: Parser, *kinds: type[Any], **texts: str) -> None:
 
 def _taken(one: Declared) -> dict[str, Any]:
     """Return how argparse is to take the value of a field."""
+    once = {} if one.form == "argument" else {"action": Once}
     if one.choices:
-        return {"choices": one.choices, "metavar": None}
+        return once | {"choices": one.choices, "metavar": None}
     if one.kind is dict:
         return {"action": "append", "metavar": one.field.metadata["metavar"] or PAIR}
     if one.form == "argument":
@@ -105,7 +125,7 @@ def _taken(one: Declared) -> dict[str, Any]:
         return (
             {"action": "append"} if one.form == "repeated" else {"action": "extend", "nargs": "+"}
         )
-    return {"type": one.kind}
+    return once | {"type": one.kind}
 
 
 def with_argument(

@@ -24,12 +24,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import CASES
 
-from aft_factory.errors import UsageError
+from aft_factory.errors import RecordError, UsageError
 from aft_factory.records import exact_json
 from aft_factory.records.exact_json import array_elements
 from aft_factory.records.files import CHUNK
 from aft_factory.records.parquet import ROWS as ROWS_HELD
-from aft_factory.records.record import Record
+from aft_factory.records.record import Record, record_from_row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line, read_rows
@@ -234,7 +234,6 @@ LINES_READ = {
     "BOM": (BOM + b'{"a":1}\n', [(1, {"a": 1})]),
     "blank lines": (b'\n  \n{"a":1}\n\r\n\n{"a":2}\n\t\n', [(3, {"a": 1}), (6, {"a": 2})]),
     "any JSON value": (b'[1]\nnull\n"x"\n3\ntrue\n{}\n', [(1, [1]), (2, None), (3, "x"), (4, 3), (5, True), (6, {})]),
-    "the last of duplicate keys": (b'{"a":1,"a":2}\n', [(1, {"a": 2})]),
     "a separator that is none in JSON": ('{"a":"\u2028\x85\\u0000"}\n'.encode(), [(1, {"a": "\u2028\x85\x00"})]),
     "nothing": (b"", []),
     "blanks": (b"\n \n", []),
@@ -800,3 +799,37 @@ def test_files_as_people_have_them(name):
 def test_no_whole_number_is_rounded_wherever_it_stands(number):
     for blanks in range(12):
         assert exact_json.load(f'{{"a":{" " * blanks}[{number}]}}') == {"a": [number]}
+
+
+TWICE = {
+    "a query": '{"query": "a", "query": "b"}',
+    "beside other columns": '{"query": "a", "n": {"m": 1}, "query": "b"}',
+    "the same one": '{"query": "a", "query": "a"}',
+    "in a message": '{"m": [{"query": "a", "role": "user", "query": "b"}]}',
+    "with blanks": '{"query" : "a", "query" : "b"}',
+    "escaped": '{"query": "a", "quer\\u0079": "b"}',
+    "beside NaN": '{"query": "a", "x": NaN, "query": "b"}',
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_name_that_a_row_has_twice_is_refused(tmp_path, name):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"query": "z"}}\n{TWICE[name]}\n')
+    first, second = read_rows(str(path))
+    assert (first.value, second.number, second.value) == ({"query": "z"}, 2, None)
+    assert second.problem == "not JSON: the name 'query' is given twice"
+
+
+@given(st.recursive(st.text('":\\ a{', max_size=4), lambda more: st.lists(more, max_size=3)
+                    | st.dictionaries(st.text('":\\ a', max_size=3), more, max_size=3)))  # fmt: skip
+def test_no_other_value_is_refused(value):
+    for separators in ((",", ":"), (" , ", " : ")):
+        text = json.dumps(value, separators=separators)
+        assert exact_json.load_given(text) == exact_json.load_given(text.encode()) == value
+
+
+def test_a_conversation_as_text_has_each_name_once():
+    text = '[{"role": "user", "content": "a", "content": "b"}]'
+    with pytest.raises(RecordError, match="looks like messages, but is no JSON"):
+        record_from_row({"messages": text})

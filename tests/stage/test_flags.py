@@ -9,6 +9,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from conftest import ROOT
@@ -27,6 +28,8 @@ class Job:
     codes: list[str] = setting([], "one at a time", form="repeated")
     rate: float = setting(0.5, "a number")
     width: int | None = setting(None, "how many", short="-K", group=COMMON)
+    way: Literal["up", "down"] = setting("up", "one of two")
+    fast: bool = setting(False, "on or off")
     where: Path | None = setting(None, "a file", group="files")
 
 
@@ -86,6 +89,32 @@ def test_k_and_l_are_width_and_layers(rows, capsys):
     assert cli.main(["run", rows, "--output", "o.jsonl", "--scripted", "-K", "3", "-L", "1"]) == 0
     used = json.loads(Path("o.summary.json").read_text())["settings"]
     assert (used["width"], used["layers"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--width", "3", "--width", "5"], "-K/--width: given twice, as 3 and as 5"),
+        (["-K", "3", "--width=5"], "-K/--width: given twice, as 3 and as 5"),
+        (["--where", "a", "--where", "b"], "--where: given twice, as a and as b"),
+        (["--way", "up", "--way", "down"], "--way: given twice, as up and as down"),
+        (["--fast", "--no-fast"], "--fast/--no-fast: given twice, as True and as False"),
+    ],
+)
+def test_a_flag_that_is_given_two_values_is_refused(capsys, argv, message):
+    with pytest.raises(SystemExit, match="2"):
+        parse(*argv)
+    assert f"error: argument {message} (" in capsys.readouterr().err
+
+
+def test_a_flag_may_be_said_again_and_lists_grow():
+    assert parse("-K", "3", "--width", "3", "--no-fast", "--no-fast", "--way", "up") == {
+        "width": 3,
+        "fast": False,
+        "way": "up",
+    }
+    words = ("--models", "a", "b", "--models", "c", "--codes", "x", "--codes", "y")
+    assert parse(*words) == {"models": ["a", "b", "c"], "codes": ["x", "y"]}
 
 
 def test_an_input_that_a_list_flag_has_taken_is_given_back():

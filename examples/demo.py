@@ -12,7 +12,6 @@ propose-and-aggregate, is killed halfway and resumes, and our server is asked on
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -28,7 +27,9 @@ from demo_run import Asking, answer, merge, read_aloud, serve
 from smollm2_model import make_smollm2
 from tiny_model import make_tiny_model
 
+from aft_factory.analyze.__main__ import main as analyze
 from aft_factory.convert.__main__ import main as convert
+from aft_factory.report.__main__ import main as report
 
 ROWS = Path(__file__).parent / "data" / "gsm8k_solutions.jsonl"
 SEEN = 200  # rows to train on, at most; the rest are questions to the trained model
@@ -90,13 +91,12 @@ DEMOS = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One finished training: its loss by step and how much it read."""
+    """One finished training, and how much it read."""
 
     name: str
     folder: Path
     rows: int
     tokens: int
-    losses: list[float]
 
 
 def train(name: str, demo: Demo, output: Path) -> Run:
@@ -134,9 +134,7 @@ def train(name: str, demo: Demo, output: Path) -> Run:
     steps = [entry for entry in history if "loss" in entry]
     rows = sum(1 for _ in (output / "data" / f"{dataset}.jsonl").open())
     print()
-    return Run(
-        name, folder, rows, int(steps[-1]["num_input_tokens_seen"]), [s["loss"] for s in steps]
-    )
+    return Run(name, folder, rows, int(steps[-1]["num_input_tokens_seen"]))
 
 
 def show_progress(log: Path) -> None:
@@ -148,28 +146,6 @@ def show_progress(log: Path) -> None:
             f"\r  step {last['current_steps']}/{last['total_steps']}  loss {last.get('loss')} ",
             end="",
             file=sys.stderr,
-        )
-
-
-def plot(runs: Sequence[Run], path: Path) -> None:
-    """Draw the loss curves into one PNG, with the numbers beside it as CSV."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for run in runs:
-        axes.plot(range(1, len(run.losses) + 1), run.losses, label=run.name.upper())
-    axes.set(xlabel="step", ylabel="training loss", title="Training loss")
-    axes.legend()
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    with path.with_suffix(".csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["step", *(run.name for run in runs)])
-        writer.writerows(
-            [step, *losses]
-            for step, losses in enumerate(zip(*(run.losses for run in runs), strict=True), start=1)
         )
 
 
@@ -226,13 +202,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "without and with proposals"
     )
     runs = [train(name, demo, output) for name in ("sft", "aft")]
-    plot(runs, output / "loss.png")
-    print(f"\n{'run':<5}{'rows':>6}{'tokens':>10}{'first loss':>12}{'last loss':>11}   adapter")
     for run in runs:
-        print(
-            f"{run.name.upper():<5}{run.rows:>6}{run.tokens:>10}"
-            f"{run.losses[0]:>12.3f}{run.losses[-1]:>11.3f}   {run.folder}"
-        )
+        print(f"{run.name.upper()}: {run.rows} rows, {run.tokens} tokens, adapter in {run.folder}")
+    folders = [f"{run.name.upper()}={run.folder}" for run in runs]
+    analyze(["curves", *folders, "--output", str(output / "loss.png"), "--overwrite"])
 
     asking = demo.asking
     print(
@@ -247,6 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     merged = merge(output / "model", output / "aft", demo.template, output)
     answers = answer(merged, held_out, asking, output)
     read_aloud(answers)
+    page = output / "report.html"
+    print()
+    report([str(answers), "--output", str(page), "--overwrite", "--quiet"])
 
     print("\n5. The same model behind our server, asked one question as any client of OpenAI's API")
     serve(merged, questions[0]["query"], asking, output)
@@ -254,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"\n{time.monotonic() - started:.0f} s in all. The model is small and trained on "
         f"{demo.rows} rows: its answers are often wrong, and nothing is claimed for them.\n"
-        f"open:  {output / 'loss.png'} (numbers: loss.csv)\n"
-        f"next:  aft run --inspect {answers}    # what became of each query, and every draft\n"
+        f"open:  {page}    # every draft and aggregation, side by side\n"
+        f"       {output / 'loss.png'}    # both losses; numbers in loss.csv\n"
         '       README.md, "Quickstart": the same with your rows and your model'
     )
     return 0

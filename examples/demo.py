@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{demo.rows} rows: its answers are often wrong, and nothing is claimed for them.\n"
         f"open:  {page}    # every draft and aggregation, side by side\n"
         f"       {output / 'loss.png'}    # both losses; numbers in loss.csv\n"
-        '       README.md, "Quickstart": the same with your rows and your model'
+        'next:  README.md, "From UltraFeedback to a model that aggregates": your rows, your model'
     )
     return 0
 

@@ -169,6 +169,8 @@ def _query(benchmark: Benchmark, request: Any, copy: int) -> Query:
     context, asked = request.args
     name = f"{request.task_name}/{request.doc_id}" + (f"/{copy}" if copy else "")
     row = {"task": request.task_name, "doc_id": request.doc_id}
+    if isinstance(answer := request.doc.get("answer"), str):  # for who reads the drafts
+        row["answer"] = answer
     final = final_of(request.task_name, asked)
     return Query(f"{benchmark.name}/{name}", [json.loads(context)], row, final=final)
 

@@ -1,6 +1,6 @@
 """A query as the page has it: its layers, what each draft read, its prompts in parts. Pure.
 
-{"id", "turns": [[message]], "reference", "number", "right", "voted", "done", "problem",
+{"id", "seed", "turns": [[message]], "reference", "number", "right", "voted", "done", "problem",
  "answers", "details", "events", "exact", "chosen": [[layer, slot]],
  "layers": [{"turn", "layer", "usage", "seconds",
              "drafts": [{"slot", "text", "thought", "finish", "cut", "tokens", "model",
@@ -59,6 +59,7 @@ def described(query: Query, outcome: Outcome | None, found: Replayed, reference:
     vote = voted([draft.get("number") for draft in first if not draft.get("lost")])
     return {
         "id": query.id,
+        "seed": query.seed,
         "turns": query.turns,
         "reference": reference,
         "number": number,

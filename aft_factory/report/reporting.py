@@ -96,7 +96,8 @@ def _listed(query: dict[str, Any]) -> list[Any]:
     if query["number"] is not None and first:
         right = round(first.count(query["number"]) / len(first), 3)
     spread = agreement(first)
-    return [query["id"], words, flags, tokens, spread and round(spread, 3), right]
+    name = query["id"] if query["seed"] is None else f"{query['id']}, seed {query['seed']}"
+    return [name, words, flags, tokens, spread and round(spread, 3), right]
 
 
 def head_of(source: Source, numbers: Numbers, page: Page) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def head_of(source: Source, numbers: Numbers, page: Page) -> dict[str, Any]:
     told = summary(totals, source.summary.get("flops"), {})
     counted = {(row["turn"], row["layer"]): row for row in told["layers"]}
     return {
-        "name": source.journal.path.name.removesuffix(".journal"),
+        "name": source.name,
         "flags": FLAGS,
         "counts": numbers.flags,
         "strategy": settings.strategy,

@@ -60,6 +60,7 @@ class Source:
     """A journal's last run.
 
     Attributes:
+        name: Of the output or journal that was named.
         journal: It, open.
         settings: Of the run.
         summary: Of its output, where there is one.
@@ -68,8 +69,11 @@ class Source:
         unread: Rows that cannot be read.
         not_begun: Rows of which the journal has nothing.
         elsewhere: Queries of the run that are not among the rows.
+        fingerprint: Of the run.
+        run: Its number in the journal.
     """
 
+    name: str
     journal: Journal
     settings: RunSettings
     summary: dict[str, Any]
@@ -78,12 +82,13 @@ class Source:
     unread: int = 0
     not_begun: int = 0
     elsewhere: int = 0
+    fingerprint: str = field(init=False)
+    run: int = field(init=False)
     _seen: set[str] = field(default_factory=set)
 
-    @property
-    def run(self) -> int:
-        """The number of the run."""
-        return self.journal.run_of(self.journal.last_run() or "")
+    def __post_init__(self) -> None:
+        self.fingerprint = self.journal.last_run() or ""
+        self.run = self.journal.run_of(self.fingerprint)
 
     def entries(self) -> Iterator[Entry]:
         """Go through the queries of the run: of the rows, then the journal's others."""
@@ -124,7 +129,7 @@ class Source:
     def _entry(self, query: Query) -> Entry | None:
         """Return what the journal has of a row; None if that is nothing."""
         journal, run = self.journal, self.run
-        key = Runner.outcome_key(query, journal.last_run() or "")
+        key = Runner.outcome_key(query, self.fingerprint)
         content = journal.outcome(key)
         replies = list(journal.replies(query.id, run))
         if content is None and not query.proposals:  # of other columns than were read then
@@ -186,11 +191,12 @@ def source_of(journal: Journal, path: Path, data: str | None) -> Source:
                 "--data: an evaluation has its own rows in requests.jsonl; leave it out"
             )
         asked = journal.path.with_name("requests.jsonl")
-        return Source(journal, settings, summary, str(asked) if asked.exists() else None)
+        rows = str(asked) if asked.exists() else None
+        return Source(output.name, journal, settings, summary, rows)
     rows = data or summary.get("input")
     if data is None and not (rows and Path(rows).exists()):
         rows = str(output) if summary else None
-    return Source(journal, settings, summary, rows)
+    return Source(output.name, journal, settings, summary, rows)
 
 
 def open_journal(path: Path) -> Journal:

@@ -369,3 +369,26 @@ def test_a_page_that_is_there_is_kept(made, capsys):
     assert report(capsys, "out.jsonl")[0] == 0
     assert Path("page.html").read_bytes() == before  # the same run, the same bytes
     assert [row["id"] for row in read_lines(Path("out.jsonl"))] == ["q0"]
+
+
+@pytest.mark.slow  # loads lm-eval
+def test_an_evaluation_has_its_questions_of_each_seed(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("lm_eval")
+    from evaluate_tools import answering, evaluate, gsm8k_rows, write_rows
+
+    answering(monkeypatch, lambda request: f"The answer is {request.seed % 2}.")
+    data = f"gsm8k={write_rows(tmp_path / 'gsm8k.jsonl', gsm8k_rows(2))}"
+    flags = ("--width", "2", "--layers", "1", "--repeats", "2")
+    evaluate(tmp_path, "gsm8k", "--data", data, *flags)
+    for name in ("answers.jsonl", "journal.sqlite"):
+        code, _, err = report(capsys, str(tmp_path / "out" / name))
+        assert code == 0, err
+        head, queries, _ = page()
+        assert (head["answered"], len(queries)) == (4, 4)
+        assert all(query["exact"] for query in queries)
+        assert [query["seed"] for query in queries] == [42, 42, 43, 43]
+        assert [query["number"] for query in queries] == ["0", "1", "0", "1"]
+        for query in queries:
+            drafts = [draft["text"] for draft in query["layers"][0]["drafts"]]
+            assert len(set(drafts)) == 1  # one request's
+            assert places(query["layers"])[1, 0] == [(0, 0), (0, 1)]

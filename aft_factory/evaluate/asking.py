@@ -27,12 +27,10 @@ from aft_factory.records.files import read_text, write_whole
 from aft_factory.records.record import Row, content_id
 from aft_factory.run.answering import build_stage, output_row
 from aft_factory.run.decoding import decoded
-from aft_factory.run.settings import RunSettings
+from aft_factory.run.settings import SAMPLED, RunSettings
 from aft_factory.stage.job import Job
 from aft_factory.stage.stage import Files
 from aft_factory.stage.totals import Totals
-
-FINAL = ("temperature", "top_p", "top_k", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class Plan:
 
     def queries(self, seed: int) -> Iterator[Query]:
         """Go through the queries of one run, with all that they override."""
-        final = {name: getattr(self.settings.final(), name) for name in FINAL}
+        final = {name: getattr(self.settings.final(), name) for name in SAMPLED}
         task = TASKS.get(self.part.benchmark.name, TASKS["records"])
         if self.part.benchmark.harness == "lm-eval":
             task = TASKS["records"]  # its own task says how to decode

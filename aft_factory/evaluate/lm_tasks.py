@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ def localised(benchmark: Benchmark, manager: Any, data: str, folder: Path) -> Pa
     if len(names) > 1 and benchmark.rows_by is None:
         raise UsageError(f"data: {benchmark.name} is {len(names)} tasks; name one of them")
     by = {str(_config(own, name).get("dataset_name")): name for name in names}
+    split = _scored(_config(own, names[0]))
     rows: dict[str, list[Row]] = defaultdict(list)
-    for line in read_rows(data):
+    for line in read_rows(data, split=split):
         if line.problem is not None or not isinstance(line.value, dict):
             raise UsageError(f"{line.place}: {line.problem or 'expected an object'}")
         name = names[0]
@@ -56,7 +58,14 @@ def localised(benchmark: Benchmark, manager: Any, data: str, folder: Path) -> Pa
             for row in found:
                 table.write(row)
         config = _config(own, name)
-        split = config.get("test_split") or config.get("validation_split")
+        split = _scored(config)
+        shown = config.get("num_fewshot")
+        if shown and not (config.get("fewshot_config") or {}).get("samples"):
+            # lm-eval would take them from the questions themselves, answers and all
+            raise UsageError(
+                f"data: {name} shows {shown} examples of a split that a local copy has not; leave "
+                "--data out, or write a task file of your own (--include)"
+            )
         local = {
             "include": str(own[name].yaml_path),
             "task": name,
@@ -71,6 +80,11 @@ def localised(benchmark: Benchmark, manager: Any, data: str, folder: Path) -> Pa
         group = {"include": str(own[benchmark.task].yaml_path), "task": list(rows)}
         (made / "group.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
     return made
+
+
+def _scored(config: Mapping[str, Any]) -> str:
+    """Return the split that a task asks about."""
+    return str(config.get("test_split") or config.get("validation_split"))
 
 
 _SPLITS = ("training_split", "validation_split", "fewshot_split")

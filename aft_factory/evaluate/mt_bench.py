@@ -35,7 +35,7 @@ JUDGE = "gpt-4"  # as FastChat knows each: it asks for no name that it does not 
 TURNS = {"first turn": "First turn", "second turn": "Second turn", "average": "Average"}
 MAKES_IT = (
     "`make fastchat` makes one in .venv-fastchat, or: python3.11 -m venv fastchat && "
-    "fastchat/bin/pip install 'fschat[model_worker,llm_judge]==0.2.36'"
+    "fastchat/bin/pip install 'fschat[model_worker,llm_judge]==0.2.36' 'openai<1' 'pandas<3'"
 )
 
 
@@ -126,7 +126,9 @@ def _judge(python: Path, judge: Judge, folder: Path, where: Path) -> str:
 
 def _version(python: Path) -> str:
     """Return the version of FastChat in an environment, which can be loaded there."""
-    code = "import fastchat.llm_judge.common as c; from importlib.metadata import version; "
+    # All that judging and counting load: what is missing is to be known before judges are paid.
+    code = "import fastchat.llm_judge.gen_judgment, fastchat.llm_judge.show_result; "
+    code += "import fastchat.llm_judge.common as c; from importlib.metadata import version; "
     code += "c.openai.ChatCompletion; print(version('fschat'))"
     try:
         done = subprocess.run([str(python), "-c", code], capture_output=True, text=True)

@@ -18,6 +18,8 @@ from aft_factory.evaluate.benchmarks import Score
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.records.files import read_text, write_whole
 from aft_factory.records.record import Row
+from aft_factory.run.decoding import BY_ROW
+from aft_factory.run.settings import SAMPLED
 
 FILE = "results.json"
 
@@ -63,14 +65,21 @@ def _benchmark(
         **part.facts,
         "strategy": own.strategy,
         "options": own.options(),
-        "final": {
-            key: getattr(own.final(), key)
-            for key in ("temperature", "top_p", "top_k", "max_tokens")
-        },
+        "final": _decoded(plan),
         "tokens": asdict(total),
         "flops": asked.flops[name],
         **part.more,
     }
+
+
+def _decoded(plan: Plan) -> Row:
+    """Return how the final layer decoded: as the settings, the benchmark or its questions say."""
+    used: dict[str, list[Any]] = {}
+    for query in plan.queries(plan.settings.seed):
+        for key in SAMPLED:
+            if (value := query.final[key]) not in (found := used.setdefault(key, [])):
+                found.append(value)
+    return {key: found[0] if len(found) == 1 else BY_ROW for key, found in used.items()}
 
 
 def _metric(scale: float, runs: Sequence[Score]) -> Row:

@@ -146,6 +146,14 @@ def test_a_tasks_decoding_is_read_as_lm_eval_reads_it(asked, final):
     assert lm_harness.final_of("task", asked) == final
 
 
+def test_results_say_how_the_final_layer_decoded(tmp_path, monkeypatch):
+    answering(monkeypatch, lambda request: "The best answer is B.")
+    data = f"arc_c={write_rows(tmp_path / 'arc.jsonl', arc_rows())}"
+    _, results = evaluate(tmp_path, "arc_c", "--data", data, "--max-tokens", "77")
+    final = results["benchmarks"][0]["final"]  # the task is greedy, whatever drafts are
+    assert final == {"temperature": 0.0, "top_p": 0.95, "top_k": None, "max_tokens": 77}
+
+
 def test_flags_go_before_the_paper_and_the_task(tmp_path, monkeypatch):
     requests = answering(monkeypatch, lambda request: "42")
     evaluate(
@@ -266,6 +274,19 @@ def test_the_hash_of_the_data_is_of_its_questions(tmp_path, monkeypatch):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_of_saved_data_the_split_of_the_task_is_asked_about(tmp_path, capsys):
+    from datasets import Dataset, DatasetDict
+
+    rows = gsm8k_rows(7)
+    splits = {"train": rows, "test": rows[:2]}
+    DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(
+        tmp_path / "saved"
+    )
+    words = ["gsm8k", "--data", f"gsm8k={tmp_path / 'saved'}", "--scripted", "--dry-run"]
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("2 rows")
+
+
 def test_a_dry_run_tells_what_it_would_take_and_writes_nothing(tmp_path, capsys):
     data = gsm8k(tmp_path, 3)
     assert main(["gsm8k", "--data", data, "--scripted", "--dry-run", "--quiet"]) == 0
@@ -322,6 +343,16 @@ def test_what_a_strategy_cannot_do_is_refused_before_anything_is_asked(
     assert code == 2
     assert told in capsys.readouterr().err
     assert not requests
+
+
+@pytest.mark.slow  # lm-eval reads all of its task files
+def test_examples_are_never_taken_from_the_questions(tmp_path, capsys):
+    data = f"gsm8k_platinum={write_rows(tmp_path / 'gsm8k.jsonl', gsm8k_rows(9))}"
+    output = ["--scripted", "--output", str(tmp_path / "out")]
+    assert main(["gsm8k_platinum", "--data", data, *output]) == 2
+    assert "gsm8k_platinum shows 5 examples of a split that a local copy has not" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow  # lm-eval reads all of its task files

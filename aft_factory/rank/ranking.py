@@ -49,7 +49,10 @@ class RankSettings(RewardSettings, JobSettings):
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
-        return JobSettings.problems(self) + self.reward_problems() + at_least(self, ("top_k", 1))
+        problems = JobSettings.problems(self) + self.reward_problems()
+        if self.ray and (self.reward_url or self.scripted):
+            problems.append("ray: for a reward model that it loads")
+        return problems + at_least(self, ("top_k", 1))
 
 
 async def rank_proposals(
@@ -109,7 +112,13 @@ async def open_reward(settings: RankSettings) -> AsyncIterator[OpenEngines]:
     if settings.scripted:
         yield reward_only(Longest())
         return
-    opening = open_scorer(settings, timeout=settings.timeout, retries=settings.retries)
+    opening = open_scorer(
+        settings,
+        timeout=settings.timeout,
+        retries=settings.retries,
+        ray=settings.ray,
+        replicas=settings.replicas,
+    )
     async with opening as scorer:
         yield reward_only(scorer)
 

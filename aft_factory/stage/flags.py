@@ -106,14 +106,17 @@ def _taken(one: Declared) -> dict[str, Any]:
         return (
             {"action": "append"} if one.form == "repeated" else {"action": "extend", "nargs": "+"}
         )
-    return {"type": one.kind}
+    return {"type": one.kind} | ({} if one.bare is None else {"nargs": "?", "const": one.bare})
 
 
 def with_input(given: Mapping[str, Any], *kinds: type[Any]) -> Mapping[str, Any]:
-    """Give back an INPUT that a flag of several values has taken: `--base-url URL rows.jsonl`."""
+    """Give back an INPUT that a flag of any number of values took: `--base-url URL rows.jsonl`."""
     if given.get("input") is None:
         for name, one in declared(*kinds).items():
-            values = given.get(name) if one.kind is list and one.form == "flag" else None
+            value = given.get(name)
+            if one.bare is not None and value is not None and is_table(value):
+                return {**given, name: one.bare, "input": value}
+            values = value if one.kind is list and one.form == "flag" else None
             if values and len(values) > 1 and is_table(values[-1]):
                 return {**given, name: values[:-1], "input": values[-1]}
     return given

@@ -57,6 +57,17 @@ class JobSettings(ReadSettings):
     rejects: Path | None = written(
         "rows without answer (default: OUTPUT.rejects.jsonl)", group=FILES
     )
+    ray: str | None = setting(
+        None,
+        "replicas of what answers on a Ray cluster: the one at ADDRESS, such as auto (this "
+        "machine's), or on this machine alone",
+        "ADDRESS",
+        bare="local",
+        group=MODEL,
+    )
+    replicas: int | None = setting(
+        None, "with --ray: how many (default: as many as there are GPUs for)", "N", group=MODEL
+    )
     admit: int | None = setting(
         None,
         "most queries under way: fewer end sooner (default: a quarter more than --in-flight)",
@@ -67,7 +78,10 @@ class JobSettings(ReadSettings):
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings; a command's own add theirs."""
-        problems = ReadSettings.problems(self) + at_least(self, ("retries", 0), ("admit", 1))
+        problems = ReadSettings.problems(self)
+        problems += at_least(self, ("retries", 0), ("admit", 1), ("replicas", 1))
+        if self.replicas is not None and self.ray is None:
+            problems.append("replicas: needs --ray; say `ray: local` for this machine alone")
         if not self.timeout > 0:
             problems.append(f"timeout: expected seconds, got {self.timeout}")
         try:
@@ -233,10 +247,17 @@ class AskSettings(TokenizerSettings, JobSettings):
         for name in ("adapter", "engine_args"):
             if getattr(self, name) and self.base_url:
                 problems.append(f"{name}: for a model in this process, not for --base-url")
+        if self.ray and self.base_url and not self.loads_reward:
+            problems.append("ray: for a model that it loads, not for --base-url")
         for name in ("tokenizer", "omit", "context", "api_key_env"):
             if getattr(self, name) and not self.base_url:
                 problems.append(f"{name}: for servers, needs --base-url")
         return problems
+
+    @property
+    def loads_reward(self) -> bool:
+        """Whether a reward model is loaded, beside servers or not."""
+        return False
 
     def _owner(self, name: str) -> str:
         """Say what sets what `sampling_args` would set behind its back."""

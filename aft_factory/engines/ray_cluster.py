@@ -2,7 +2,7 @@
 
 A Ray of our own is closed to others: it listens on this machine's loopback only, under a token of
 its own, without a dashboard. That is settled when Ray is first imported, so nothing that may import
-it, such as vLLM, comes before. Of a cluster that is there we are a guest: its owner decides all that.
+it, such as vLLM, comes before. In a cluster that is there we are a guest: its owner decides.
 """
 
 from __future__ import annotations

@@ -162,7 +162,11 @@ async def open_scorer(
 
 @contextlib.asynccontextmanager
 async def with_scores(
-    engines: OpenEngines, settings: RewardSettings, timeout: float, retries: int, ray: str | None = None
+    engines: OpenEngines,
+    settings: RewardSettings,
+    timeout: float,
+    retries: int,
+    ray: str | None = None,
 ) -> AsyncIterator[OpenEngines]:
     """Add the reward model to what a run asks; where none was named, the longest is best."""
     async with contextlib.AsyncExitStack() as stack:

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from aft_factory.records.files import read_text
+
 HERE = Path(__file__).parent
 SCRIPTS = ("text.js", "words.js", "list.js", "query.js", "head.js", "main.js")
 CHUNK = 400_000  # characters of JSON: unpacked in some milliseconds
@@ -40,8 +42,8 @@ class Page:
         self._chunk: list[str] = []
         self._size = self._chunks = 0
         self._index: list[Sequence[Any]] = []
-        style = (HERE / "page.css").read_text(encoding="utf-8")
-        self._script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+        style = read_text(HERE / "page.css")
+        self._script = "\n".join(read_text(HERE / name) for name in SCRIPTS)
         policy = "; ".join(
             (
                 "default-src 'none'",

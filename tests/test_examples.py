@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import subprocess
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,10 +73,11 @@ def test_every_yaml_here_is_tested():
 @pytest.mark.parametrize("path", sorted((EXAMPLES / "eval").glob("*.yaml")), ids=named)
 def test_evaluations_are_of_what_the_trainings_make_and_decode_as_the_paper(path):
     from aft_factory.evaluate.benchmarks import benchmark_named
-    from aft_factory.evaluate.command import COMMAND
+    from aft_factory.evaluate.command import COMMAND, paper_settings
 
     def told(benchmark):
-        settings = COMMAND.settings_for({"config": path}, benchmark_named(benchmark))
+        below = partial(paper_settings, benchmark_named(benchmark))
+        settings = replace(COMMAND, below=below).read({"config": path})
         return settings.options()["width"], settings.options()["layers"]
 
     settings = COMMAND.read({"config": path})

@@ -1,4 +1,4 @@
-"""The page in a real headless browser, from disk. Run: pytest tests/report/test_browser.py"""
+"""The page in a real headless browser, from disk. Run: pytest tests/report/test_page.py"""
 
 import shutil
 from contextlib import contextmanager

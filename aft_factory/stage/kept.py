@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError
-from aft_factory.stage.declaring import build
+from aft_factory.stage.declaring import build, declared
 from aft_factory.stage.job_settings import JobSettings
 
 S = TypeVar("S", bound=JobSettings)
@@ -49,7 +49,7 @@ def kept_settings(path: Path, today: S, given: Iterable[str]) -> S:
     if content["command"] != kind.__name__:
         raise UsageError(f"{path}: expected the journal of this command, got {content['command']}")
     by_flag = tuple(content["settings"].pop("by_flag"))
-    known = {field.name for field in fields(kind)}
+    known = declared(kind)  # a command may fix some of what it keeps
     then = {key: value for key, value in content["settings"].items() if key in known}
     settings = build(kind, [(str(path), then)])
     for name in given:

@@ -205,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run in runs:
         print(f"{run.name.upper()}: {run.rows} rows, {run.tokens} tokens, adapter in {run.folder}")
     folders = [f"{run.name.upper()}={run.folder}" for run in runs]
-    analyze(["curves", *folders, "--output", str(output / "loss.png"), "--overwrite"])
+    if analyze(["curves", *folders, "--output", str(output / "loss.png"), "--overwrite"]):
+        return 1
 
     asking = demo.asking
     print(
@@ -222,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     read_aloud(answers)
     page = output / "report.html"
     print()
-    report([str(answers), "--output", str(page), "--overwrite", "--quiet"])
+    if report([str(answers), "--output", str(page), "--overwrite", "--quiet"]):
+        return 1
 
     print("\n5. The same model behind our server, asked one question as any client of OpenAI's API")
     serve(merged, questions[0]["query"], asking, output)

@@ -87,10 +87,29 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def parse_body(body: bytes, url: str) -> dict[str, Any]:
     """Return the object in a body of status 200, unless it is an error in disguise."""
+    data = parse_answer(body, url)
+    if isinstance(data, list):
+        raise _no_object(body, url)
+    return data
+
+
+def parse_answer(body: bytes, url: str) -> dict[str, Any] | list[Any]:
+    """Return the same, or an array: some list their models in a bare one."""
     data = _joined_stream(body, url) if _is_stream(body) else read_json(body)
+    if isinstance(data, list):
+        return data
     if not isinstance(data, dict):
-        raise EngineError(f"{url}: expected a JSON object, got: {error_words(body)}", "retry")
+        raise _no_object(body, url)
     return undisguised(data)
+
+
+def models_in(answer: dict[str, Any] | list[Any]) -> Any:
+    """Return the list of models in an answer that should have one."""
+    return answer if isinstance(answer, list) else answer.get("data")
+
+
+def _no_object(body: bytes, url: str) -> EngineError:
+    return EngineError(f"{url}: expected a JSON object, got: {error_words(body)}", "retry")
 
 
 def undisguised(data: dict[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from aft_factory.engines.openai_replies import (
     ABSENT,
     Joining,
     failure_of,
+    models_in,
+    parse_answer,
     parse_body,
     read_chunk,
-    read_json,
     undisguised,
 )
 from aft_factory.engines.openai_vetting import Vetting
@@ -289,7 +290,5 @@ def _nobody(_: object) -> None:
 
 
 async def _listed(call: Any, url: str) -> Any:
-    """Return the list of models; some list them in a bare array."""
-    content = (await call).http_response.content
-    listed = read_json(content)
-    return listed if isinstance(listed, list) else parse_body(content, url).get("data")
+    """Return the list of models."""
+    return models_in(parse_answer((await call).http_response.content, url))

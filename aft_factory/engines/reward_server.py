@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError, default_key, is_url
 from aft_factory.engines.openai_fields import Needed
-from aft_factory.engines.openai_replies import ABSENT, failure_of, parse_body, read_json
+from aft_factory.engines.openai_replies import ABSENT, failure_of, models_in, parse_answer
 from aft_factory.engines.openai_vetting import Vetting
 from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
 from aft_factory.engines.vllm_loading import fingerprint
@@ -212,10 +212,7 @@ async def _call(client: AsyncClient, method: str, path: str, body: Any = None, *
         problem = f"{base}: {error or type(error).__name__}{proxy_hint(base)}"
         raise EngineError(problem, "retry") from error
     if response.is_success:
-        listed = read_json(response.content)
-        return (
-            listed if isinstance(listed, list) else parse_body(response.content, str(response.url))
-        )
+        return parse_answer(response.content, str(response.url))
     failure = failure_of(response, str(response.url), NO_REWARD)
     raise _NoSuchPathError(*failure.args) if response.status_code in ABSENT else failure
 
@@ -227,12 +224,11 @@ async def _listed(client: AsyncClient, model: str | None) -> Any:
         EngineError: If it does not answer, or none is named.
     """
     try:
-        listing = await _call(client, "GET", "/v1/models")
+        return models_in(await _call(client, "GET", "/v1/models"))
     except EngineError as error:
         if error.kind == "retry" or model is None:
             raise
         return [{"id": model}]  # a wrong key is told by the first request
-    return listing if isinstance(listing, list) else listing.get("data")
 
 
 def _choose(url: str, listing: Any, model: str | None) -> dict[str, Any]:

@@ -20,10 +20,9 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.prompts.markers import known_markers
 from aft_factory.records.messages import Message
+from aft_factory.records.record import Row
 from aft_factory.report.layers import reference_number, voted
 from aft_factory.run.replaying import Attempt, Replayed, Where
-
-Row = dict[str, Any]
 
 
 def described(query: Query, outcome: Outcome | None, found: Replayed, reference: str | None) -> Row:

@@ -1,5 +1,5 @@
 # make demo    the whole of AFT on a small real model: convert, train SFT and AFT, answer with it
-#              (MODEL=tiny: on one of random weights, in a third of the time)
+#              (MODEL=tiny: on one of random weights, quicker)
 # make test    all tests        make fast    the tests that train nothing
 # make newest  the engines' tests with the newest vLLM, in an environment of its own
 # make fastchat   an environment of its own for MT-Bench's judge (.venv-fastchat)

@@ -27,6 +27,7 @@ from aft_factory.records.record import content_id, record_from_row
 from aft_factory.records.tables import read_rows
 
 INFO = "dataset_info.json"
+VERBOSITY = "LLAMAFACTORY_VERBOSITY"
 
 
 def entry_of(data: str, folder: Path | None, ablation: str | None) -> dict[str, Any]:
@@ -114,10 +115,9 @@ def encoded(
     """
     from aft_factory.plugin.autoload import install
 
-    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
     install()
     found = {}
-    with tempfile.TemporaryDirectory() as place, _cached_in(Path(place)):
+    with tempfile.TemporaryDirectory() as place, _set_aside(Path(place)):
         for number, (name, (entry, rows)) in enumerate(sets.items()):
             folder = Path(place) / str(number)
             folder.mkdir()
@@ -165,15 +165,22 @@ def _tokenized(arguments: dict[str, Any]) -> list[Row]:
 
 
 @contextlib.contextmanager
-def _cached_in(folder: Path) -> Iterator[None]:
-    """Have `datasets` keep its cache there: of rows that were drawn for this, and are done with."""
+def _set_aside(folder: Path) -> Iterator[None]:
+    """Have LLaMA-Factory warn only, and `datasets` cache there rows that were drawn for this alone.
+
+    Both are as before afterwards: a training that this process starts tells its steps.
+    """
     try:
         import datasets
     except ImportError:
         raise MissingPackage("a perplexity", '"aft-factory[train]"') from None
-    before = datasets.config.HF_DATASETS_CACHE
+    cache = datasets.config.HF_DATASETS_CACHE
+    verbosity = os.environ.get(VERBOSITY)
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    os.environ.setdefault(VERBOSITY, "WARN")
     try:
         yield
     finally:
-        datasets.config.HF_DATASETS_CACHE = before
+        datasets.config.HF_DATASETS_CACHE = cache
+        if verbosity is None:
+            os.environ.pop(VERBOSITY, None)

@@ -79,6 +79,7 @@ def test_a_loss_is_of_targets_only_whatever_else_is_in_the_batch(tiny_llama):
 
 def test_ids_and_labels_are_the_very_ones_of_training(sets, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(encoding.VERBOSITY, raising=False)
     for name in ("aft", "sft"):
         entry = encoding.entry_of(name, sets, None)
         options = {"model": str(tiny_llama), "template": "aft_llama3", "cutoff_len": 450}
@@ -87,6 +88,7 @@ def test_ids_and_labels_are_the_very_ones_of_training(sets, tiny_llama, tmp_path
         assert [(row.ids, row.labels) for row in made] == [
             (row["input_ids"], row["labels"]) for row in trained
         ]
+    assert encoding.VERBOSITY not in os.environ  # trainings after it tell their steps
 
 
 def test_rows_are_drawn_by_their_ids_whatever_their_order(sets):

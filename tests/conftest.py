@@ -116,7 +116,7 @@ def real_mistral(tmp_path_factory, tiny_mistral):
 @pytest.fixture(scope="session")
 def vllm_server(tiny_llama, tmp_path_factory):
     """A real vLLM server of the tiny Llama, with our chat template; its URL."""
-    from aft_factory.prompts.rendering import chat_template
+    from aft_factory.prompts.prelude import chat_template
 
     folder = tmp_path_factory.mktemp("vllm")
     template = folder / "chat.jinja"

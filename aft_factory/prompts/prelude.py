@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from string import Template
 from typing import Literal
 
+from aft_factory.errors import UsageError, suggest
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.rendering import TEMPLATES, load_template
 from aft_factory.prompts.selection import PAPER
@@ -65,6 +66,32 @@ class Prelude:
             aggregator=load_template(self.aggregator).source.removesuffix("\n"),
             markers=_items(words),
         ) + without_prelude(chat)
+
+
+def chat_template(chat: str, aggregate: str = "paper", markers: Markers | None = None) -> str:
+    """Return the chat template `llama3` or `mistral` with the given aggregator prompt inside.
+
+    The text is self-contained: it can be a model's `chat_template.jinja`, after which
+    `tokenizer.apply_chat_template(messages, proposals=[...])` gives the training tokens.
+
+    Args:
+        chat: Which of `templates/chat/`.
+        aggregate: Name or path of the aggregator prompt.
+        markers: What to break in texts; None breaks those of all known families.
+
+    Raises:
+        UsageError: If either name is unknown.
+    """
+    path = TEMPLATES / "chat" / f"{chat}.jinja"
+    if not path.is_file():
+        raise UsageError(f"no chat template {chat!r}; {suggest(chat, chat_templates())}")
+    prelude = Prelude(aggregator=aggregate, markers=markers, name=f"aft template {chat}")
+    return prelude.before(read_text(path))
+
+
+def chat_templates() -> list[str]:
+    """Return the names of the chat templates that come with us."""
+    return [path.stem for path in sorted((TEMPLATES / "chat").glob("*.jinja"))]
 
 
 def has_prelude(chat: str) -> bool:

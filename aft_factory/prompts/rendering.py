@@ -21,7 +21,6 @@ import jinja2.sandbox
 from jinja2 import nodes
 
 from aft_factory.errors import RecordError, UsageError, suggest
-from aft_factory.prompts.markers import Markers
 from aft_factory.records.files import read_text
 from aft_factory.records.messages import Message
 
@@ -147,34 +146,6 @@ def _compiled(path: str, source: str, variable: str) -> jinja2.Template:
             f"{path}: a template has the one variable {variable!r}, this one has: {found}"
         )
     return compiled
-
-
-def chat_template(chat: str, aggregate: str = "paper", markers: Markers | None = None) -> str:
-    """Return the chat template `llama3` or `mistral` with the given aggregator prompt inside.
-
-    The text is self-contained: it can be a model's `chat_template.jinja`, after which
-    `tokenizer.apply_chat_template(messages, proposals=[...])` gives the training tokens.
-
-    Args:
-        chat: Which of `templates/chat/`.
-        aggregate: Name or path of the aggregator prompt.
-        markers: What to break in texts; None breaks those of all known families.
-
-    Raises:
-        UsageError: If either name is unknown.
-    """
-    from aft_factory.prompts.prelude import Prelude  # which reads aggregator prompts by this module
-
-    path = TEMPLATES / "chat" / f"{chat}.jinja"
-    if not path.is_file():
-        raise UsageError(f"no chat template {chat!r}; {suggest(chat, chat_templates())}")
-    prelude = Prelude(aggregator=aggregate, markers=markers, name=f"aft template {chat}")
-    return prelude.before(read_text(path))
-
-
-def chat_templates() -> list[str]:
-    """Return the names of the chat templates that come with us."""
-    return [path.stem for path in sorted((TEMPLATES / "chat").glob("*.jinja"))]
 
 
 def with_aggregator(

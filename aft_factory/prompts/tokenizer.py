@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.prompts.markers import MARKERS, Markers, markers_of
-from aft_factory.prompts.prelude import has_prelude
+from aft_factory.prompts.prelude import chat_template, chat_templates, has_prelude
 from aft_factory.prompts.probing import takes_system
-from aft_factory.prompts.rendering import TEMPLATES, chat_template, chat_templates
+from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.records.files import read_text, unmarked
 from aft_factory.records.network import environment_problems
 

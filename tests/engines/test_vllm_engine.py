@@ -32,7 +32,8 @@ from aft_factory.inference.queries import read_record
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.prompts.markers import known_markers
-from aft_factory.prompts.rendering import chat_template, load_template, with_aggregator
+from aft_factory.prompts.prelude import chat_template
+from aft_factory.prompts.rendering import load_template, with_aggregator
 from aft_factory.prompts.thoughts import Thoughts
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records.record import record_from_row

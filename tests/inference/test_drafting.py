@@ -16,7 +16,8 @@ from aft_factory.inference.drafting_options import DraftingOptions, Trace
 from aft_factory.inference.policy import Policy
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers
-from aft_factory.prompts.rendering import chat_template, load_template
+from aft_factory.prompts.prelude import chat_template
+from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 
 QUESTION = {"role": "user", "content": "What is 1+1?"}

@@ -141,7 +141,8 @@ def test_the_wheel_installs_into_a_clean_environment_and_leaves_nothing(tmp_path
     run(binary, "-m", "pip", "install", "--quiet", wheel)
     assert "UltraFeedback" in run(binary, "-m", "aft_factory.convert", "--help")
     code = (
-        "import sys; from aft_factory.prompts.rendering import TEMPLATES, chat_template\n"
+        "import sys; from aft_factory.prompts.prelude import chat_template\n"
+        "from aft_factory.prompts.rendering import TEMPLATES\n"
         "chat_template('mistral', 'release')\n"
         "finders = [type(finder).__name__ for finder in sys.meta_path]\n"
         "print(TEMPLATES.parent.name, 'AftFactoryAutoload' in finders)"

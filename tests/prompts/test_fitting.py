@@ -17,7 +17,8 @@ from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.prompts.fitting import Fitter, token_boundaries
 from aft_factory.prompts.markers import Markers, Mender, known_markers
-from aft_factory.prompts.rendering import chat_template, load_template
+from aft_factory.prompts.prelude import chat_template
+from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.shortening import MIN_PROPOSAL_TOKENS, DoesNotFit, common_cap, fit
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template, tokenizer_markers
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from aft_factory.errors import UsageError
 from aft_factory.prompts.markers import MARKERS, known_markers
-from aft_factory.prompts.rendering import TEMPLATES, chat_template, load_template
+from aft_factory.prompts.prelude import chat_template
+from aft_factory.prompts.rendering import TEMPLATES, load_template
 from aft_factory.prompts.selection import (
     Aggregation,
     best_response,

@@ -170,7 +170,7 @@ def test_the_answer_begins_behind_its_header_while_it_is_written(text):
 
 
 def test_our_own_templates_have_no_thoughts(tokenizer):
-    from aft_factory.prompts.rendering import chat_template
+    from aft_factory.prompts.prelude import chat_template
 
     for name in ("llama3", "mistral"):
         assert thought_words(tokenizer, chat_template(name)) == ThoughtWords()

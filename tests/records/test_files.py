@@ -12,7 +12,8 @@ from aft_factory.convert.register import check_registration, dataset_entry
 from aft_factory.engines.vllm_loading import adapter_rank, own_template
 from aft_factory.errors import UsageError
 from aft_factory.pipeline import training
-from aft_factory.prompts.rendering import chat_template, load_template
+from aft_factory.prompts.prelude import chat_template
+from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.push.__main__ import read_settings
 from aft_factory.records.files import read_text

@@ -26,7 +26,8 @@ from aft_factory.engines.openai_neutral import NEUTRAL
 from aft_factory.engines.sampling import Completion, Request, Sampling
 from aft_factory.inference.drafting import Drafting
 from aft_factory.inference.drafting_options import DraftingOptions, Trace
-from aft_factory.prompts.rendering import chat_template, load_template
+from aft_factory.prompts.prelude import chat_template
+from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import conversation
 from aft_factory.prompts.tokenizer import load_tokenizer
 from aft_factory.records.record import record_from_row

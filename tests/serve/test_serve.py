@@ -16,7 +16,7 @@ from aft_factory import __version__
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion
 from aft_factory.errors import UsageError
-from aft_factory.prompts.rendering import chat_template
+from aft_factory.prompts.prelude import chat_template
 from aft_factory.prompts.tokenizer import load_tokenizer
 
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aft_factory.prompts.fitting import Fitter
-from aft_factory.prompts.rendering import chat_template, load_template
+from aft_factory.prompts.prelude import chat_template
+from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import PAPER
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records.record import record_from_row

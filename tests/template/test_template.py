@@ -10,9 +10,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from aft_factory.prompts.prelude import made_by, without_prelude
+from aft_factory.prompts.prelude import chat_template, made_by, without_prelude
 from aft_factory.prompts.probing import ChatTemplate
-from aft_factory.prompts.rendering import TEMPLATES, chat_template
+from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.template.__main__ import main
 
 BODY = (

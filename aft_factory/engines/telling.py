@@ -45,6 +45,7 @@ class _Sample:
     thought: str = ""
     told: int = 0
     held: str = ""
+    end: str = ""  # what may be the word behind the answer
 
 
 NONE = Special()
@@ -82,6 +83,9 @@ def apart(told: Told | None, words: ThoughtWords | None, special: Special = NONE
         new, own.held = special.parted(own.held + new)
         if piece.ended:
             new, own.held = new + own.held, ""
+        new, own.end = split.ended(own.end + new)
+        if piece.ended and own.end.strip() != split.frame[1]:
+            new, own.end = new + own.end, ""
         tell(replace(piece, text=new, start=own.told))
         own.told += len(new)
 

@@ -34,7 +34,7 @@ from aft_factory.engines.vllm_loading import (
 )
 from aft_factory.engines.vllm_sampling import sampling_params, stop_token_ids
 from aft_factory.errors import UsageError
-from aft_factory.prompts.thoughts import Thoughts
+from aft_factory.prompts.thought_probes import Thoughts
 from aft_factory.prompts.tokenizer import shows_system
 
 if TYPE_CHECKING:

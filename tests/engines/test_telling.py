@@ -11,6 +11,8 @@ from aft_factory.prompts.thoughts import ThoughtWords
 
 USUAL = ThoughtWords()
 OPENED = ThoughtWords(opened=True, own=True)
+FRAMED = ThoughtWords(frame=("<say>", "</say>"), own=True)
+BEGUN = ThoughtWords("", "[BEGIN IT]", opened=True, own=True, frame=("", "[END IT]"))
 CHANNELS = ThoughtWords("<|channel>thought", "<|channel|>", own=True)
 
 
@@ -52,6 +54,13 @@ def heard(words, texts, pieces, **options):
         (OPENED, "6 x 7 and", "6 x 7 and", ""),  # if it is none, it is told when all of it is there
         (OPENED, "A <think>6 x 7</think> is one.", "", "A <think>6 x 7</think> is one."),
         (CHANNELS, "<|channel>thought 6 x 7<|channel|>It is 42.", "6 x 7", "It is 42."),
+        (FRAMED, "<think>6 x 7</think>\n<say>\nIt is 42.\n</say>\n", "6 x 7", "It is 42."),
+        (FRAMED, "<say>It <say> </say>\n is 42.</say>", "", "It <say> </say>\n is 42."),
+        (FRAMED, "<think>6 x 7</think>It is 42.\n\n", "6 x 7", "It is 42.\n\n"),
+        (FRAMED, "<think>6 x 7</think><say>It is 42 </sa", "6 x 7", "It is 42 </sa"),
+        (FRAMED, "<think>6 x 7</think><say>It </say> is", "6 x 7", "It </say> is"),
+        (BEGUN, "6 x [BEGIN 7\n[BEGIN IT]\nIt is 42.\n[END IT]\n", "6 x [BEGIN 7", "It is 42."),
+        (BEGUN, "[BEGIN IT] It is 42. [END IT]", "", "It is 42."),
         (None, "<think>6 x 7</think>It is 42.", "", "<think>6 x 7</think>It is 42."),
     ],
 )

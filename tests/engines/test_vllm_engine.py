@@ -34,7 +34,7 @@ from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.prompts.markers import known_markers
 from aft_factory.prompts.prelude import chat_template
 from aft_factory.prompts.rendering import load_template, with_aggregator
-from aft_factory.prompts.thoughts import Thoughts
+from aft_factory.prompts.thought_probes import Thoughts
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 from aft_factory.records.record import record_from_row
 from aft_factory.run.settings import RunSettings

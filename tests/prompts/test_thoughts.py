@@ -6,12 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aft_factory.prompts.thoughts import Thoughts, ThoughtWords, thought_words
+from aft_factory.prompts.thought_probes import Thoughts, thought_words
+from aft_factory.prompts.thoughts import ThoughtWords
 from aft_factory.prompts.tokenizer import load_tokenizer
 
 USUAL = ThoughtWords()
 OPENED = ThoughtWords("[T]", "[/T]", opened=True, own=True)
 HARMONY = ThoughtWords("<c>analysis<m>", "<e><c>final<m>", own=True)
+FRAMED = ThoughtWords(frame=("<say>", "</say>"), own=True)
+# The word before an answer is the only one behind a thought, which nothing opens.
+BEGUN = ThoughtWords("", "[BEGIN IT]", opened=True, own=True, frame=("", "[END IT]"))
 SPLIT = {
     "a thought and an answer": (USUAL, "<think>\nHm.\n</think>\n\nSix.\n", False, ("Hm.", "Six.\n")),
     "an empty thought": (USUAL, "<think>\n\n</think>\n\nSix.", False, ("", "Six.")),
@@ -30,6 +34,17 @@ SPLIT = {
     "an answer without a thought, behind its header": (HARMONY, "<c>final<m>Six.", False, ("", "Six.")),
     "a thought, and the header": (HARMONY, "<c>analysis<m>Hm.<e><c>final<m>Six.", False, ("Hm.", "Six.")),
     "a thought that was cut off before the header": (HARMONY, "<c>analysis<m>Hm.<e>", True, ("Hm.<e>", "")),
+    "an answer between words": (FRAMED, "<think>Hm.</think>\n<say>\nSix.\n</say>\n", False, ("Hm.", "Six.")),
+    "no thought, an answer between words": (FRAMED, "<say>Six.</say>", False, ("", "Six.")),
+    "an answer between words, that was cut off": (FRAMED, "<think>Hm.</think><say>Six </sa", True, ("Hm.", "Six </sa")),
+    "an answer without its words": (FRAMED, "<think>Hm.</think> Six.\n", False, ("Hm.", "Six.\n")),
+    "neither a thought nor words": (FRAMED, " Six.\n", False, ("", " Six.\n")),
+    "an answer that goes on behind its words": (FRAMED, "<say>Six</say> <b>", False, ("", "Six</say> <b>")),
+    "an answer about its words": (FRAMED, "<say>a </say> b</say>", False, ("", "a </say> b")),
+    "no word before the thought": (BEGUN, "Hm.\n[BEGIN IT]\nSix.\n[END IT]\n", False, ("Hm.", "Six.")),
+    "no word before the thought, and none in it": (BEGUN, "[BEGIN IT] Six. [END IT]", False, ("", "Six.")),
+    "no word before the thought, which was cut off": (BEGUN, "Hm.", True, ("Hm.", "")),
+    "no word before the thought, and it is none": (BEGUN, "Six.", False, ("", "Six.")),
     "the usual words are nothing to it": (OPENED, "<think>a</think>b", False, ("", "<think>a</think>b")),
 }  # fmt: skip
 
@@ -97,6 +112,23 @@ GEMMA = (
     + TURN
     + "{% if add_generation_prompt %}<|assistant|>\n{{ '<|channel>thought\n<channel|>' if not enable_thinking }}{% endif %}"
 )
+# Of a format, the system message speaks: Granite's, DeepSeek R1's, Apriel's.
+SAID = "{{ '<|system|>%s' if messages[0].role != 'system' }}" + TURN + PROMPT
+BETWEEN = SAID.replace(
+    "%s", "Write your thoughts between <mull></mull>, your answer between <say></say>."
+)
+TAGS = SAID.replace(
+    "%s",
+    "Use <mull> </mull> and <say> </say>, i.e., <mull> a thought </mull><say> an answer </say>.",
+)
+BEGINS = SAID.replace("%s", "Then answer: [BEGIN IT] ... [END IT].")
+# Hunyuan's: of earlier answers, what stands between the words.
+UNFRAMES = (
+    TURN.replace(
+        "m.content", "m.content.split('</mull>')[-1].split('<say>')[-1].split('</say>')[0]"
+    )
+    + PROMPT
+)
 OFF = {"enable_thinking": False}
 TEMPLATES = {
     "none": (TURN + PROMPT, ThoughtWords()),
@@ -123,6 +155,22 @@ TEMPLATES = {
     ),
     "opened by the prompt, in a line of its own": (CLOSES.replace("<|", "\n<|"), ThoughtWords(opened=True, own=True)),
     "opened by the prompt": (CLOSES, ThoughtWords(opened=True, own=True)),
+    "said to the model": (BETWEEN, ThoughtWords("<mull>", "</mull>", own=True, frame=("<say>", "</say>"))),
+    "said to the model, with an example": (TAGS, ThoughtWords("<mull>", "</mull>", own=True, frame=("<say>", "</say>"))),
+    "said to the model, and opened by the prompt": (
+        BETWEEN.replace("|>{% endif %}", "|><mull>\n{% endif %}"),
+        ThoughtWords("<mull>", "</mull>", opened=True, own=True, frame=("<say>", "</say>")),
+    ),
+    "said to the model of the answer": (BEGINS, ThoughtWords("", "[BEGIN IT]", opened=True, own=True, frame=("", "[END IT]"))),
+    "said of one pair of tags": (BETWEEN.replace("<say></say>", "lines"), ThoughtWords()),
+    "said of words that are no pair": (SAID.replace("%s", "[A][B] <a><b></a></b> <c>x</c> <d></e>"), ThoughtWords()),
+    "said of other pairs than it shows": (BETWEEN.replace(TURN, KEEPS), ThoughtWords(own=True)),
+    "said of the pair that it shows": (
+        BETWEEN.replace(TURN, KEEPS).replace("mull", "think"), ThoughtWords(own=True, frame=("<say>", "</say>"))
+    ),
+    "taken out of earlier answers, and the answer's too": (
+        UNFRAMES, ThoughtWords("<mull>", "</mull>", own=True, frame=("<say>", "</say>"))
+    ),
     "a template that fails": ("{{ raise_exception('no') }}", ThoughtWords()),
 }  # fmt: skip
 

@@ -28,6 +28,7 @@ from aft_factory.inference.queries import Query
 from aft_factory.records.files import write_whole
 
 TASKS = Path(__file__).parent / "tasks"
+EXACT = "exact_match"  # the metric that compares what is found in an answer with the target
 NO_ANSWER = "The answer is not known."
 SEED, FEWSHOT_SEED = 0, 1234  # lm-eval's defaults; IFEval's checkers draw, for some instructions
 # How long an answer may be is the run's to say: what aggregates drafts needs more room.
@@ -58,7 +59,8 @@ def prepare(benchmark: Benchmark, settings: EvalSettings, folder: Path) -> Part:
     queries = []
     for request in asked:
         place = (request.task_name, request.doc_id)
-        queries.append(_query(benchmark, request, counts[place]))
+        task = tasks["tasks"][request.task_name]
+        queries.append(_query(benchmark, request, counts[place], task))
         counts[place] += 1
     _tell_unused(benchmark, tasks)
     samples = results["n-samples"].values()
@@ -80,24 +82,14 @@ def prepare(benchmark: Benchmark, settings: EvalSettings, folder: Path) -> Part:
 
 
 def _load(benchmark: Benchmark, settings: EvalSettings, folder: Path) -> dict[str, Any]:
-    try:
-        import lm_eval.tasks
-    except ImportError:
-        raise MissingPackage(f"{benchmark.name}: lm-eval", '"aft-factory[eval]"') from None
-    # To read all of its files takes longer than to load one of its tasks.
-    folder_of = Path(lm_eval.tasks.__file__).parent / (benchmark.folder or "")
-    places = [TASKS if benchmark.folder == "" else folder_of]
-    places += [Path(name).absolute() for name in settings.include]
     with _silenced():
-        manager = lm_eval.tasks.TaskManager(include_path=places, include_defaults=False)
+        manager = task_manager(benchmark, settings.include)
         if benchmark.task not in manager.all_tasks:
             known = suggest(benchmark.name, manager.all_tasks)
             raise UsageError(f"{benchmark.name}: no benchmark, and no task of lm-eval's; {known}")
         if (data := settings.data.get(benchmark.name)) is not None:
             made = localised(benchmark, manager, data, folder)
-            manager = lm_eval.tasks.TaskManager(
-                include_path=[*places, made], include_defaults=False
-            )
+            manager = task_manager(benchmark, [*settings.include, str(made)])
         copy = "" if data else f" (--data {benchmark.name}=FILE names a local copy)"
         with _explained(f"{benchmark.name}: lm-eval cannot load it{copy}"):
             loaded: dict[str, Any] = manager.load([benchmark.task])
@@ -111,6 +103,23 @@ def _load(benchmark: Benchmark, settings: EvalSettings, folder: Path) -> dict[st
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return loaded
+
+
+def task_manager(benchmark: Benchmark, include: Sequence[str]) -> Any:
+    """Return what knows the files of a benchmark's tasks, and of those in further folders.
+
+    Raises:
+        MissingPackage: If lm-eval is not installed.
+    """
+    try:
+        import lm_eval.tasks
+    except ImportError:
+        raise MissingPackage(f"{benchmark.name}: lm-eval", '"aft-factory[eval]"') from None
+    # To read all of its files takes longer than to load one of its tasks.
+    folder = Path(lm_eval.tasks.__file__).parent / (benchmark.folder or "")
+    places = [TASKS if benchmark.folder == "" else folder]
+    places += [Path(name).absolute() for name in include]
+    return lm_eval.tasks.TaskManager(include_path=places, include_defaults=False)
 
 
 def _evaluate(
@@ -162,15 +171,19 @@ def _evaluate(
     return results
 
 
-def _query(benchmark: Benchmark, request: Any, copy: int) -> Query:
-    """Return what a request asks."""
+def _query(benchmark: Benchmark, request: Any, copy: int, task: Any) -> Query:
+    """Return what a request asks; its row has the answer, for who reads the drafts."""
     if len(request.args) != 2:
         raise UsageError(f"{request.task_name}: asks about more than text")
     context, asked = request.args
     name = f"{request.task_name}/{request.doc_id}" + (f"/{copy}" if copy else "")
     row = {"task": request.task_name, "doc_id": request.doc_id}
-    if isinstance(answer := request.doc.get("answer"), str):  # for who reads the drafts
+    if isinstance(answer := request.doc.get("answer"), str):
         row["answer"] = answer
+    if any(one["metric"] == EXACT for one in task.get_config("metric_list") or ()):
+        target = task.doc_to_target(request.doc)  # what it compares with
+        if isinstance(target, str | int) and not task.get_config("doc_to_choice"):
+            row["target"] = str(target)
     final = final_of(request.task_name, asked)
     return Query(f"{benchmark.name}/{name}", [json.loads(context)], row, final=final)
 

@@ -32,8 +32,8 @@ def localised(benchmark: Benchmark, manager: Any, data: str, folder: Path) -> Pa
     names = _leaves(benchmark.task, own)
     if len(names) > 1 and benchmark.rows_by is None:
         raise UsageError(f"data: {benchmark.name} is {len(names)} tasks; name one of them")
-    by = {str(_config(own, name).get("dataset_name")): name for name in names}
-    split = _scored(_config(own, names[0]))
+    by = {str(config_of(own, name).get("dataset_name")): name for name in names}
+    split = _scored(config_of(own, names[0]))
     rows: dict[str, list[Row]] = defaultdict(list)
     for line in read_rows(data, split=split):
         if line.problem is not None or not isinstance(line.value, dict):
@@ -57,7 +57,7 @@ def localised(benchmark: Benchmark, manager: Any, data: str, folder: Path) -> Pa
         with TableWriter(copy, overwrite=True) as table:
             for row in found:
                 table.write(row)
-        config = _config(own, name)
+        config = config_of(own, name)
         split = _scored(config)
         shown = config.get("num_fewshot")
         if shown and not (config.get("fewshot_config") or {}).get("samples"):
@@ -93,7 +93,7 @@ _SPLITS = ("training_split", "validation_split", "fewshot_split")
 def near(name: str, manager: Any) -> str:
     """Return the generative tasks of the data that a task is about, ours first."""
     index = manager.task_index
-    config = _config(index, name)
+    config = config_of(index, name)
     first = name.split("_")[0]
     ours = [own for own in BENCHMARKS if own.split("_")[0] == first]
     same = [
@@ -101,14 +101,15 @@ def near(name: str, manager: Any) -> str:
         for other, entry in index.items()
         if other.startswith(first)
         and entry.yaml_path is not None
-        and "task" in (found := _config(index, other))
+        and "task" in (found := config_of(index, other))
         and found.get("output_type") == "generate_until"
         and found.get("dataset_path") == config.get("dataset_path")
     ]
     return ", ".join([*ours, *sorted(same, key=len)][:3])
 
 
-def _config(index: Any, name: str) -> dict[str, Any]:
+def config_of(index: Any, name: str) -> dict[str, Any]:
+    """Return what the file of a task says."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     found: dict[str, Any] = load_yaml(index[name].yaml_path, resolve_func=False)
@@ -120,7 +121,7 @@ def _leaves(name: str, index: Any) -> list[str]:
     entry = index[name]
     if entry.tags and entry.yaml_path is None:
         return [leaf for tag in sorted(entry.tags) for leaf in _leaves(tag, index)]
-    task = _config(index, name).get("task")
+    task = config_of(index, name).get("task")
     if isinstance(task, list):
         return [leaf for one in task for leaf in _leaves(one, index)]
     return [name]

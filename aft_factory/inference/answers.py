@@ -130,7 +130,8 @@ def extract_number(text: str, *, whole: bool = True) -> str | None:
     if found and (number := next(before, found[0][1])):
         return _canonical(number)
     if whole or len(response) < len(text):
-        return _canonical(deque(_NUMBER.finditer(response), maxlen=1)[0])
+        lines = (deque(_NUMBER.finditer(line), maxlen=1) for line in response.split("\n")[::-1])
+        return _canonical(next(filter(None, lines))[0])  # a number stands on one line
     return None
 
 
@@ -153,13 +154,22 @@ def majority(answers: Sequence[str | None]) -> int | None:
 
 
 def _plain(text: str) -> str:
-    """The response without its thoughts, its numbers as English has them in ASCII."""
-    text = re.sub(r"[^\x00-\x7f]", lambda m: _ascii(m[0]), text)
+    """The response without its thoughts, its numbers as English has them in ASCII.
+
+    Most responses lack most of what is looked for, and a sign tells it sooner than a pattern.
+    """
+    if not text.isascii():
+        text = re.sub(r"[^\x00-\x7f]", lambda m: _ascii(m[0]), text)
     text = _THOUGHT_START.split(_THOUGHT_END.split(text)[-1])[0]
-    for pattern, plain in _LATEX:
-        text = pattern.sub(plain, text)
+    is_latex = "\\" in text
+    if is_latex or "~" in text or "{,}" in text:
+        for pattern, plain in _LATEX:
+            text = pattern.sub(plain, text)
     text = _CHAIN.sub(lambda m: _ungrouped(m[0]), text).replace("\xa0", " ")
-    text = _SPACED.sub(lambda m: m[0].replace(" ", "") if " 0" in m[0] else m[0], text)
+    if " 0" in text:
+        text = _SPACED.sub(lambda m: m[0].replace(" ", "") if " 0" in m[0] else m[0], text)
+    if not is_latex:
+        return _APART.sub(r"\1", text) if "- " in text else text
     text = _LATEX_FRACTION.sub(
         lambda m: (
             f"{m['before']}{m['before'] and ' '}{m['minus'] or ''}{m[2] or m[3]}/{m[5] or m[6]}"

@@ -1,10 +1,10 @@
 """A query as the page has it: its layers, what each draft read, its prompts in parts. Pure.
 
-{"id", "seed", "turns": [[message]], "reference", "number", "right", "voted", "done", "problem",
- "answers", "details", "events", "exact", "chosen": [[layer, slot]],
+{"id", "seed", "turns": [[message]], "reference", "target", "right", "voted", "done", "problem",
+ "grading", "verdicts": [[turn, of what, value]], "answers", "details", "events", "exact", "chosen": [[layer, slot]],
  "layers": [{"turn", "layer", "usage", "seconds",
              "drafts": [{"slot", "text", "thought", "finish", "cut", "tokens", "model",
-                         "number", "reads": [[layer, slot]], "tries": [draft], "lost", "given"}],
+                         "told", "reads": [[layer, slot]], "tries": [draft], "lost", "given"}],
              "prompts": [{"slots", "messages": [{"role", "parts": [text | draft's place]}]}]}]}
 """
 
@@ -15,35 +15,35 @@ from itertools import groupby
 from typing import Any
 
 from aft_factory.engines.sampling import Completion, Prompt, Usage
-from aft_factory.inference.answers import extract_number
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.prompts.markers import known_markers
 from aft_factory.records.messages import Message
 from aft_factory.records.record import Row
-from aft_factory.report.layers import reference_number, voted
+from aft_factory.report.grading import Grading
+from aft_factory.report.layers import voted
 from aft_factory.run.replaying import Attempt, Replayed, Where
 
 
-def described(query: Query, outcome: Outcome | None, found: Replayed, reference: str | None) -> Row:
+def described(query: Query, outcome: Outcome | None, found: Replayed, grading: Grading) -> Row:
     """Return a query as the page has it.
 
     Args:
         query: What was asked.
         outcome: How it ended; None if it has not.
         found: Of the journal, by running it again.
-        reference: The right answer to its one turn, in words.
+        grading: How its answer is told.
     """
     ended = outcome or Outcome()
-    number = reference_number(reference) if len(query.turns) == 1 else None
+    tell, target = grading.canonical(), grading.target
     votes = any("votes" in detail for detail in ended.details)
     layers = []
     drawn = (place for place, drafts in found.drafts.items() if drafts)
     for turn, layer in sorted({*drawn, *found.attempts}):
         drafts = list(_drafts(found, (turn, layer), ended.given if not turn else ()))
-        if number is not None or votes:
+        if target is not None or votes:
             for draft in drafts:
-                draft["number"] = extract_number(draft["text"], whole=not draft["cut"])
+                draft["told"] = tell(draft["text"], not draft["cut"])
         layers.append(
             {
                 "turn": turn,
@@ -53,17 +53,19 @@ def described(query: Query, outcome: Outcome | None, found: Replayed, reference:
                 **_took(found, (turn, layer), ended),
             }
         )
-    last = extract_number(ended.answers[-1]) if ended.answers and number is not None else None
+    last = tell(ended.answers[-1], True) if ended.answers and target is not None else None
     first = layers[0]["drafts"] if len(layers) > 1 else []
-    vote = voted([draft.get("number") for draft in first if not draft.get("lost")])
+    vote = voted([draft.get("told") for draft in first if not draft.get("lost")])
     return {
         "id": query.id,
         "seed": query.seed,
         "turns": query.turns,
-        "reference": reference,
-        "number": number,
-        "right": None if number is None or outcome is None else last == number,
-        "voted": None if number is None or not first else vote == number,
+        "reference": grading.reference,
+        "target": target,
+        "grading": grading.told,
+        "verdicts": list(grading.verdicts),
+        "right": None if outcome is None else grading.is_right(last),
+        "voted": None if target is None or not first else vote == target,
         "done": outcome is not None,
         "problem": ended.problem,
         "answers": ended.answers,
@@ -147,7 +149,8 @@ def _parts(
 ) -> list[Any]:
     """Take a message apart: its own text, and in the place of each draft where that stands.
 
-    A draft that was shortened is followed by how many of its characters were kept.
+    A draft that was shortened is followed by how many of its characters were kept, as JavaScript
+    counts them.
     """
     sanitise = known_markers().sanitise
     parts: list[Any] = []
@@ -157,7 +160,9 @@ def _parts(
         before, stands, after = rest.partition(text) if text.strip() else (rest, "", "")
         if not stands:
             continue
-        cut = [kept[i]] if kept and i < len(kept) and kept[i] < len(draft.text) else []
+        cut = []
+        if kept and i < len(kept) and kept[i] < len(draft.text):
+            cut = [len(draft.text[: kept[i]].encode("utf-16-le", "surrogatepass")) // 2]
         parts += [before, [*at, *cut]]
         rest = after
     return [part for part in (*parts, rest) if part != ""]

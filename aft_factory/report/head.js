@@ -7,7 +7,6 @@ function overview(head, narrow) {
     [head.unread, "rows cannot be read"], [head.repeated, "rows repeat an earlier one"],
     [head.elsewhere, "queries are not among the rows"],
   ].filter(([number]) => number);
-  const last = head.layers[head.layers.length - 1];
   const seconds = head.sessions.reduce((sum, session) => sum + session.seconds, 0);
   const graded = (head.counts.right || 0) + (head.counts.wrong || 0);
   const option = Object.fromEntries(head.settings.map(([name, value]) => [name, value]));
@@ -19,10 +18,11 @@ function overview(head, narrow) {
       + `${count(head.queries)} queries are in it. The numbers here are of all.`),
     el("div.cards", {},
       card(count(head.answered), `of ${plural(head.queries, "query", "queries")} answered`),
-      graded > 0 && card(share(head.counts.right / graded || 0), `right, of ${count(graded)} with a number to compare`),
+      graded > 0 && card(share((head.counts.right || 0) / graded), `right, of ${count(graded)} graded`),
       card(count(head.total.completion), "tokens written"),
       card(duration(seconds), `in ${plural(head.sessions.length, "session")}`)),
     left.length ? el("p.left", {}, left.map(([number, what]) => `${count(number)} ${what}`).join("; ")) : null,
+    listing("How answers are graded", head.grading.map(([how, number]) => [how, plural(number, "query", "queries")])),
     el("h2", {}, "Layer by layer"),
     layerTable(head),
     found(head, narrow),
@@ -30,6 +30,7 @@ function overview(head, narrow) {
     listing("Ends of answers", Object.entries(head.finish_reasons).map(([name, number]) => [name, count(number)])),
     listing("Rejects", Object.entries(head.rejects).map(([name, one]) => [`${name}: ${one.first}`, count(one.count)])),
     head.models.length ? listing("Models", head.models.map(one => [one.model || "the run's own", `${count(one.completion)} tokens written`])) : null,
+    head.reward ? listing("Reward model", [["drafts scored", count(head.reward.pairs)], ["tokens read", count(head.reward.tokens)]]) : null,
     head.flops ? listing("FLOPs", Object.entries(head.flops).filter(([, n]) => n).map(([name, n]) => [name, n.toPrecision(3)])) : null,
     el("h2", {}, "Settings"),
     table(head.settings.filter(([, , own]) => own)),
@@ -63,15 +64,16 @@ function layerTable(head) {
   const columns = [
     turns && ["turn", "", layer => layer.turn + 1],
     ["layer", "", layer => layer.layer],
+    ["queries", "that have come so far", layer => count(layer.queries)],
     ["drafts", "that were used", layer => count(layer.drafts)],
-    graded && ["drafts right", "the share of a layer's drafts with the reference's number, mean over queries", layer => meter(layer.right)],
-    graded && ["vote right", "the share of queries whose commonest number is the reference's", layer => meter(layer.voted)],
+    graded && ["drafts right", "the share of a layer's drafts that have the right answer, mean over queries", layer => meter(layer.right)],
+    graded && ["vote right", "the share of queries whose commonest answer is right", layer => meter(layer.voted)],
     graded && ["pass@K", "the share of queries with at least one draft that is right", layer => meter(layer.passed)],
-    voting && ["agreement", "the share of the vote: drafts with the commonest number, mean over queries", layer => meter(layer.agreed)],
-    ["requests", "", layer => count(layer.requests ?? 0)],
-    ["prompt", "tokens read", layer => count(layer.prompt ?? 0)],
+    voting && ["agreement", "the share of the vote: drafts with the commonest answer, mean over queries", layer => meter(layer.agreed, ".plain")],
+    ["requests", "", layer => count(layer.requests)],
+    ["prompt", "tokens read", layer => count(layer.prompt)],
     ["cached", "of the tokens read, those computed before", layer => count(layer.cached)],
-    ["written", "tokens", layer => count(layer.completion ?? 0)],
+    ["written", "tokens", layer => count(layer.completion)],
     thought && ["thought", "of the tokens written", layer => count(layer.thought)],
     ["time", "all requests' waiting added up, and the mean of one", layer => layer.seconds === null ? "\u2013"
       : `${duration(layer.seconds)}, ${duration(layer.requests ? layer.seconds / layer.requests : 0)} each`],
@@ -81,12 +83,12 @@ function layerTable(head) {
     el("tbody", {}, head.layers.map(layer => el("tr", {}, columns.map(([, , cell]) => el("td", {}, cell(layer))))))));
 }
 
-function meter(part) {
-  return part === null || part === undefined ? "\u2013" : el("span.meter", {}, bar(part, ""), share(part));
+function meter(part, kind = "") {
+  return part === null || part === undefined ? "\u2013" : el(`span.meter${kind}`, {}, bar(part, ""), share(part));
 }
 
 function listing(title, rows) {
-  return rows.length ? [el("h2", {}, title), table(rows)].reduce((box, child) => (box.append(child), box), el("section")) : null;
+  return rows.length ? el("section", {}, el("h2", {}, title), table(rows)) : null;
 }
 
 const table = rows => el("table.plain", {}, el("tbody", {}, rows.map(([name, value]) =>

@@ -1,12 +1,12 @@
 """What the drafts of a layer are worth: right, voted right, agreed, one right among K. Pure.
 
-Of a query whose reference is a number, draft by draft:
+Of a query whose right answer is known, draft by draft (`grading` tells which answer each has):
 
-    drafts right    the share of the layer's drafts with that number, mean over queries
-    vote right      the share of queries whose commonest number is it (`answers.majority`)
+    drafts right    the share of the layer's drafts that have it, mean over queries
+    vote right      the share of queries whose commonest answer is it (`answers.majority`)
     pass@K          the share of queries with at least one draft that has it
-    agreement       the share of drafts with the commonest number, mean over queries with some
-                    number and several drafts
+    agreement       the share of drafts with the commonest answer, mean over queries with some
+                    answer and several drafts
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aft_factory.inference.answers import extract_number, majority
-
-SHORT = 4  # words: in a last line that is no more, a number need not be announced
+from aft_factory.inference.answers import majority
 
 
 @dataclass(slots=True)
@@ -34,24 +32,24 @@ class Layer:
     voting: int = 0
     agreed: float = 0.0
 
-    def add(self, numbers: Sequence[str | None], reference: str | None) -> None:
+    def add(self, told: Sequence[str | None], target: str | None) -> None:
         """Count a query.
 
         Args:
-            numbers: The final number of each draft; None where it has none.
-            reference: The right one; None where it is not known.
+            told: The answer of each draft; None where it has none.
+            target: The right one; None where it is not known.
         """
         self.queries += 1
-        self.drafts += len(numbers)
-        share = agreement(numbers)
-        if share is not None and len(numbers) > 1:
+        self.drafts += len(told)
+        share = agreement(told)
+        if share is not None and len(told) > 1:
             self.voting += 1
             self.agreed += share
-        if reference is not None and numbers:
+        if target is not None and told:
             self.graded += 1
-            self.right += numbers.count(reference) / len(numbers)
-            self.voted += voted(numbers) == reference
-            self.passed += reference in numbers
+            self.right += told.count(target) / len(told)
+            self.voted += voted(told) == target
+            self.passed += target in told
 
     def row(self) -> dict[str, float | int | None]:
         """Return it as shares; None is unknown."""
@@ -67,44 +65,34 @@ class Layer:
         }
 
 
-def reference_number(reference: str | None) -> str | None:
-    """Return the number that a reference announces, or that its last line is; None of a text."""
-    if reference is None or not reference.strip():
-        return None
-    last = reference.strip().splitlines()[-1]
-    announced = extract_number(reference, whole=False)
-    short = len(last.split()) <= SHORT
-    return extract_number(last) if announced is None and short else announced
+def voted(told: Sequence[str | None]) -> str | None:
+    """Return the answer that most have."""
+    winner = majority(told)
+    return None if winner is None else told[winner]
 
 
-def voted(numbers: Sequence[str | None]) -> str | None:
-    """Return the number that most have."""
-    winner = majority(numbers)
-    return None if winner is None else numbers[winner]
-
-
-def agreement(numbers: Sequence[str | None]) -> float | None:
-    """Return the share of drafts that have the commonest number; None where none has one."""
-    votes = Counter(number for number in numbers if number is not None)
-    return max(votes.values()) / len(numbers) if votes else None
+def agreement(told: Sequence[str | None]) -> float | None:
+    """Return the share of drafts that have the commonest answer; None where none has one."""
+    votes = Counter(answer for answer in told if answer is not None)
+    return max(votes.values()) / len(told) if votes else None
 
 
 def flags_of(query: Mapping[str, Any]) -> list[str]:
     """Return what a list can be narrowed to, from what `describing.described` says of a query.
 
     `fixed` and `broke` compare the answer with the vote of the first layer's drafts, of a query
-    that has layers between.
+    that has layers between and an answer.
     """
     layers, right = query["layers"], query["right"]
     drafts = [draft for layer in layers for draft in layer["drafts"] if not draft.get("lost")]
     events = " ".join(event["event"] for event in query["events"])
     before = query["voted"]
-    agree = {draft.get("number") or draft["text"].strip() for draft in drafts}
+    agree = {draft.get("told") or draft["text"].strip() for draft in drafts}
     found = {
         "right": right is True,
         "wrong": right is False,
         "fixed": right is True and before is False,
-        "broke": right is False and before is True,
+        "broke": right is False and before is True and query["problem"] is None,
         "agree": len(drafts) > 1 and len(agree) == 1,
         "cut": any(draft["cut"] for draft in drafts),
         "resampled": "resampled" in events or any(draft.get("tries") for draft in drafts),

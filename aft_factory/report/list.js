@@ -5,11 +5,11 @@ const ROW = 80; // pixels of a row, as in the style sheet
 const ID = 0, WORDS = 1, FLAGS = 2, TOKENS = 3, SPREAD = 4, RIGHT = 5, CHUNK = 6, PLACE = 7;
 
 const LABELS = {
-  right: ["right", "the answer's number is the reference's"],
-  wrong: ["wrong", "the answer's number is not the reference's"],
+  right: ["right", "the answer is that of the reference, or was scored so"],
+  wrong: ["wrong", "the answer is not that of the reference, or was scored so"],
   fixed: ["fixed", "the vote of the first layer's drafts is wrong, the answer is right"],
   broke: ["broken", "the vote of the first layer's drafts is right, the answer is wrong"],
-  agree: ["all agree", "all drafts of all layers have one final number, or one text"],
+  agree: ["all agree", "all drafts of all layers have one final answer, or one text"],
   cut: ["cut off", "a draft ended at max_tokens or by a filter"],
   resampled: ["resampled", "a draft was asked for again"],
   shortened: ["shortened", "drafts were shortened to fit the context"],
@@ -22,8 +22,8 @@ const SORTS = {
   "most drafts right": q => -(q[RIGHT] ?? -1),
   "least agreement": q => q[SPREAD] ?? 2,
   "most agreement": q => -(q[SPREAD] ?? -1),
-  "most tokens": q => -q[TOKENS],
-  "fewest tokens": q => q[TOKENS],
+  "most tokens": q => -(q[TOKENS] ?? -1),
+  "fewest tokens": q => q[TOKENS] ?? Infinity,
 };
 
 class List {
@@ -43,7 +43,7 @@ class List {
 
   make(counts) {
     this.box = el("input.search", {
-      type: "search", placeholder: "Search  ( / )", "aria-label": "Search queries",
+      type: "search", placeholder: "Search how queries begin  ( / )", "aria-label": "Search the beginnings of queries, and their ids",
       oninput: () => this.later(),
     });
     this.deep = el("input", {type: "checkbox", onchange: () => this.narrow()});
@@ -55,19 +55,24 @@ class List {
     }, LABELS[name][0], el("span.n", {}, count(counts[name]))));
     this.told = el("div.told", {"aria-live": "polite"});
     this.rows = el("div.rows");
-    this.scroll = el("div.scroll", {tabindex: "-1", role: "listbox", "aria-label": "Queries", onscroll: () => this.draw()}, this.rows);
+    this.scroll = el("div.scroll", {role: "listbox", "aria-label": "Queries", onscroll: () => this.draw()}, this.rows);
     this.node = el("nav.list", {},
       el("div.tools", {},
         this.box,
-        el("div.line", {}, el("label", {}, this.deep, "in drafts too"), el("label.sort", {}, "sort ", this.sort)),
+        el("div.line", {}, el("label", {title: "in all of the queries, references, answers, drafts and thoughts"}, this.deep, "in whole texts"), el("label.sort", {}, "sort ", this.sort)),
         el("div.chips", {}, this.chips), this.told),
       this.scroll);
     new ResizeObserver(() => this.draw()).observe(this.scroll);
   }
 
+  // Narrow the list to what has a flag, or no more; `only` to that and all of that.
   toggle(name, only = false) {
-    if (only) this.wanted.clear();
-    this.wanted.has(name) ? this.wanted.delete(name) : this.wanted.add(name);
+    if (only) {
+      this.wanted.clear();
+      this.box.value = "";
+    }
+    if (this.wanted.has(name)) this.wanted.delete(name);
+    else this.wanted.add(name);
     for (const chip of this.chips) chip.setAttribute("aria-pressed", this.wanted.has(chip.dataset.flag));
     this.narrow();
   }
@@ -78,6 +83,7 @@ class List {
   }
 
   async narrow() {
+    clearTimeout(this.timer);
     const search = ++this.search, words = this.box.value.toLowerCase().split(/\s+/).filter(Boolean);
     const mask = [...this.wanted].reduce((sum, name) => sum | 1 << this.names.indexOf(name), 0);
     let found = [...this.all.keys()].filter(i => (this.all[i][FLAGS] & mask) === mask);
@@ -98,17 +104,17 @@ class List {
 
   // Search in all that the queries hold, one chunk after the other.
   async within(words, among, search) {
-    const wanted = new Set(among), found = [];
+    const found = [];
     let begun = -1, texts = [];
-    for (let i = 0; i < this.all.length; i++) {
+    for (const [at, i] of among.entries()) {
       if (this.all[i][CHUNK] !== begun) {
         begun = this.all[i][CHUNK];
-        this.told.textContent = `searching drafts: ${Math.floor(100 * i / this.all.length)}%`;
+        this.told.textContent = `searching: ${Math.floor(100 * at / among.length)}%`;
         texts = (await this.chunks(begun)).map(query => textsOf(query).join("\n").toLowerCase());
         if (search !== this.search) return [];
       }
       const hay = `${this.hay[i]}\n${texts[this.all[i][PLACE]]}`;
-      if (wanted.has(i) && words.every(word => hay.includes(word))) found.push(i);
+      if (words.every(word => hay.includes(word))) found.push(i);
     }
     return found;
   }
@@ -123,7 +129,7 @@ class List {
     const query = this.all[i], has = name => query[FLAGS] & 1 << this.names.indexOf(name);
     const mark = has("right") ? "right" : has("wrong") ? "wrong" : has("rejected") ? "lost" : "none";
     const row = el(`div.row.${mark}`, {
-      role: "option", "aria-selected": String(i === this.current), title: visible(query[ID]),
+      role: "option", "aria-posinset": at + 1, "aria-setsize": this.shown.length, "aria-selected": String(i === this.current), title: visible(query[ID]),
       onclick: () => this.open(i),
     },
     el("div.words", {dir: "auto"}, visible(query[WORDS]) || "(blank)"),
@@ -163,7 +169,7 @@ function bar(part, what) {
 }
 
 function textsOf(query) {
-  const drafts = query.layers.flatMap(layer => layer.drafts);
+  const drafts = query.layers.flatMap(layer => layer.drafts).flatMap(draft => [draft, ...(draft.tries || [])]);
   return [
     ...query.turns.flat().map(message => message.content), query.reference || "", ...query.answers,
     ...drafts.flatMap(draft => [draft.text, draft.thought || ""]),

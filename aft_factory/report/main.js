@@ -54,6 +54,7 @@ async function route() {
   place.textContent = `${visible(listed[ID])}  \u00b7  ${count(number + 1)} of ${count(index.queries.length)}`;
   main.replaceChildren(view.node);
   main.scrollTop = 0;
+  main.focus({preventScroll: true}); // keys scroll it
 }
 
 function go(by) {
@@ -71,9 +72,12 @@ function dark() {
 const KEYS = {
   j: () => go(1), k: () => go(-1), o: () => { location.hash = "overview"; }, f: full, m: font, d: dark,
   p: () => view?.togglePrompt(), c: () => view?.compareNext(),
-  t: () => { for (const one of document.querySelectorAll("details.thought")) one.open = !one.open; },
+  t: () => {
+    const all = [...document.querySelectorAll("details.thought")], open = all.some(one => !one.open);
+    for (const one of all) one.open = open;
+  },
   "/": () => { list.box.focus(); list.box.select(); },
-  Escape: () => view?.close() || (location.hash = view ? "" : location.hash),
+  Escape: () => view?.close() || (location.hash = ""),
   ArrowRight: () => view?.step(1, 0), ArrowLeft: () => view?.step(-1, 0),
   ArrowDown: () => view?.selected && view.step(0, 1), ArrowUp: () => view?.selected && view.step(0, -1),
 };
@@ -81,10 +85,11 @@ addEventListener("keydown", event => {
   const at = event.target;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (at.matches?.("input[type=search]")) {
-    if (event.key === "Escape" || event.key === "Enter") { at.blur(); if (event.key === "Enter") go(list.shown.includes(list.current) ? 0 : 1); }
+    if (event.key === "Escape" || event.key === "Enter") at.blur();
+    if (event.key === "Enter") list.narrow().then(() => go(0));
     return;
   }
-  if (at.matches?.("select, input")) return;
+  if (at.matches?.("select")) return;
   const act = KEYS[event.key];
   if (!act) return;
   const scrolls = event.key === "ArrowDown" || event.key === "ArrowUp";

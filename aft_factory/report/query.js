@@ -4,10 +4,11 @@
 class QueryView {
   constructor(query) {
     this.query = query;
+    this.several = modelsOf(query).length > 1;
     this.cells = new Map(); // by "turn/layer/slot"
     this.ends = new Map(); // by "turn/layer": the last element of its row
     this.selected = this.other = null;
-    this.pane = el("section.pane", {"aria-live": "polite"});
+    this.pane = el("section.pane");
     this.node = el("article.query", {}, this.parts());
   }
 
@@ -37,10 +38,9 @@ class QueryView {
   }
 
   reference() {
-    const {number, reference} = this.query;
-    const short = reference.length < 80;
-    const title = number === null ? "Reference" : `Reference: ${number}`;
-    if (short) return el("p.reference", {}, el("b", {}, "Reference"), " ", visible(reference));
+    const {target, reference} = this.query;
+    const title = target === null ? "Reference" : `Reference: ${visible(target)}`;
+    if (reference.length < 80) return el("p.reference", {}, el("b", {}, "Reference"), " ", visible(reference));
     return el("details.reference", {}, el("summary", {}, title), prose(reference));
   }
 
@@ -51,7 +51,7 @@ class QueryView {
       .filter(draft => !draft.lost && !(chosen && chosen[0] === layer.layer && chosen[1] === draft.slot))
       .map(draft => ({layer: layer.layer, slot: draft.slot, text: head(draft.text, 200000)})));
     let taken = 0, all = 0;
-    const text = prose(query.answers[turn], (at, shown) => {
+    const whole = query.answers[turn], text = prose(whole, (at, shown) => {
       for (const [sentence, from] of sentencesFrom(shown, sources.map(source => source.text))) {
         all += sentence.length;
         if (!from.length) { at.append(visible(sentence)); continue; }
@@ -64,10 +64,13 @@ class QueryView {
       }
     });
     const verdict = query.right === null || turn ? null : el(`span.verdict.${query.right ? "right" : "wrong"}`, {}, query.right ? "\u2713 right" : "\u2717 wrong");
-    const quoted = all && sources.length ? `${Math.round(100 * taken / all)}% of it stands in a draft word for word` : "";
+    const of = all < whole.length ? `its first ${count(all)} characters` : "it";
+    const quoted = all && sources.length ? `${Math.round(100 * taken / all)}% of ${of} stands in a draft word for word` : "";
+    const scored = query.verdicts.filter(([of]) => of === turn).map(([, what, value]) => `${what} ${Number(value.toFixed(3))}`);
     return el("section.answer", {},
       el("div.bar-line", {}, el("h3", {}, "Answer"), verdict,
         chosen ? el("button.link", {type: "button", onclick: () => this.select(turn, ...chosen)}, `layer ${chosen[0]}, draft ${chosen[1]}`) : null,
+        scored.length ? el("span.quiet", {title: "by the benchmark's harness"}, visible(scored.join("  \u00b7  "))) : null,
         quoted ? el("span.quiet", {}, quoted) : null),
       text,
       Object.entries(query.details[turn] || {}).filter(([, value]) => value !== "").map(([name, value]) =>
@@ -76,15 +79,15 @@ class QueryView {
 
   grid(layers) {
     const slots = Math.max(...layers.flatMap(layer => layer.drafts.map(draft => draft.slot))) + 1;
-    const grid = el("div.grid", {role: "grid", "aria-label": "Drafts, layers by slots"});
+    const grid = el("div.grid", {role: "group", "aria-label": "Drafts, layers by slots"});
     grid.style.setProperty("--slots", slots);
     for (const layer of layers) {
-      const numbers = layer.drafts.filter(draft => !draft.lost).map(draft => draft.number);
+      const told = layer.drafts.filter(draft => !draft.lost).map(draft => draft.told);
       grid.append(el("div.layer", {},
         el("b", {}, `Layer ${layer.layer}`),
-        el("span", {}, layer.drafts.some(draft => draft.given) ? "the row's own" : `${count(layer.written)} tokens`),
+        el("span", {}, layer.drafts.some(draft => draft.given) ? "the row's own" : plural(layer.written, "token")),
         layer.seconds ? el("span", {title: "all requests' waiting added up"}, duration(layer.seconds)) : null,
-        numbers.length > 1 && numbers.some(number => number != null) ? el("span", {title: "the commonest final number"}, vote(numbers)) : null));
+        told.length > 1 && told.some(answer => answer != null) ? el("span", {title: "the commonest answer"}, vote(told)) : null));
       for (let slot = 0; slot < slots; slot++) {
         const draft = layer.drafts.find(one => one.slot === slot);
         grid.append(draft ? this.cell(layer, draft) : el("div.gap"));
@@ -97,7 +100,9 @@ class QueryView {
   cell(layer, draft) {
     const {turn} = layer, chosen = this.query.chosen[turn];
     const answers = chosen && chosen[0] === layer.layer && chosen[1] === draft.slot;
-    const right = this.query.number === null || draft.number === undefined ? "" : draft.number === this.query.number ? ".right" : ".wrong";
+    const {target} = this.query, graded = target !== null && draft.told !== undefined;
+    const right = !graded ? "" : draft.told === target ? ".right" : ".wrong";
+    const mark = {".right": "\u2713 ", ".wrong": "\u2717 "}[right] || "";
     const events = this.query.events.filter(event => event.turn === turn && event.layer === layer.layer && event.slot === draft.slot).map(event => event.event);
     const cell = el(`button.cell${draft.lost ? ".lost" : ""}${answers ? ".chosen" : ""}`, {
       type: "button", "data-place": `${turn}/${layer.layer}/${draft.slot}`,
@@ -106,7 +111,7 @@ class QueryView {
     },
     el("span.top", {},
       el("span.slot", {}, String(draft.slot)),
-      draft.number !== undefined ? el(`span.number${right}`, {}, `${right ? right === ".right" ? "\u2713 " : "\u2717 " : ""}${draft.number ?? "no number"}`) : null,
+      draft.told !== undefined ? el(`span.final${right}`, {}, mark, draft.told === null ? "no answer" : visible(draft.told)) : null,
       answers ? el("span.tag.star", {}, "answer") : null,
       draft.lost ? el("span.tag.bad", {}, "dropped") : null,
       draft.cut ? el("span.tag.bad", {}, draft.finish === "length" ? "cut off" : visible(draft.finish)) : null,
@@ -114,7 +119,7 @@ class QueryView {
       draft.thought ? el("span.tag", {}, "thought") : null,
       events.some(event => event.endsWith("shortened")) ? el("span.tag", {}, "read shortened") : null),
     el("span.preview", {dir: "auto"}, visible(head(draft.text.trim(), 600)) || "(empty)"),
-    models(this.query).length > 1 ? el("span.model", {}, visible(brief(draft.model || ""))) : null);
+    this.several ? el("span.model", {}, visible(brief(draft.model || ""))) : null);
     this.cells.set(`${turn}/${layer.layer}/${draft.slot}`, {cell, layer, draft});
     return cell;
   }
@@ -130,7 +135,10 @@ class QueryView {
     this.show();
     const end = this.ends.get(`${turn}/${layer}`);
     if (this.pane.previousElementSibling !== end) end.after(this.pane);
-    one.cell.scrollIntoView({block: "nearest", inline: "nearest"});
+    this.cells.get(this.selected).cell.focus({preventScroll: true}); // who goes on by Tab goes on from here
+    // So much of the pane is to be seen that its text begins.
+    const below = this.pane.getBoundingClientRect().top + 160 > this.node.parentElement.getBoundingClientRect().bottom;
+    one.cell.scrollIntoView({block: below ? "start" : "nearest", inline: "nearest"});
   }
 
   close() {
@@ -223,17 +231,18 @@ class QueryView {
     ].filter(Boolean).join("  \u00b7  ");
     return el("div.draft", {},
       el("p.quiet", {}, facts),
-      draft.thought ? el("details.thought", {}, el("summary", {}, "Thought ", el("span.quiet", {}, plural(draft.thought.length, "character"))), lazily(draft.thought)) : null,
+      draft.thought ? folded("thought", ["Thought ", el("span.quiet", {}, plural(draft.thought.length, "character"))], draft.thought) : null,
       prose(draft.text),
-      (draft.tries || []).map((one, i) => el("details.try", {}, el("summary", {}, `Try ${i + 1}, not used `, el("span.quiet", {}, visible(one.finish))),
-        one.thought ? prose(one.thought) : null, prose(one.text))));
+      (draft.tries || []).map((one, i) => folded("try", [`Try ${i + 1}, not used `, el("span.quiet", {}, visible(one.finish))],
+        ...[one.thought, one.text].filter((text, k) => k || text))));
   }
 
   comparison(one, other) {
     const sides = [el("div.prose", {dir: "auto"}), el("div.prose", {dir: "auto"})];
     const texts = [head(one.draft.text, 10 * SHOWN), head(other.draft.text, 10 * SHOWN)];
     let same = 0, all = 0;
-    for (const [kind, left, right] of compared(...texts)) {
+    const {runs, whole} = compared(...texts);
+    for (const [kind, left, right] of runs) {
       if (kind === "same") { same += left.length + right.length; sides[0].append(visible(left)); sides[1].append(visible(right)); }
       else {
         [[left, "del"], [right, "ins"]].forEach(([words, kind], i) => {
@@ -246,7 +255,8 @@ class QueryView {
     const cut = texts[0].length < one.draft.text.length || texts[1].length < other.draft.text.length;
     return el("div", {},
       el("p.quiet", {}, `${all ? Math.round(100 * same / all) : 100}% of both in common, word by word`,
-        cut ? `; compared in their first ${count(10 * SHOWN)} characters` : ""),
+        cut ? `; compared in their first ${count(10 * SHOWN)} characters` : "",
+        whole ? "" : `; of what differs, the first ${count(MOST_WORDS)} words of each were compared, the rest is marked as a whole`),
       el("div.sides", {}, [one, other].map((side, i) => el("div.side", {},
         el("h4", {}, label(this.query, side.layer, side.draft)), sides[i]))));
   }
@@ -255,7 +265,7 @@ class QueryView {
   promptOf(one, prompt) {
     return el("div.prompt", {}, prompt.messages.map(message => el("div.said", {},
       message.role ? el("span.role", {}, visible(message.role)) : null,
-      message.parts.map(part => typeof part === "string" ? prose(part) : this.quoted(one.layer.turn, part)))));
+      message.parts.map(part => typeof part !== "string" ? this.quoted(one.layer.turn, part) : part.trim() ? prose(part) : null))));
   }
 
   quoted(turn, [layer, slot, kept]) {
@@ -269,22 +279,16 @@ class QueryView {
   }
 }
 
-const models = query => query.models ??= [...new Set(query.layers.flatMap(layer => layer.drafts.map(draft => draft.model)).filter(Boolean))];
+const modelsOf = query => [...new Set(query.layers.flatMap(layer => layer.drafts.map(draft => draft.model)).filter(Boolean))];
 const brief = model => model.split("/").pop();
 const prompted = one => one.layer.prompts.find(prompt => prompt.slots.includes(one.draft.slot));
 const named = where => where.map(one => `layer ${one.layer}, draft ${one.slot}`).join("; ");
 const label = (query, layer, draft) => `${query.turns.length > 1 ? `Turn ${layer.turn + 1}, layer` : "Layer"} ${layer.layer}, draft ${draft.slot}`;
 
-function vote(numbers) {
+// The commonest of answers, the first of equals; there is one.
+function vote(told) {
   const votes = new Map();
-  for (const number of numbers) if (number != null) votes.set(number, (votes.get(number) || 0) + 1);
-  const [number, most] = [...votes].reduce((best, one) => one[1] > best[1] ? one : best);
-  return `${head(number, 12)}: ${most} of ${numbers.length}`;
-}
-
-// A long text is put in the page when it is unfolded.
-function lazily(text) {
-  const at = el("div");
-  setTimeout(() => at.closest("details")?.addEventListener("toggle", () => at.firstChild || at.append(prose(text))));
-  return at;
+  for (const answer of told) if (answer != null) votes.set(answer, (votes.get(answer) || 0) + 1);
+  const [answer, most] = [...votes].reduce((best, one) => one[1] > best[1] ? one : best);
+  return `${visible(head(answer, 12))}: ${most} of ${told.length}`;
 }

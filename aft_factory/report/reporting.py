@@ -7,15 +7,17 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from aft_factory.engines.sampling import Usage
 from aft_factory.errors import UsageError
 from aft_factory.push.shown_settings import shown_settings
 from aft_factory.report.describing import described
 from aft_factory.report.layers import Layer, agreement, flags_of
 from aft_factory.report.page import Page
 from aft_factory.report.source import Entry, Source
-from aft_factory.run.replaying import replayed
+from aft_factory.run.replaying import Replays
 from aft_factory.stage.totals import Totals, summary
 
+NOTHING = asdict(Usage())  # of a layer that asks nobody, such as that of the rows' own proposals
 SNIPPET = 160  # characters of a query in the list
 FLAGS = (
     *("right", "wrong", "fixed", "broke", "agree", "cut", "resampled", "shortened"),
@@ -32,7 +34,9 @@ class Numbers:
     totals: Totals = field(default_factory=Totals)
     layers: dict[tuple[int, int], Layer] = field(default_factory=dict)
     seconds: dict[tuple[int, int], float | None] = field(default_factory=dict)
+    requests: Counter[tuple[int, int]] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
+    grading: Counter[str] = field(default_factory=Counter)
 
     def add(self, entry: Entry, query: dict[str, Any]) -> bool:
         """Count a query; return whether it is no repetition of an earlier one."""
@@ -53,12 +57,14 @@ class Numbers:
         for layer in query["layers"]:
             place = (layer["turn"], layer["layer"])
             drafts = [draft for draft in layer["drafts"] if not draft.get("lost")]
-            numbers = [draft.get("number") for draft in drafts]
-            self.layers.setdefault(place, Layer()).add(numbers, query["number"])
+            told = [draft.get("told") for draft in drafts]
+            self.layers.setdefault(place, Layer()).add(told, query["target"])
+            self.requests[place] += layer["requests"]
             before, seconds = self.seconds.get(place, 0.0), layer["seconds"]
             both = before is not None and (seconds is not None or not layer["requests"])
             self.seconds[place] = (before or 0.0) + (seconds or 0.0) if both else None
         self.flags.update(query["flags"])
+        self.grading[query["grading"]] += 1
         return True
 
 
@@ -74,12 +80,13 @@ def write_page(source: Source, page: Page, progress: Any) -> Numbers:
         UsageError: If there is no query.
     """
     numbers = Numbers()
-    for entry in progress(source.entries()):
-        found = replayed(source.settings, entry.query, entry.replies)
-        query = described(entry.query, entry.outcome, found, entry.reference)
-        query["flags"] = flags_of(query)
-        if numbers.add(entry, query):
-            page.add(query, _listed(query))
+    with Replays(source.settings) as replays:
+        for entry in progress(source.entries()):
+            found = replays.of(entry.query, entry.replies)
+            query = described(entry.query, entry.outcome, found, entry.grading)
+            query["flags"] = flags_of(query)
+            if numbers.add(entry, query):
+                page.add(query, _listed(query))
     if not numbers.totals.read:
         raise UsageError(f"{source.journal.path}: its last run has no query yet")
     page.end(head_of(source, numbers, page))
@@ -87,14 +94,16 @@ def write_page(source: Source, page: Page, progress: Any) -> Numbers:
 
 
 def _listed(query: dict[str, Any]) -> list[Any]:
-    """Return what the list needs: id, words, flags, tokens, spread, right drafts, number."""
+    """Return what the list needs: id, words, flags, tokens, agreement, right drafts."""
     words = " ".join(str(query["turns"][0][-1]["content"])[: 4 * SNIPPET].split())[:SNIPPET]
     flags = sum(1 << i for i, name in enumerate(FLAGS) if name in query["flags"])
-    tokens = sum(layer["written"] or 0 for layer in query["layers"])
-    first = [d.get("number") for d in query["layers"][0]["drafts"]] if query["layers"] else []
+    written = [layer["written"] for layer in query["layers"]]
+    tokens = None if None in written else sum(written)
+    drafts = query["layers"][0]["drafts"] if query["layers"] else []
+    first = [draft.get("told") for draft in drafts if not draft.get("lost")]
     right = None
-    if query["number"] is not None and first:
-        right = round(first.count(query["number"]) / len(first), 3)
+    if query["target"] is not None and first:
+        right = round(first.count(query["target"]) / len(first), 3)
     spread = agreement(first)
     name = query["id"] if query["seed"] is None else f"{query['id']}, seed {query['seed']}"
     return [name, words, flags, tokens, spread and round(spread, 3), right]
@@ -112,6 +121,7 @@ def head_of(source: Source, numbers: Numbers, page: Page) -> dict[str, Any]:
         "name": source.name,
         "flags": FLAGS,
         "counts": numbers.flags,
+        "grading": numbers.grading.most_common(),
         "strategy": settings.strategy,
         "settings": [
             [name, value, name in ALWAYS or plain.get(name) != value]
@@ -139,7 +149,7 @@ def head_of(source: Source, numbers: Numbers, page: Page) -> dict[str, Any]:
         "flops": told["flops"],
         "layers": [
             {
-                **counted.get(place, {}),
+                **counted.get(place, {} if numbers.requests[place] else NOTHING),
                 "turn": place[0],
                 "layer": place[1],
                 "seconds": numbers.seconds.get(place),

@@ -20,8 +20,8 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.tasks import detect_task
-from aft_factory.records.record import record_from_row
 from aft_factory.records.tables import Line
+from aft_factory.report.grading import EvalGrading, Grading, RunGrading
 from aft_factory.run.answering import reading
 from aft_factory.run.inspection import journal_of
 from aft_factory.run.replaying import Kept, plain_query
@@ -33,7 +33,9 @@ COMMANDS: dict[str, type[RunSettings]] = {
     "RunSettings": RunSettings,
     "EvalSettings": EvalSettings,
 }
-REFERENCES = ("answer", "solution", "target")  # columns of benchmarks, where there is no other
+
+
+UNKNOWN = Grading("the row is not known, and so no reference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,14 @@ class Entry:
         key: Of its outcome.
         outcome: How it ended; None if it has not.
         replies: What the journal has of it, and of other rows of its id.
-        reference: The right answer in words, where the row has one.
+        grading: How its answer is told.
     """
 
     query: Query
     key: bytes
     outcome: Outcome | None
     replies: list[Kept]
-    reference: str | None
+    grading: Grading
 
 
 @dataclass(slots=True)
@@ -65,7 +67,6 @@ class Source:
         settings: Of the run.
         summary: Of its output, where there is one.
         rows: Where the rows are; None if only the journal is known.
-        task: Of the rows.
         unread: Rows that cannot be read.
         not_begun: Rows of which the journal has nothing.
         elsewhere: Queries of the run that are not among the rows.
@@ -78,13 +79,13 @@ class Source:
     settings: RunSettings
     summary: dict[str, Any]
     rows: str | None
-    task: str = "records"
     unread: int = 0
     not_begun: int = 0
     elsewhere: int = 0
     fingerprint: str = field(init=False)
     run: int = field(init=False)
     _seen: set[str] = field(default_factory=set)
+    _grade: Callable[[Query], Grading] = lambda _: UNKNOWN
 
     def __post_init__(self) -> None:
         self.fingerprint = self.journal.last_run() or ""
@@ -122,9 +123,11 @@ class Source:
 
     def _reader(self, first: Any) -> Callable[[Any], Query]:
         if isinstance(self.settings, EvalSettings):
+            self._grade = EvalGrading(self.settings, Path(str(self.rows)).parent)
             return read_request
-        self.task = self.settings.task or detect_task(first)
-        return reading(self.settings, self.task)
+        task = self.settings.task or detect_task(first)
+        self._grade = RunGrading(self.settings, task)
+        return reading(self.settings, task)
 
     def _entry(self, query: Query) -> Entry | None:
         """Return what the journal has of a row; None if that is nothing."""
@@ -141,7 +144,7 @@ class Source:
         if content is None and not replies:
             return None
         outcome = None if content is None else Outcome(**content)
-        return Entry(query, key, outcome, replies, self._reference(query))
+        return Entry(query, key, outcome, replies, self._grade(query))
 
     def _of_journal(self, name: str) -> Iterator[Entry]:
         journal, run = self.journal, self.run
@@ -150,19 +153,7 @@ class Source:
         for i, outcome in enumerate(outcomes or ([None] if replies else [])):
             given = [] if outcome is None else outcome.given
             query = plain_query(name, turns, replies, proposals=given)
-            yield Entry(query, f"{i} {name}".encode(), outcome, replies, None)
-
-    def _reference(self, query: Query) -> str | None:
-        """Return the right answer in words; that of AlpacaEval is another model's, and none."""
-        row = query.row
-        if self.task not in ("records", "gsm8k"):
-            return None
-        try:
-            reference = record_from_row(row, self.settings.columns()).reference
-        except RecordError:
-            reference = None
-        columns = (row[name] for name in REFERENCES if isinstance(row.get(name), str))
-        return reference or next(columns, None)
+            yield Entry(query, f"{i} {name}".encode(), outcome, replies, UNKNOWN)
 
 
 def source_of(journal: Journal, path: Path, data: str | None) -> Source:

@@ -19,11 +19,11 @@ function el(kind, attributes, ...children) {
 }
 
 // Characters that cannot be seen or that reorder what can: control characters get their pictures,
-// the others their numbers.
-const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+// the others their numbers. Tags are letters that only a model reads.
+const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]/gu;
 function visible(text) {
   return text.replace(UNSEEN, sign => {
-    const code = sign.charCodeAt(0);
+    const code = sign.codePointAt(0);
     if (code === 127) return "\u2421";
     if (code < 32) return String.fromCharCode(0x2400 + code);
     return `\u27e8U+${code.toString(16).toUpperCase().padStart(4, "0")}\u27e9`;
@@ -40,8 +40,8 @@ function head(text, length) {
 // A text to read: cut if it is very long, with a button that shows the rest.
 // `fill(element, text)` puts the text in; by default as it stands.
 function prose(text, fill = (at, shown) => at.append(visible(shown))) {
-  const box = el("div.prose", {dir: "auto"});
   if (!text.trim()) return el("div.prose.none", {}, text ? "(blank)" : "(empty)");
+  const box = el("div.prose", {dir: "auto"});
   const shown = head(text, SHOWN);
   fill(box, shown);
   if (shown.length === text.length) return box;
@@ -54,6 +54,14 @@ function prose(text, fill = (at, shown) => at.append(visible(shown))) {
     more.remove();
   }}, `Show all ${count(text.length)} characters`);
   box.append(more);
+  return box;
+}
+
+// Texts that are put in the page when they are unfolded.
+function folded(kind, summary, ...texts) {
+  const box = el(`details.${kind}`, {
+    ontoggle: () => { if (box.children.length === 1) box.append(...texts.map(text => prose(text))); },
+  }, el("summary", {}, summary));
   return box;
 }
 

@@ -3,11 +3,18 @@
 
 const MOST_WORDS = 4000; // of each text, where they differ: what is longer is compared in part
 
-// Return [[kind, left words, right words], ...] with kind "same" or "other", in order.
+// Return {runs: [[kind, left words, right words], ...] with kind "same" or "other", in order;
+// whole: whether all of what differs was compared}.
 function compared(left, right) {
   const a = left.match(/\s*\S+\s*$|\s*\S+|\s+$/g) || [];
   const b = right.match(/\s*\S+\s*$|\s*\S+|\s+$/g) || [];
-  const equal = (i, j) => a[i].trim() === b[j].trim();
+  const numbers = new Map(); // of words, which are compared some million times
+  const numbered = words => Int32Array.from(words, word => {
+    const plain = word.trim();
+    if (!numbers.has(plain)) numbers.set(plain, numbers.size);
+    return numbers.get(plain);
+  });
+  const x = numbered(a), y = numbered(b), equal = (i, j) => x[i] === y[j];
   let start = 0;
   while (start < a.length && start < b.length && equal(start, start)) start++;
   let endA = a.length, endB = b.length;
@@ -23,9 +30,9 @@ function compared(left, right) {
     }
   }
   const runs = [];
-  const add = (kind, x, y) => {
+  const add = (kind, words, others) => {
     const last = runs[runs.length - 1];
-    if (last && last[0] === kind) { last[1] += x; last[2] += y; } else runs.push([kind, x, y]);
+    if (last && last[0] === kind) { last[1] += words; last[2] += others; } else runs.push([kind, words, others]);
   };
   for (let k = 0; k < start; k++) add("same", a[k], b[k]);
   let i = 0, j = 0;
@@ -34,11 +41,12 @@ function compared(left, right) {
     else if (i < n && (j === m || length[(i + 1) * width + j] >= length[i * width + j + 1])) add("other", a[start + i++], "");
     else add("other", "", b[start + j++]);
   }
-  if (start + n < endA || start + m < endB) {
+  const whole = start + n === endA && start + m === endB;
+  if (!whole) {
     add("other", a.slice(start + n, endA).join(""), b.slice(start + m, endB).join(""));
   }
   for (let k = 0; k < a.length - endA; k++) add("same", a[endA + k], b[endB + k]);
-  return runs;
+  return {runs, whole};
 }
 
 const LEAST = 16; // characters of a sentence: shorter ones are everywhere

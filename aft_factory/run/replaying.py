@@ -76,38 +76,55 @@ def plain_query(name: str, turns: list[Any], replies: Sequence[Kept], **more: An
     return Query(name, turns, {}, final=final, **more)
 
 
-def replayed(settings: RunSettings, query: Query, replies: Iterable[Kept]) -> Replayed:
-    """Run a query again.
+class Replays:
+    """Runs queries of a run again, one after the other.
 
     Args:
         settings: Of the run.
-        query: What was asked.
-        replies: What the journal has of it; of other rows of its id, too.
     """
-    found = Replayed()
-    strategy = STRATEGIES[settings.strategy]
 
-    async def noted(said: Conversation, sample: Sample, **options: Any) -> Answer:
-        noting = _Noting(sample, found, len(found.chosen), watch)
-        answer = await strategy.run(said, noting, **options)
-        found.chosen.append(next(iter(noting.places([answer.completion])), None))
-        return answer
+    def __init__(self, settings: RunSettings) -> None:
+        self._settings = settings
+        self._strategy = STRATEGIES[settings.strategy]
+        self._drafting = settings.drafting()
+        self._loop = asyncio.Runner()  # one for all, as to make one takes longer than a query
 
-    watch, replay = _Watch(), _Replay(replies, found)
-    runner = Runner(
-        replace(strategy, run=noted),
-        settings.options(),
-        settings.drafting(),
-        cast(Any, replay),
-        "",
-        {},
-        score=_unscored if "score" in strategy.needs else None,
-        use_proposals=settings.use_proposals,
-    )
-    with contextlib.suppress(Stopped):  # where the run was
-        asyncio.run(runner.answer(query, watch))
-    replay.note_rest()
-    return found
+    def __enter__(self) -> Replays:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.close()
+
+    def of(self, query: Query, replies: Iterable[Kept]) -> Replayed:
+        """Run a query again.
+
+        Args:
+            query: What was asked.
+            replies: What the journal has of it; of other rows of its id, too.
+        """
+        found = Replayed()
+
+        async def noted(said: Conversation, sample: Sample, **options: Any) -> Answer:
+            noting = _Noting(sample, found, len(found.chosen), watch)
+            answer = await self._strategy.run(said, noting, **options)
+            found.chosen.append(next(iter(noting.places([answer.completion])), None))
+            return answer
+
+        watch, replay = _Watch(), _Replay(replies, found)
+        runner = Runner(
+            replace(self._strategy, run=noted),
+            self._settings.options(),
+            self._drafting,
+            cast(Any, replay),
+            "",
+            {},
+            score=_unscored if "score" in self._strategy.needs else None,
+            use_proposals=self._settings.use_proposals,
+        )
+        with contextlib.suppress(Stopped):  # where the run was
+            self._loop.run(runner.answer(query, watch))
+        replay.note_rest()
+        return found
 
 
 def prompts_of(journal: Journal, name: str) -> Prompts:
@@ -123,7 +140,8 @@ def prompts_of(journal: Journal, name: str) -> Prompts:
     replies = list(journal.replies(name, run))
     outcomes = journal.outcomes_of(name, run)
     given = outcomes[0].get("given", []) if outcomes else []
-    return replayed(settings, plain_query(name, turns, replies, proposals=given), replies).prompts
+    with Replays(settings) as replays:
+        return replays.of(plain_query(name, turns, replies, proposals=given), replies).prompts
 
 
 class _Replay:

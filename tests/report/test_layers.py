@@ -2,7 +2,8 @@
 
 import pytest
 
-from aft_factory.report.layers import Layer, agreement, flags_of, reference_number, voted
+from aft_factory.report.grading import reference_number
+from aft_factory.report.layers import Layer, agreement, flags_of, voted
 
 
 def test_a_layer_adds_up_to_what_is_computed_by_hand():
@@ -57,8 +58,8 @@ def test_a_reference_is_a_number_only_where_it_says_so(reference, number):
 
 def query(**changes):
     drafts = [
-        {"text": "a 5", "number": "5", "cut": False},
-        {"text": "b 5", "number": "5", "cut": False},
+        {"text": "a 5", "told": "5", "cut": False},
+        {"text": "b 5", "told": "5", "cut": False},
     ]
     usual = {"layers": [{"drafts": drafts}], "events": [], "right": None, "voted": None}
     return {**usual, "problem": None, "done": True, **changes}

@@ -64,7 +64,7 @@ def test_numbers_by_layer_are_those_computed_by_hand(made):
     assert [last[k] for k in ("right", "voted", "passed")] == [0.5, 0.5, 0.5]
     assert first["agreed"] == (2 / 3 + 1 / 3) / 2
     assert [query["flags"] for query in queries] == [["wrong", "broke"], ["right", "fixed"]]
-    assert [d["number"] for d in queries[0]["layers"][0]["drafts"]] == ["2", "2", "9"]
+    assert [d["told"] for d in queries[0]["layers"][0]["drafts"]] == ["2", "2", "9"]
     assert head["counts"] == {"wrong": 1, "broke": 1, "right": 1, "fixed": 1}
 
 
@@ -387,7 +387,7 @@ def test_an_evaluation_has_its_questions_of_each_seed(monkeypatch, capsys, tmp_p
         assert (head["answered"], len(queries)) == (4, 4)
         assert all(query["exact"] for query in queries)
         assert [query["seed"] for query in queries] == [42, 42, 43, 43]
-        assert [query["number"] for query in queries] == ["0", "1", "0", "1"]
+        assert [query["target"] for query in queries] == ["0", "1", "0", "1"]
         for query in queries:
             drafts = [draft["text"] for draft in query["layers"][0]["drafts"]]
             assert len(set(drafts)) == 1  # one request's

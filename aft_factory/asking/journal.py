@@ -138,20 +138,27 @@ class Journal(JournalFile):
         query = "SELECT min(number) FROM runs WHERE fingerprint = ?"
         return int(self._db.execute(query, (fingerprint,)).fetchone()[0])
 
-    def settings(self) -> str | None:
-        """Return the settings that the last session was begun with; None if it kept none."""
-        query = "SELECT content FROM settings WHERE number = (SELECT max(number) FROM runs)"
-        found = self._db.execute(query).fetchone()
+    def settings(self, fingerprint: str | None = None) -> str | None:
+        """Return the settings that the last session of a run was begun with; None if it kept none.
+
+        Args:
+            fingerprint: Of the run; None of the last one.
+        """
+        query = (
+            "SELECT content FROM settings WHERE number = "
+            "(SELECT max(number) FROM runs WHERE ?1 IS NULL OR fingerprint = ?1)"
+        )
+        found = self._db.execute(query, (fingerprint,)).fetchone()
         return None if found is None else found[0]
 
-    def sessions(self) -> list[dict[str, Any]]:
-        """Return what each session of the last run took, as far as it lived."""
+    def sessions(self, fingerprint: str | None = None) -> list[dict[str, Any]]:
+        """Return what each session of a run (the last one) took, as far as it lived."""
         query = (
             "SELECT began, round(max(last - began, 0), 3), asked "
             "FROM sessions JOIN runs USING (number) WHERE fingerprint = ? ORDER BY number"
         )
         names = ("began", "seconds", "requests_asked")
-        rows = self._db.execute(query, (self.last_run(),))
+        rows = self._db.execute(query, (fingerprint or self.last_run(),))
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def runs_of(self, query: str) -> list[int]:

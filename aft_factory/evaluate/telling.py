@@ -1,8 +1,8 @@
-"""What a harness makes of an answer: how a task of lm-eval's finds and compares it, and verdicts kept.
+"""What a harness makes of an answer: how lm-eval finds and compares it, and verdicts kept.
 
 For who reads drafts. No data is loaded and nobody is asked.
 
-    samples.jsonl                       lm-eval: {"task", "doc_id", "filter", "metrics", METRIC: value}
+    samples.jsonl                       lm-eval: {"task", "doc_id", "filter", "metrics", METRIC: n}
     annotations.json                    alpaca-eval: [{"instruction", "preference": from 1 to 2}]
     model_judgment/gpt-4_single.jsonl   FastChat: {"question_id", "turn", "score"}
 """

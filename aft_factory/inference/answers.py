@@ -154,29 +154,22 @@ def majority(answers: Sequence[str | None]) -> int | None:
 
 
 def _plain(text: str) -> str:
-    """The response without its thoughts, its numbers as English has them in ASCII.
-
-    Most responses lack most of what is looked for, and a sign tells it sooner than a pattern.
-    """
-    if not text.isascii():
-        text = re.sub(r"[^\x00-\x7f]", lambda m: _ascii(m[0]), text)
+    """The response without its thoughts, its numbers as English has them in ASCII."""
+    text = text if text.isascii() else re.sub(r"[^\x00-\x7f]", lambda m: _ascii(m[0]), text)
     text = _THOUGHT_START.split(_THOUGHT_END.split(text)[-1])[0]
-    is_latex = "\\" in text
-    if is_latex or "~" in text or "{,}" in text:
+    if "\\" in text or "~" in text or "{,}" in text:  # that tells it sooner than a pattern
         for pattern, plain in _LATEX:
             text = pattern.sub(plain, text)
     text = _CHAIN.sub(lambda m: _ungrouped(m[0]), text).replace("\xa0", " ")
     if " 0" in text:
         text = _SPACED.sub(lambda m: m[0].replace(" ", "") if " 0" in m[0] else m[0], text)
-    if not is_latex:
-        return _APART.sub(r"\1", text) if "- " in text else text
     text = _LATEX_FRACTION.sub(
         lambda m: (
             f"{m['before']}{m['before'] and ' '}{m['minus'] or ''}{m[2] or m[3]}/{m[5] or m[6]}"
         ).replace("--", ""),
         text,
     )
-    return _APART.sub(r"\1", text)
+    return _APART.sub(r"\1", text) if "- " in text else text
 
 
 @cache

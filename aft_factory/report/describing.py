@@ -1,7 +1,8 @@
 """A query as the page has it: its layers, what each draft read, its prompts in parts. Pure.
 
 {"id", "seed", "turns": [[message]], "reference", "target", "right", "voted", "done", "problem",
- "grading", "verdicts": [[turn, of what, value]], "answers", "details", "events", "exact", "chosen": [[layer, slot]],
+ "grading", "verdicts": [[turn, of what, value]],
+ "answers", "details", "events", "exact", "chosen": [[layer, slot]],
  "layers": [{"turn", "layer", "usage", "seconds",
              "drafts": [{"slot", "text", "thought", "finish", "cut", "tokens", "model",
                          "told", "reads": [[layer, slot]], "tries": [draft], "lost", "given"}],

@@ -1,10 +1,10 @@
 """How the answer to a query is told, in its final form and in its drafts: as what scores it does.
 
-    `aft run` on GSM8K      final numbers (`answers.extract_number`), as its accuracy
-    `aft run` on records    the same, where the reference is a number
-    `aft eval`              lm-eval's own filter and metric, where its task compares with a target;
-                            beside it what the harness has said, once the evaluation has ended
-    else                    not at all, and that is said
+`aft run` on GSM8K      final numbers (`answers.extract_number`), as its accuracy
+`aft run` on records    the same, where the reference is a number
+`aft eval`              lm-eval's own filter and metric, where its task compares with a target;
+                        beside it what the harness has said, once the evaluation has ended
+else                    not at all, and that is said
 """
 
 from __future__ import annotations
@@ -153,16 +153,17 @@ class EvalGrading:
         telling, why = self._telling(benchmark, row["task"])
         if telling is None:
             return Grading(f"{benchmark}: {why}", **more)
-        return Grading(f"{benchmark}: {telling.by}", telling, str(target), **more)
+        # A target may be a worked solution: what counts is the answer in it.
+        short = telling.tell(target, True)
+        target = short if short is not None and telling.same(short, target) else target
+        return Grading(f"{benchmark}: {telling.by}", telling, target, **more)
 
 
 def _words(row: Row) -> str | None:
     return next((row[name] for name in REFERENCES if isinstance(row.get(name), str)), None)
 
 
-def _known_telling(
-    include: Sequence[str], benchmark: str, task: str
-) -> tuple[Telling | None, str]:
+def _known_telling(include: Sequence[str], benchmark: str, task: str) -> tuple[Telling | None, str]:
     try:
         telling = telling_of(benchmark, task, include)
     except MissingPackage as error:

@@ -142,7 +142,7 @@ def head_of(source: Source, numbers: Numbers, page: Page) -> dict[str, Any]:
         "rejects": told["rejects"],
         "events": told["events"],
         "finish_reasons": told["finish_reasons"],
-        "sessions": source.journal.sessions(),
+        "sessions": source.journal.sessions(source.fingerprint),
         "total": told["total"],
         "models": told["models"],
         "reward": told["reward"],

@@ -16,7 +16,7 @@ MOST = 10_000  # queries: their list is scrolled and searched without a wait
 class ReportSettings(Settings):
     """What a page is made of; see the help texts."""
 
-    input: str = argument(REQUIRED, "output or journal of `aft run` or `aft eval`", "OUTPUT")
+    input: str = argument(REQUIRED, "output of `aft run` or `aft eval`, or a journal", "OUTPUT")
     output: Path = setting(REQUIRED, "the page", "PAGE.html", writes=True)
     data: str | None = setting(
         None,

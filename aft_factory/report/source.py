@@ -1,4 +1,4 @@
-"""What a page is made of: the last run of a journal, query by query, beside the rows it was asked.
+"""What a page is made of: a run of a journal, query by query, beside the rows it was asked.
 
 Reads a journal, and rows one at a time; knows no page.
 """
@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Source:
-    """A journal's last run.
+    """A run of a journal.
 
     Attributes:
         name: Of the output or journal that was named.
@@ -67,10 +67,10 @@ class Source:
         settings: Of the run.
         summary: Of its output, where there is one.
         rows: Where the rows are; None if only the journal is known.
+        fingerprint: Of the run.
         unread: Rows that cannot be read.
         not_begun: Rows of which the journal has nothing.
         elsewhere: Queries of the run that are not among the rows.
-        fingerprint: Of the run.
         run: Its number in the journal.
     """
 
@@ -79,16 +79,15 @@ class Source:
     settings: RunSettings
     summary: dict[str, Any]
     rows: str | None
+    fingerprint: str
     unread: int = 0
     not_begun: int = 0
     elsewhere: int = 0
-    fingerprint: str = field(init=False)
     run: int = field(init=False)
     _seen: set[str] = field(default_factory=set)
     _grade: Callable[[Query], Grading] = lambda _: UNKNOWN
 
     def __post_init__(self) -> None:
-        self.fingerprint = self.journal.last_run() or ""
         self.run = self.journal.run_of(self.fingerprint)
 
     def entries(self) -> Iterator[Entry]:
@@ -157,7 +156,7 @@ class Source:
 
 
 def source_of(journal: Journal, path: Path, data: str | None) -> Source:
-    """Return what there is to be read beside a journal.
+    """Return what there is to be read beside a journal: of an output its run, else the last one.
 
     Args:
         journal: Open to be read.
@@ -167,29 +166,39 @@ def source_of(journal: Journal, path: Path, data: str | None) -> Source:
     Raises:
         UsageError: If it is no journal of a run.
     """
-    command = json.loads(journal.settings() or "{}").get("command")
+    output = path if path != journal.path else Path(str(path).removesuffix(".journal"))
+    summary = read_summary(output)
+    run = summary.get("run") if path != journal.path else None
+    kept = json.loads(journal.settings(run) or "{}")
+    if run is not None and not kept:  # of another journal, or of a version that named it otherwise
+        raise UsageError(f"{journal.path}: the run that left {path} is not in it")
+    command = kept.get("command")
     if command not in COMMANDS:
         told = f"that of {command}" if command else "one that keeps no settings"
         raise UsageError(
             f"{journal.path}: expected the journal of `aft run` or `aft eval`, got {told}"
         )
-    settings = kept_settings(journal.path, COMMANDS[command](), ())
-    output = path if path != journal.path else Path(str(path).removesuffix(".journal"))
-    summary = read_summary(output)
+    settings = kept_settings(journal.path, COMMANDS[command](), (), run)
+    run = run or journal.last_run() or ""
     if isinstance(settings, EvalSettings):
         if data is not None:
             raise UsageError(
                 "--data: an evaluation has its own rows in requests.jsonl; leave it out"
             )
-        asked = journal.path.with_name("requests.jsonl")
+        asked = output.with_name("requests.jsonl")
         rows = str(asked) if asked.exists() else None
-        return Source(output.name, journal, settings, summary, rows)
+        return Source(output.name, journal, settings, summary, rows, run)
     rows = data or summary.get("input")
     if data is None and not (rows and Path(rows).exists()):
         rows = str(output) if summary else None
-    return Source(output.name, journal, settings, summary, rows)
+    return Source(output.name, journal, settings, summary, rows, run)
 
 
 def open_journal(path: Path) -> Journal:
     """Open the journal of an output, or a journal, to be read."""
     return Journal(journal_of(path), read_only=True)
+
+
+def named_output(path: Path) -> Path:
+    """Return the output that a path names: of the folder of an evaluation, its answers."""
+    return path / "answers.jsonl" if path.is_dir() else path

@@ -29,7 +29,10 @@ def journal_of(path: Path) -> Path:
             return path
     kept = read_report(path).get("settings", {}).get("journal")
     beside = Path(f"{path}.journal")
-    return Path(kept) if kept else beside if path.exists() or beside.exists() else path
+    if kept:  # a folder may have been moved since, with all that is in it
+        moved = path.with_name(Path(kept).name)
+        return Path(kept) if Path(kept).exists() or not moved.exists() else moved
+    return beside if path.exists() or beside.exists() else path
 
 
 def first_id(path: Path, journal: Journal) -> str:

@@ -26,14 +26,15 @@ def keepable(settings: JobSettings) -> str:
     return json.dumps(content, default=str)  # which has a word for infinity
 
 
-def kept_settings(path: Path, today: S, given: Iterable[str]) -> S:
-    """Return the settings of the last run of a journal, but where its files are as today.
+def kept_settings(path: Path, today: S, given: Iterable[str], run: str | None = None) -> S:
+    """Return the settings of a run of a journal, but where its files are as today.
 
     Args:
         path: The journal.
         today: What is set now.
         given: Which of these the user has said. Where one is another than then, it is told that it
             does not count.
+        run: The fingerprint of the run; None for the last one.
 
     Raises:
         UsageError: If the journal keeps no settings, or another command's.
@@ -42,7 +43,7 @@ def kept_settings(path: Path, today: S, given: Iterable[str]) -> S:
     with Journal(path, read_only=True) as journal:
         if journal.last_run() is None:
             raise UsageError(f"{path}: no run has begun in it")
-        kept = journal.settings()
+        kept = journal.settings(run)
     content = json.loads(kept or "{}")
     if not content:
         raise UsageError(f"{path}: keeps no settings of its run")

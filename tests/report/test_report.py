@@ -371,20 +371,36 @@ def test_a_page_that_is_there_is_kept(made, capsys):
     assert [row["id"] for row in read_lines(Path("out.jsonl"))] == ["q0"]
 
 
+def evaluated(monkeypatch, capsys, tmp_path, script, rows, *flags):
+    """Evaluate by a script; return (results, a function that reports on a file of it)."""
+    from evaluate_tools import answering, evaluate, write_rows
+
+    answering(monkeypatch, script)
+    [(name, found)] = rows.items()
+    data = f"{name}={write_rows(tmp_path / 'rows.jsonl', found)}"
+    results = evaluate(tmp_path, name, "--data", data, *flags)[1]
+
+    def reported(of):
+        code, _, err = report(capsys, str(tmp_path / "out" / of))
+        assert code == 0, err
+        return page()[:2]
+
+    return results, reported
+
+
 @pytest.mark.slow  # loads lm-eval
 def test_an_evaluation_has_its_questions_of_each_seed(monkeypatch, capsys, tmp_path):
     pytest.importorskip("lm_eval")
-    from evaluate_tools import answering, evaluate, gsm8k_rows, write_rows
+    from evaluate_tools import gsm8k_rows
 
-    answering(monkeypatch, lambda request: f"The answer is {request.seed % 2}.")
-    data = f"gsm8k={write_rows(tmp_path / 'gsm8k.jsonl', gsm8k_rows(2))}"
-    flags = ("--width", "2", "--layers", "1", "--repeats", "2")
-    evaluate(tmp_path, "gsm8k", "--data", data, *flags)
-    for name in ("answers.jsonl", "journal.sqlite"):
-        code, _, err = report(capsys, str(tmp_path / "out" / name))
-        assert code == 0, err
-        head, queries, _ = page()
+    results, reported = evaluated(
+        *(monkeypatch, capsys, tmp_path, lambda request: f"The answer is {request.seed % 2}."),
+        *({"gsm8k": gsm8k_rows(2)}, "--width", "2", "--layers", "1", "--repeats", "2"),
+    )
+    for name in ("", "answers.jsonl", "journal.sqlite"):
+        head, queries = reported(name)
         assert (head["answered"], len(queries)) == (4, 4)
+        assert head["grading"] == [["gsm8k: gsm8k_cot_zeroshot, flexible-extract", 4]]
         assert all(query["exact"] for query in queries)
         assert [query["seed"] for query in queries] == [42, 42, 43, 43]
         assert [query["target"] for query in queries] == ["0", "1", "0", "1"]
@@ -392,3 +408,27 @@ def test_an_evaluation_has_its_questions_of_each_seed(monkeypatch, capsys, tmp_p
             drafts = [draft["text"] for draft in query["layers"][0]["drafts"]]
             assert len(set(drafts)) == 1  # one request's
             assert places(query["layers"])[1, 0] == [(0, 0), (0, 1)]
+    [metric] = results["benchmarks"][0]["metrics"]
+    assert 100 * head["counts"]["right"] / 4 == metric["value"]
+
+
+@pytest.mark.slow  # loads lm-eval
+def test_letters_are_told_as_lm_eval_tells_them(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("lm_eval")
+    from evaluate_tools import mmlu_rows
+
+    said = iter(
+        ["the best answer is B.", "Sure: the best answer is C", "It is B", "best answer is b"]
+    )
+    _, reported = evaluated(
+        *(monkeypatch, capsys, tmp_path, lambda request: next(said) if request.n == 1 else ""),
+        *({"mmlu": mmlu_rows()[:1]}, "--width", "3", "--layers", "1", "--split-samples"),
+    )
+    head, [query] = reported("")
+    [drafts, [last]] = [[d["told"] for d in layer["drafts"]] for layer in query["layers"]]
+    assert query["target"] == "B"
+    assert sorted(drafts, key=str) == ["B", "C", None]  # "It is B" is none to lm-eval
+    assert last is None  # nor is a small letter
+    assert query["right"] is False
+    assert query["verdicts"] == [[0, "exact_match,strict_match", 0.0]]
+    assert head["layers"][0]["right"] == pytest.approx(1 / 3)

@@ -7,7 +7,6 @@ half of a surrogate pair (an emoji cut in two), which becomes U+FFFD.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import json
 import math
 import re
@@ -21,8 +20,9 @@ PIECE = 1 << 17  # of an array: one rare character makes four bytes of each that
 # Finds where a value ends; control characters in it are for its reader to refuse.
 _decode = json.JSONDecoder(strict=False).raw_decode
 _blanks = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
-_DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))  # each becomes a 0
-_NAME_END, _QUOTED_NAME_END = re.compile(rb'":'), re.compile(rb'\\":')  # faster than `count`
+# A name ends in a quote and a colon; so do some texts, as `":"` begins and `"{\"a\": 1}"` goes on.
+_NAME_END = re.compile(rb'"\s*+:')
+_UNESCAPED_NAME_END = re.compile(rb'"(?<!(?<!\\)\\")\s*+:')
 LONGEST_WORD = 16  # characters: more than `-Infinity`, or an escape, has
 
 
@@ -32,16 +32,7 @@ def load(text: bytes | str) -> Any:
     Raises:
         ValueError: If it is no JSON.
     """
-    try:
-        value = orjson.loads(text)
-        if not (_may_hold_long_number(text) and _may_be_rounded(value)):
-            return value
-    except orjson.JSONDecodeError as error:
-        try:
-            return _whole(json.loads(text if isinstance(text, str) else text.decode()))
-        except (ValueError, RecursionError):
-            raise error from None
-    return json.loads(text)
+    return _load(text)[0]
 
 
 def load_given(text: bytes | str) -> Any:
@@ -52,16 +43,38 @@ def load_given(text: bytes | str) -> Any:
     Raises:
         ValueError: If it is no JSON, or an object has; names it.
     """
-    value = load(text)
+    value, names = _load(text)
     data = text if isinstance(text, bytes) else text.encode(errors="replace")
-    names = len(_NAME_END.findall(data))
-    if type(value) is dict and names == len(value):  # the usual case
-        return value
-    # Also uneven by a blank before a colon, or a text such as ":)".
-    if names - len(_QUOTED_NAME_END.findall(data)) != _count_names(value):
-        with contextlib.suppress(RecursionError):
+    # There are at least as many ends as names, and mostly no more.
+    if len(_NAME_END.findall(data)) != names and len(_UNESCAPED_NAME_END.findall(data)) != names:
+        try:
             json.loads(text, object_pairs_hook=_object)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
     return value
+
+
+def _load(text: bytes | str) -> tuple[Any, int]:
+    """Read one JSON value; return how many names its objects have too, or -1 if not counted."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        try:
+            return _whole(json.loads(text if isinstance(text, str) else text.decode())), -1
+        except (ValueError, RecursionError):
+            raise error from None
+    names, left = 0, [value]
+    for item in left:  # grows with it
+        kind = type(item)
+        if kind is dict:
+            names += len(item)
+            left += item.values()
+        elif kind is list:
+            left += item
+        elif kind is float and abs(item) >= 2**63:
+            # May be made of a whole number beyond 64 bits.
+            return json.loads(text), -1
+    return value, names
 
 
 def array_elements(stream: IO[bytes]) -> Iterator[bytes]:
@@ -163,45 +176,12 @@ def dump(value: Any, *, default: Any = None) -> bytes:
             raise error from None
 
 
-def _may_hold_long_number(text: bytes | str) -> bool:
-    """Tell whether a text may have 19 digits in a row, by a look at each sixth byte."""
-    if isinstance(text, str):
-        text = text.encode(errors="replace")
-    return b"000" in text[::6].translate(_DIGITS)
-
-
-def _count_names(value: Any) -> int:
-    """Return how many names the objects in a value have, together."""
-    count, left = 0, [value]
-    while left:
-        value = left.pop()
-        if type(value) is dict:
-            count += len(value)
-            left += value.values()
-        elif type(value) is list:
-            left += value
-    return count
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
+    made = {_whole(name): value for name, value in pairs}
     if len(made) < len(pairs):
-        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        [(name, _)] = Counter(_whole(name) for name, _ in pairs).most_common(1)
         raise ValueError(f"the name {name!r} is given twice")
     return made
-
-
-def _may_be_rounded(value: Any) -> bool:
-    """Tell whether orjson may have made a fraction of a whole number beyond 64 bits."""
-    kind = type(value)
-    if kind is float:
-        return bool(abs(value) >= 2**63)
-    try:
-        if kind is dict:
-            return any(map(_may_be_rounded, value.values()))
-        return bool(kind is list and any(map(_may_be_rounded, value)))
-    except RecursionError:
-        return False
 
 
 def _whole(value: Any) -> Any:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shared_data import CASES
 
@@ -821,12 +821,73 @@ def test_a_name_that_a_row_has_twice_is_refused(tmp_path, name):
     assert second.problem == "not JSON: the name 'query' is given twice"
 
 
-@given(st.recursive(st.text('":\\ a{', max_size=4), lambda more: st.lists(more, max_size=3)
-                    | st.dictionaries(st.text('":\\ a', max_size=3), more, max_size=3)))  # fmt: skip
-def test_no_other_value_is_refused(value):
-    for separators in ((",", ":"), (" , ", " : ")):
-        text = json.dumps(value, separators=separators)
-        assert exact_json.load_given(text) == exact_json.load_given(text.encode()) == value
+def joined(opening, parts, closing):
+    """A JSON list or object whose parts and marks stand apart by blanks, or by nothing."""
+    blanks = st.sampled_from(["", "", " ", "\n\t"])
+    pieces = st.lists(st.tuples(blanks, parts, blanks).map("".join), max_size=3)
+    return pieces.map(lambda pieces: opening + ",".join(pieces) + closing)
+
+
+JSON_TEXTS = st.sampled_from(
+    [r'"a"', r'"b"', r'"\u0061"', '":"', '" :"', r'"\":"', r'"\\"', r'"\\\":"', r'"\u0022:"', '"{"']
+)
+HALVES = st.sampled_from(['"\\ud83d"', '"\\ud83e"', '"\ufffd"'])
+NUMBERS = st.sampled_from(["1", "0.5", "1e30", "123456789012345678901", "NaN", "null", "-Infinity"])
+ANY_JSON = st.recursive(
+    JSON_TEXTS | NUMBERS | HALVES,
+    lambda more: (
+        joined("[", more, "]")
+        | joined(
+            "{",
+            st.tuples(
+                JSON_TEXTS | JSON_TEXTS | HALVES, st.sampled_from([":", ": ", " :", "\n:"]), more
+            ).map("".join),
+            "}",
+        )
+    ),
+    max_leaves=8,
+)
+
+
+def whole(text):
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def read_by_python(text):
+    """What Python's own reader makes of a text, or the word `twice`."""
+
+    def each_once(pairs):
+        names = [whole(name) for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError
+        return dict(zip(names, (value for _, value in pairs), strict=True))
+
+    try:
+        value = json.loads(text, object_pairs_hook=each_once)
+    except ValueError:
+        return "twice"
+    return whole(json.dumps(value, ensure_ascii=False))
+
+
+@settings(max_examples=200)
+@given(ANY_JSON)
+@example('{"a" :1,"a":2}')
+@example('{"a":1,"b":":","a" :2}')
+@example('{"a":"\\":","\\\\":1,"a" :2}')
+@example('{"\\\\":1,"\\\\":2}')
+def test_a_name_is_refused_exactly_where_an_object_has_it_twice(text):
+    for given_text in (text, text.encode()):
+        try:
+            read = json.dumps(exact_json.load_given(given_text), ensure_ascii=False)
+        except ValueError as error:
+            read = str(error).split()[-1]
+        assert read == read_by_python(text)
+
+
+def test_what_is_too_deep_to_look_for_names_is_refused():
+    text = "[" * 1010 + '{"a":1,"a":2}' + "]" * 1010
+    with pytest.raises(ValueError, match="nested too deeply"):
+        exact_json.load_given(text)
 
 
 def test_a_conversation_as_text_has_each_name_once():

@@ -32,7 +32,7 @@ from aft_factory.records.fields import LIST, OBJECT, kind, known, names_of, opti
 from aft_factory.records.layouts import read_query
 from aft_factory.records.leftovers import refuse_leftovers
 from aft_factory.records.messages import Message, parse_messages
-from aft_factory.records.record import Row, content_id
+from aft_factory.records.record import PROPOSAL_KEYS, Row, content_id
 from aft_factory.records.tables import FORMATS
 
 # FastChat's `temperature_config`; it takes the default for other categories.
@@ -95,15 +95,18 @@ def read_as(name: str, row: Any) -> Query:
 def detect_task(row: Any) -> str:
     """Name the task whose layout a row has, by its keys; `records` where it has no other.
 
-    Many rows have a question and an answer: they are a benchmark's where they have nothing else.
+    Many rows have a question and an answer: they are a benchmark's where they have nothing else,
+    or an answer that ends as GSM8K's do.
     """
     keys = set(row) if isinstance(row, OBJECT) else set()
     if {"question_id", "turns"} <= keys and _are_texts(row["turns"]):
         return "mt_bench"  # Arena-Hard has objects in the place of texts, and one turn: a record
     if {"key", "prompt", "instruction_id_list"} <= keys:
         return "ifeval"
-    if {"question", "answer"} <= keys <= TASKS["gsm8k"].known_columns:
-        return "gsm8k"
+    if {"question", "answer"} <= keys and not keys & set(PROPOSAL_KEYS):
+        last = str(row["answer"]).rstrip().rpartition("\n")[2]
+        if keys <= TASKS["gsm8k"].known_columns or last.startswith("#### "):
+            return "gsm8k"
     is_eval = "instruction" in keys and keys & {"dataset", "generator"}
     if is_eval and keys <= TASKS["alpaca_eval"].known_columns:
         return "alpaca_eval"

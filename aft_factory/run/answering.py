@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 def build_stage(settings: RunSettings, name: str, first: Any = None) -> Stage:
     """Return what a run does with a row of a task, of which this is the first."""
     task = TASKS[name]
-    if problems := settings.output_problems(name):
+    if problems := settings.output_problems(name, first):
         raise UsageError(*problems)
     for told in decoding_told(settings, name):
         _log.warning("%s", told)

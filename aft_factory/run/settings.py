@@ -126,7 +126,7 @@ class RunSettings(RewardSettings, AskSettings):
             except UsageError as error:
                 problems.append(str(error))
         problems += self.strategy_problems() + self.unneeded_reward()
-        return problems + self.output_problems(self.task)
+        return problems if self.task is None else problems + self.output_problems(self.task)
 
     def strategy_problems(self) -> list[str]:
         """Return what does not go with the strategy."""
@@ -184,22 +184,32 @@ class RunSettings(RewardSettings, AskSettings):
             if getattr(self, field.name) != getattr(default, field.name)
         ]
 
-    def output_problems(self, name: str | None) -> list[str]:
-        """Return what is wrong with the benchmark's file, if the task is of this name."""
-        problems = []
-        if self.task_output is not None:
-            try:
-                suffix = table_format(self.task_output)
-            except UsageError as error:
-                return [f"task_output: {error}"]
-            task = TASKS.get(name or "")
-            if task is None or task.write_row is None:
-                own = [name for name, task in TASKS.items() if task.write_row is not None]
-                problems.append(f"task_output: needs --task, one of {', '.join(own)}")
-            elif suffix not in task.suffixes:
-                expected = " or ".join(task.suffixes)
-                problems.append(f"task_output: {name} wants a file that ends in {expected}")
-        return problems
+    def output_problems(self, name: str, row: Any = None) -> list[str]:
+        """Return what is wrong with the benchmark's file, if the task is of this name.
+
+        Args:
+            name: The task, as it was set or as its first row tells.
+            row: The first row.
+        """
+        if self.task_output is None or name not in TASKS:
+            return []
+        try:
+            suffix = table_format(self.task_output)
+        except UsageError as error:
+            return [f"task_output: {error}"]
+        task = TASKS[name]
+        if task.write_row is None:
+            own = {name: task for name, task in TASKS.items() if task.write_row is not None}
+            alike = [
+                f"--task {name}, if these are its rows ({', '.join(task.columns)})"
+                for name, task in own.items()
+                if isinstance(row, dict) and row.keys() >= set(task.columns)
+            ]
+            needed = " or ".join(alike) or f"--task, one of {', '.join(own)}"
+            return [f"task_output: needs {needed}"]
+        if suffix not in task.suffixes:
+            return [f"task_output: {name} wants a file that ends in {' or '.join(task.suffixes)}"]
+        return []
 
     def options(self) -> dict[str, Any]:
         """Return the options of the strategy: its own where nothing was said."""

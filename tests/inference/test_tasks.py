@@ -224,6 +224,13 @@ def test_rows_of_alpaca_eval_are_known_by_their_keys(row):
     assert detect_task(row) == "alpaca_eval"
 
 
+def test_rows_of_gsm8k_are_known_by_how_their_answers_end_whatever_else_they_have():
+    more = {"idx": 0, "split": "test", "note": "checked"}
+    assert detect_task(GSM8K | more) == "gsm8k"
+    assert detect_task(GSM8K | more | {"answer": "72"}) == "records"
+    assert detect_task(GSM8K | more | {"proposals": ["72"]}) == "records"
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -321,6 +321,17 @@ def test_a_flag_adds_to_the_columns_of_a_file(run, tmp_path):
     assert (code, "1 x context: may belong" in out) == (1, True)
 
 
+def test_a_benchmarks_file_is_written_of_rows_known_as_its_own(run, tmp_path):
+    own = tmp_path / "own.jsonl"
+    flags = ("--task-output", str(own))
+    row = {"idx": 7, "question": "How much is 8 * 9?", "answer": "8 * 9 = 72\n#### 72"}
+    assert run([row], *flags)[0] == 0
+    assert json.loads(own.read_text())["answer"] == row["answer"]
+    code, _, _, err = run([row | {"answer": "72"}], *flags, "--overwrite")
+    assert code == 2
+    assert "needs --task gsm8k, if these are its rows (question, answer)" in err
+
+
 def test_all_wrong_settings_are_reported_at_once_with_suggestions(run, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("widht: 3\ntop_p: high\nseed: 1.5\n")

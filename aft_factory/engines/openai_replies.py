@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
+from aft_factory.engines.endings import is_broken, is_filtered
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Piece, Reply, Told
 from aft_factory.prompts.thoughts import FIELDS, ThoughtWords
@@ -150,9 +151,13 @@ def read_reply(
         reason = choice.get("finish_reason") or "stop"
         message = _object(choice.get("message"))
         text = _text_of(choice["text"] if "text" in choice else message.get("content"))
-        if reason in ("error", "abort") or not isinstance(text, str | None):
+        if is_broken(reason) or not isinstance(text, str | None):
             raise EngineError(f"a choice failed: {error_words(exact_json.dump(choice))}", "retry")
-        called = not (text and text.strip()) and message.get("tool_calls")
+        instead = None
+        if not (text and text.strip()) and message.get("tool_calls"):
+            instead = "a call of a tool"
+        elif not text and message.get("refusal") and not is_filtered(reason):
+            instead = "a refusal"
         tokens = written if len(choices) == 1 else None
         if isinstance(ids := choice.get("token_ids"), list):  # by a user's `return_token_ids`
             tokens = len(ids)
@@ -160,7 +165,7 @@ def read_reply(
             text or "",
             str(reason),
             tokens,
-            instead="a call of a tool" if called else None,
+            instead=instead,
             thought=_thought_of(message),
         ).told()
         completions.append(completion if words is None else completion.split(words))

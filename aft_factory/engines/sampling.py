@@ -183,7 +183,7 @@ class Completion:
 
     def told(self) -> Completion:
         """Return it with what it has instead of a text, if that is a whole thought."""
-        if self.text.strip() or not self.thought or self.cut_off:
+        if self.instead or self.text.strip() or not self.thought or self.cut_off:
             return self
         return replace(self, instead="a thought without an answer")
 

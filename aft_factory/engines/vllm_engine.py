@@ -18,6 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aft_factory.engines.endings import is_broken
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.sampling import Completion, Piece, Prompt, Reply, Request, Told
@@ -278,7 +279,7 @@ class VllmEngine:
 
 def _ended(final: RequestOutput | None) -> RequestOutput:
     """Return the last that vLLM told of a sample, if it came to its end."""
-    if final is None or final.outputs[0].finish_reason in ("abort", "error"):
+    if final is None or is_broken(final.outputs[0].finish_reason):
         raise EngineError("vLLM gave the request up", "retry")
     return final
 

@@ -14,6 +14,7 @@ from functools import partial
 
 from aft_factory.asking.asker import Asker
 from aft_factory.asking.journal import Place
+from aft_factory.engines.endings import is_known
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Prompt, Request, Sampling, Usage, identity_seed
 from aft_factory.errors import NoAnswer, RecordError, TooLong
@@ -168,6 +169,9 @@ class Drafting:
             return None
 
         def kept(at: int, completion: Completion) -> Completion:
+            if not is_known(completion.finish_reason):
+                word = completion.finish_reason
+                self.note(layer, at, f"ended by {word!r}, an unknown word: taken for whole")
             if watch is not None:
                 watch.used(layer, at, completion, answers=answers)
             return completion

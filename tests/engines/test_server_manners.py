@@ -454,6 +454,9 @@ def test_a_server_that_only_streams_is_asked_for_a_stream():
         ({"content": "", "reasoning": "Hm."}, "", "a thought without an answer"),
         ({"content": [{"type": "thinking", "thinking": "Hm."}]}, "", "a thought without an answer"),
         ({"content": None, "tool_calls": [{"id": "t"}]}, "", "a call of a tool"),
+        ({"content": None, "refusal": "I cannot."}, "", "a refusal"),
+        ({"content": None, "refusal": "I cannot.", "reasoning": "Hm."}, "", "a refusal"),
+        ({"content": "42", "refusal": None}, "42", None),
         ({"content": None}, "", None),
         ({"content": "42", "reasoning": "Hm."}, "42", None),
     ],
@@ -462,6 +465,16 @@ def test_of_an_answer_the_text_is_read_and_what_came_instead_is_told(message, te
     body = {"choices": [{"message": message, "finish_reason": "stop"}]}
     [reply], _ = gathered(lambda *_: web.json_response(body), questions=["?"])
     assert (reply.completions[0].text, reply.completions[0].instead) == (text, instead)
+
+
+@pytest.mark.parametrize("word", ["network_error", "insufficient_system_resource", "error"])
+def test_an_answer_that_broke_off_with_the_server_is_asked_for_again(word):
+    bodies = (
+        {"choices": [{"message": {"content": text}, "finish_reason": reason}]}
+        for text, reason in (("The ans", word), ("The answer is 42.", "stop"))
+    )
+    [reply], sent = gathered(lambda *_: web.json_response(next(bodies)), questions=["?"])
+    assert (reply.completions[0].text, len(sent)) == ("The answer is 42.", 2)
 
 
 @pytest.mark.parametrize("more", [b'"logprobs": [NaN, -Infinity],', b""])

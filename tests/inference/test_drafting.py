@@ -103,6 +103,15 @@ def test_an_empty_draft_is_resampled_under_another_seed():
     ]
 
 
+def test_an_end_by_an_unknown_word_is_taken_for_whole_and_told():
+    texts, trace = draw(CutEngine(always=True, word="ran_dry"))
+    assert len(texts) == 2
+    assert events(trace) == [
+        (slot, "ended by 'ran_dry', an unknown word: taken for whole") for slot in (0, 1)
+    ]
+    assert draw(CutEngine(always=True, word="end_turn"))[1].events == []
+
+
 def test_a_draft_that_stays_empty_is_dropped_never_padded():
     engine = ScriptedEngine(lambda r: ["fine", ""] if r.n == 2 else [" "])
     texts, trace = draw(engine)

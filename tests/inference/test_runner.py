@@ -19,6 +19,7 @@ from aft_factory.inference.runner import Runner, window
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import read_mt_bench
 from aft_factory.prompts.fitting import Fitter
+from aft_factory.prompts.markers import Markers
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
 
@@ -283,7 +284,7 @@ def test_drafts_of_all_layers_are_kept_on_request():
 def test_the_fingerprint_names_all_that_decides_an_outcome(llama3_tokenizer_dir):
     policies = [
         *(Policy(empty="drop"), Policy(truncated="drop"), Policy(filtered="drop")),
-        *(Policy(resamples=1), Policy(min_drafts=2)),
+        *(Policy(resamples=1), Policy(min_drafts=2), Policy(unfinished="drop")),
     ]
     tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
     chat = resolve_chat_template("llama3", tokenizer)
@@ -301,7 +302,18 @@ def test_the_fingerprint_names_all_that_decides_an_outcome(llama3_tokenizer_dir)
             runner(ScriptedEngine(model="other")),
             replace(runner(engine), scorer="another reward model"),
             replace(runner(engine), keep_drafts=True),
+            replace(runner(engine), use_proposals=True),
+            replace(runner(engine), no_system=frozenset({""})),
+            *(
+                replace(runner(engine), markers={"": Markers(words)})
+                for words in (["<a>"], ["<b>"])
+            ),
             *(runner(engine, policy=policy) for policy in policies),
+            *(runner(engine, final_policy=policy) for policy in policies),
+            *(replace(runner(engine), answers=count) for count in (2, 3)),
+            runner(engine, final_policy=policies[0], capped=True),
+            runner(engine, middle=Sampling(temperature=0.5)),
+            runner(engine, reads="summary"),
             runner(engine, template=load_template("moa")),
             runner(engine, proposal=Sampling(temperature=0.5)),
             runner(engine, final=Sampling(temperature=0.5)),

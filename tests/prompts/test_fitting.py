@@ -191,8 +191,10 @@ def test_a_fingerprint_names_what_decides_and_not_where_the_tokenizer_lies(tiny_
         fitter(chat="mistral"),
         fitter(limit=401),
         fitter(template="moa"),
+        fitter().but(kwargs={"enable_thinking": False}),
+        fitter().but(system=False),
     ]
-    assert len({one.fingerprint for one in (fitter(), *others)}) == 5
+    assert len({one.fingerprint for one in (fitter(), *others)}) == 7
 
 
 @given(st.text(max_size=200))

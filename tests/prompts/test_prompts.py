@@ -271,3 +271,12 @@ def test_rendering_without_jinja_gives_what_jinja_gives(name, drafts):
 def test_the_best_response_is_the_best_scored_of_those_with_a_known_score(unknown):
     scored = replace(record("unscored", "good", "poor"), scores=[unknown, 0.9, 0.1])
     assert best_response(scored) == "good"
+
+
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_a_blank_proposal_or_reference_is_no_response_whatever_its_score(blank):
+    scored = replace(record(blank, "poor"), scores=[0.9, 0.1])
+    assert best_response(scored) == "poor"
+    assert best_response(replace(scored, reference=blank)) == "poor"
+    assert best_response(replace(scored, reference="given")) == "given"
+    assert best_response(replace(record(blank, "unscored"), scores=[0.9, None])) is None

@@ -6,20 +6,14 @@ system message, the next drops it without a word. Pure.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.meta
-import jinja2.nodes
-import jinja2.sandbox
-
 from aft_factory.errors import UsageError
+from aft_factory.prompts.chat_jinja import compiled
 from aft_factory.prompts.prelude import FORMS, Prelude, without_prelude
 
 # Edges that templates are known to trim, and characters that they may take for their own.
@@ -27,6 +21,14 @@ SYSTEM = " Be 'brief' \\ and \"kind\".\n"
 QUERY = "\nHow many pails?\n\n"
 ANSWER = " {{ 6 }} pails: 5 + 1.\n"
 NEXT = "And litres? "
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "pails",
+        "description": "Counts pails.",
+        "parameters": {"type": "object", "properties": {}, "required": []},
+    },
+}
 DRAFTS = ("\nIt is thirty.", "5 x 6 = 30 {% l %}\n")
 
 
@@ -49,6 +51,11 @@ class Probe:
         said = [m["content"] for m in self.messages if m["role"] == "system"]
         return [text.strip() for text in (*said, self.messages[-1]["content"], *self.proposals)]
 
+    def bare(self) -> Probe:
+        """Return the same conversation without proposals and a system message."""
+        turns = [message for message in self.messages if message["role"] != "system"]
+        return Probe(f"no system message, {len(turns)} turns", turns)
+
     def in_parts(self) -> Probe:
         """Return the same conversation with texts as lists of parts."""
         parts = [
@@ -56,6 +63,9 @@ class Probe:
             for message in self.messages
         ]
         return replace(self, messages=parts)
+
+
+BARE = Probe("a query", [{"role": "user", "content": QUERY}])
 
 
 def conversations(answer: str = ANSWER) -> list[Probe]:
@@ -74,23 +84,27 @@ def conversations(answer: str = ANSWER) -> list[Probe]:
 class ChatTemplate:
     """A chat template that renders as transformers and vLLM render it."""
 
-    def __init__(self, source: str, tokens: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, source: str, tokens: Mapping[str, Any] | None = None, tools: list[Any] | None = None
+    ) -> None:
         """Compile it.
 
         Args:
             source: Its text.
             tokens: A tokenizer's `special_tokens_map`.
+            tools: What it is given where a call says nothing else.
 
         Raises:
             UsageError: If it is no Jinja.
         """
-        self.variables, self._compiled = _compiled(source)
-        self._tokens = dict(tokens or {"bos_token": "<s>", "eos_token": "</s>"})
+        self.variables, self._compiled = compiled(source)
+        self.tools = tools
+        self._given = dict(tokens or {"bos_token": "<s>", "eos_token": "</s>"})
+        self._given |= {"tools": tools, "documents": None, "add_generation_prompt": True}
 
     def render(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
         """Return the text of a conversation."""
-        more = {"add_generation_prompt": True} | self._tokens | more
-        return self._compiled.render(messages=messages, **more)
+        return self._compiled.render(messages=messages, **self._given | more)
 
     def __call__(self, probe: Probe, **more: Any) -> str:
         """Return the text of a probe."""
@@ -113,6 +127,8 @@ def fitting_prelude(
         UsageError: If no form works; says what happened with each.
     """
     problems = []
+    if not _shown(chat, tokens)[1]:
+        raise UsageError(f"this is no chat template of conversations: {_unshown(chat, tokens)}")
     for form in FORMS:
         candidate = replace(prelude, form=form)
         problem = first_loss(candidate.before(chat), tokens)
@@ -130,41 +146,71 @@ def first_loss(chat: str, tokens: Mapping[str, Any] | None = None) -> str | None
     Returns:
         What was asked, and what became of it; None if all is well.
     """
-    template, plain = ChatTemplate(chat, tokens), ChatTemplate(without_prelude(chat), tokens)
-    if "proposals" not in template.variables:
+    if "proposals" not in ChatTemplate(chat, tokens).variables:
         return "it has no variable `proposals`"
-    bare = Probe("a query", [{"role": "user", "content": QUERY}])
-    shapes = _shapes(plain)
+    plain, shapes = _shown(without_prelude(chat), tokens)
     if not shapes:
-        return f"it does not show a plain query: it writes {_outcome(plain, bare)!r}"
+        return _unshown(without_prelude(chat), tokens)
+    template = ChatTemplate(chat, tokens, plain.tools)
     for probe in conversations():
         for shape in shapes if probe.proposals else []:
             text = _outcome(template, shape(probe))
-            if not _has_once(text, probe.texts()):
+            if not _has_once(text, probe.texts()) and not _failure(plain, shape(probe.bare())):
                 return f"for {probe.about} it writes {text[-120:]!r}"
     return None
 
 
+def own_limits(chat: str, tokens: Mapping[str, Any] | None = None) -> list[str]:
+    """Tell what a chat template cannot render by itself, whether there are proposals or not."""
+    plain, shapes = _shown(without_prelude(chat), tokens)
+    found = []
+    if plain.tools:
+        found.append(f"conversations without tools ({_outcome(ChatTemplate(chat, tokens), BARE)})")
+    for probe in conversations():
+        if probe == probe.bare() and shapes and (error := _failure(plain, shapes[0](probe))):
+            found.append(f"conversations of {len(probe.messages)} turns ({error})")
+    return found
+
+
 def takes_system(chat: str, tokens: Mapping[str, Any] | None = None) -> bool:
     """Tell whether a chat template shows system messages; some refuse them, some drop them."""
-    template = ChatTemplate(chat, tokens)
-    shapes = _shapes(template)
+    template, shapes = _shown(chat, tokens)
     probes = [p for p in conversations() if p.messages[0]["role"] == "system" and not p.proposals]
     return not shapes or all(
-        _has_once(_outcome(template, shapes[0](probe)), probe.texts()) for probe in probes
+        _has_once(_outcome(template, shapes[0](probe)), probe.texts())
+        or bool(_failure(template, shapes[0](probe.bare())))
+        for probe in probes
     )
 
 
 Shape = Callable[[Probe], Probe]
 
 
+def _shown(chat: str, tokens: Mapping[str, Any] | None = None) -> tuple[ChatTemplate, list[Shape]]:
+    """Return a chat template as it shows a plain query, and the shapes of messages that it takes.
+
+    Some are for conversations with tools only.
+    """
+    template = ChatTemplate(chat, tokens)
+    for each in (template, ChatTemplate(chat, tokens, [TOOL])):
+        if shapes := _shapes(each):
+            return each, shapes
+    return template, []
+
+
+def _unshown(chat: str, tokens: Mapping[str, Any] | None = None) -> str:
+    """Tell that a chat template does not show a plain query."""
+    return (
+        f"it does not show a plain query: it writes {_outcome(ChatTemplate(chat, tokens), BARE)!r}"
+    )
+
+
 def _shapes(template: ChatTemplate) -> list[Shape]:
     """Return the shapes of messages that a chat template takes: texts, parts or both."""
-    bare = Probe("a query", [{"role": "user", "content": QUERY}])
-    text, parts = _outcome(template, bare), _outcome(template, bare.in_parts())
-    shapes: list[Shape] = [lambda probe: probe] if _has_once(text, bare.texts()) else []
+    text, parts = _outcome(template, BARE), _outcome(template, BARE.in_parts())
+    shapes: list[Shape] = [lambda probe: probe] if _has_once(text, BARE.texts()) else []
     # Parts that it does not know may be shown too, as a list of Python's.
-    if _has_once(parts, bare.texts()) and (parts == text or not shapes):
+    if _has_once(parts, BARE.texts()) and (parts == text or not shapes):
         shapes.append(Probe.in_parts)
     return shapes
 
@@ -174,7 +220,8 @@ def first_change(chat: str, tokens: Mapping[str, Any] | None = None) -> str | No
 
     Whether to think is said, since it may set what holds where nothing is said.
     """
-    whole, plain = ChatTemplate(chat, tokens), ChatTemplate(without_prelude(chat), tokens)
+    plain, _ = _shown(without_prelude(chat), tokens)
+    whole = ChatTemplate(chat, tokens, plain.tools)
     probes = [probe for probe in conversations() if not probe.proposals]
     for thinking in (True, False):
         problem = first_difference(
@@ -217,36 +264,10 @@ def _outcome(template: ChatTemplate, probe: Probe, **more: Any) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-@lru_cache(maxsize=32)
-def _compiled(source: str) -> tuple[set[str], jinja2.Template]:
-    """Return the variables of a chat template, and what renders it."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: form}
+def _failure(template: ChatTemplate, probe: Probe) -> str | None:
+    """Return the error by which a chat template refuses a probe; None if it does not."""
     try:
-        variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
-        return variables, environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise UsageError(f"the chat template is no Jinja: {error.message}") from None
-
-
-class _Generation(jinja2.ext.Extension):
-    """The tag `generation`, by which transformers finds answers in a text."""
-
-    tags = {"generation"}  # noqa: RUF012 - as Jinja has it
-
-    def parse(self, parser: Any) -> Any:
-        """Take what stands between the tags as it is."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+        template(probe)
+    except Exception as error:  # a template is a program, and can fail in any way
+        return f"{type(error).__name__}: {error}"
+    return None

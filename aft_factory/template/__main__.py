@@ -9,7 +9,7 @@ import yaml
 
 from aft_factory.errors import UsageError
 from aft_factory.prompts.prelude import has_prelude
-from aft_factory.prompts.probing import first_change, first_loss, fitting_prelude
+from aft_factory.prompts.probing import first_change, first_loss, fitting_prelude, own_limits
 from aft_factory.stage.command import PlainCommand
 from aft_factory.template import folder
 from aft_factory.template.making import Source, make, open_source, table
@@ -51,6 +51,8 @@ def do(settings: TemplateSettings) -> int:
         "probes: with proposals, each draft, the query and a system message are in the prompt "
         "once; without them nothing changes"
     )
+    for limit in own_limits(text, source.tokens):
+        _tell(f"note: with proposals or without, it cannot render {limit}")
     if settings.yaml:
         print(yaml.safe_dump({"custom_chat_template": text}, allow_unicode=True), end="")
     elif settings.write is None:
@@ -80,6 +82,8 @@ def _check(settings: TemplateSettings, source: Source) -> int:
         problem = first_change(source.own, source.tokens)
     if problem is None:
         print(f"{settings.source}: takes proposals; each text is in the prompt once")
+        for limit in own_limits(source.own, source.tokens):
+            print(f"note: with proposals or without, it cannot render {limit}")
         return 0
     print(f"{settings.source}: {problem}")
     return 1

@@ -18,6 +18,7 @@ from aft_factory.prompts.probing import (
     first_change,
     first_loss,
     fitting_prelude,
+    own_limits,
     takes_system,
 )
 from aft_factory.prompts.rendering import load_template, with_aggregator
@@ -249,6 +250,54 @@ def test_whether_to_think_is_a_default_that_a_request_overrides():
 def test_a_chat_template_that_loses_or_repeats_a_text_is_refused_with_what_it_writes(chat, why):
     with pytest.raises(UsageError, match=why):
         fitting_prelude(chat, Prelude())
+
+
+def test_it_is_rendered_as_transformers_does():
+    """Without tools these are none, which is not undefined; `tojson` takes options of its own."""
+    chat = (
+        "{{ tools is none }} {{ documents is none }} {{ {'b': 'ä', 'a': '<'} | tojson }}"
+        "{{ {'b': 'ä', 'a': '<'} | tojson(ensure_ascii=true, indent=1, separators=(',', '='), sort_keys=true) }}"
+    )
+    (shown,) = outcome(chat, [])
+    assert shown.startswith("True True {")
+    assert "\\u00e4" in shown
+    assert ChatTemplate(chat).render([]) == shown
+
+
+# What a chat template cannot render is no loss of the prelude's, but told.
+FOR_TOOLS = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}" + EACH
+FOR_ONE_TURN = EACH.replace(
+    "}" + TURN, "}{% if m.role == 'assistant' %}{% set m.seen = 1 %}{% endif %}" + TURN
+)
+
+
+def test_a_template_for_conversations_with_tools_takes_proposals_beside_them():
+    whole = fitting_prelude(FOR_TOOLS, Prelude()).before(FOR_TOOLS)
+    assert first_loss(whole) is first_change(whole) is None
+    (limit,) = own_limits(whole)
+    assert limit == "conversations without tools (TypeError: 'NoneType' object is not iterable)"
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    (shown,) = outcome(whole, [{"role": "user", "content": "q"}], tools=tools, proposals=["five"])
+    assert shown.startswith("add<system>")
+    assert "five" in shown
+    assert takes_system(FOR_TOOLS)
+    dropping = FOR_TOOLS.replace("in messages", "in messages if m.role != 'system'")
+    assert fitting_prelude(dropping, Prelude()).form == "user"
+    assert not takes_system(dropping)
+
+
+def test_a_template_that_cannot_render_earlier_answers_takes_proposals_in_other_conversations():
+    whole = fitting_prelude(FOR_ONE_TURN, Prelude()).before(FOR_ONE_TURN)
+    assert first_loss(whole) is first_change(whole) is None
+    (limit,) = own_limits(whole)
+    assert limit.startswith("conversations of 3 turns (TemplateRuntimeError: cannot assign")
+    assert own_limits(EACH) == []
+    assert takes_system(FOR_ONE_TURN)
+    refusing = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + FOR_ONE_TURN
+    )
+    assert fitting_prelude(refusing, Prelude()).form == "user"
+    assert not takes_system(refusing)
 
 
 def test_a_template_that_looks_ours_but_takes_no_proposals_is_found_out():

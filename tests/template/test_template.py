@@ -86,6 +86,17 @@ def test_of_a_file_it_prints_the_same_with_a_prelude_and_tells_the_form(
     )
 
 
+def test_what_the_template_itself_cannot_render_is_told(tmp_path, capsys):
+    path = tmp_path / "own.jinja"
+    path.write_text("{% if messages | length > 1 %}{{ messages.none.none }}{% endif %}" + BODY)
+    note = "note: with proposals or without, it cannot render conversations of 3 turns (Undefined"
+    code, out, err = run(capsys, path)
+    assert (code, err.splitlines()[-1].startswith(note)) == (0, True)
+    path.write_text(out)
+    code, out, _ = run(capsys, path, "--check")
+    assert (code, out.splitlines()[-1].startswith(note)) == (0, True)
+
+
 def test_a_template_that_fails_the_check_is_told_with_what_it_writes(tmp_path, capsys):
     path = tmp_path / "own.jinja"
     path.write_text(BODY)

@@ -18,6 +18,7 @@ from aft_factory.errors import UsageError, suggest
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.rendering import TEMPLATES, load_template
 from aft_factory.prompts.selection import PAPER
+from aft_factory.prompts.thoughts import SWITCHES
 from aft_factory.records.files import read_text
 
 # Where the aggregator prompt stands: as the system message, in the shape of the others (text or
@@ -40,8 +41,9 @@ class Prelude:
         form: Where the aggregator prompt stands.
         aggregator: Name or path of the aggregator prompt.
         markers: What to break in texts; None breaks those of all known families.
-        thinking: Whether the model thinks where a request does not say, by `enable_thinking`; None
-            leaves that to the chat template.
+        thinking: Whether the model thinks where a request does not say; None leaves that to the
+            chat template.
+        switch: The variable that says so.
         name: Who made it, which a later look finds in the text; such as `aft_llama3`.
     """
 
@@ -49,14 +51,15 @@ class Prelude:
     aggregator: str = PAPER.template
     markers: Markers | None = None
     thinking: Thinking | None = None
+    switch: str = SWITCHES[0]
     name: str = "aft template"
 
     def before(self, chat: str) -> str:
         """Return a chat template with this prelude, in place of one that it may have already."""
         defaults = ""
         if self.thinking is not None:
-            default = f"{{%- set enable_thinking = {self.thinking} -%}}"
-            defaults = f"{{%- if enable_thinking is not defined -%}}{default}{{%- endif -%}}"
+            default = f"{{%- set {self.switch} = {self.thinking} -%}}"
+            defaults = f"{{%- if {self.switch} is not defined -%}}{default}{{%- endif -%}}"
         words = (self.markers or known_markers()).words
         return fill(
             "prelude",

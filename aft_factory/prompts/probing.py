@@ -15,6 +15,7 @@ from typing import Any
 from aft_factory.errors import UsageError
 from aft_factory.prompts.chat_jinja import compiled
 from aft_factory.prompts.prelude import FORMS, Prelude, without_prelude
+from aft_factory.prompts.thoughts import SWITCHES
 
 # Edges that templates are known to trim, and characters that they may take for their own.
 SYSTEM = " Be 'brief' \\ and \"kind\".\n"
@@ -215,6 +216,16 @@ def _shapes(template: ChatTemplate) -> list[Shape]:
     return shapes
 
 
+def thinking_switch(chat: str, tokens: Mapping[str, Any] | None = None) -> str | None:
+    """Return the variable by which a chat template is told whether to think; None if by none."""
+    plain, _ = _shown(without_prelude(chat), tokens)
+    for name in SWITCHES:
+        told = [_outcome(plain, BARE, **{name: think}) for think in (True, False)]
+        if told[0] != told[1]:
+            return name
+    return None
+
+
 def first_change(chat: str, tokens: Mapping[str, Any] | None = None) -> str | None:
     """Tell what a prelude changes of conversations without proposals; None if nothing.
 
@@ -225,8 +236,8 @@ def first_change(chat: str, tokens: Mapping[str, Any] | None = None) -> str | No
     probes = [probe for probe in conversations() if not probe.proposals]
     for thinking in (True, False):
         problem = first_difference(
-            partial(_outcome, whole, enable_thinking=thinking),
-            partial(_outcome, plain, enable_thinking=thinking),
+            partial(_outcome, whole, **dict.fromkeys(SWITCHES, thinking)),
+            partial(_outcome, plain, **dict.fromkeys(SWITCHES, thinking)),
             probes,
         )
         if problem is not None:

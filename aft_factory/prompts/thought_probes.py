@@ -13,14 +13,13 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.prompts.thoughts import FIELDS, ThoughtWords
+from aft_factory.prompts.thoughts import FIELDS, SWITCHES, ThoughtWords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 QUESTION = [{"role": "user", "content": "How many?"}]
 THOUGHT, ANSWER = "Let me count.", "Forty-two."  # of probes
-SWITCHES = ("enable_thinking", "thinking")  # what templates are told whether to think by
 # An answer; to some templates, it and the thought before it are parts or blocks.
 _ANSWERS: tuple[dict[str, Any], ...] = (
     {"role": "assistant", "content": ANSWER},

@@ -15,6 +15,7 @@ from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers, known_markers
+from aft_factory.prompts.probing import ChatTemplate
 from aft_factory.prompts.rendering import AggregatorTemplate, load_template
 from aft_factory.prompts.tokenizer import tokenizer_markers
 from aft_factory.records.network import read_key
@@ -126,8 +127,8 @@ async def open_engines(
             from aft_factory.engines.vllm_sampling import check_sampling
 
             assert settings.model is not None
-            if settings.sampling_args:
-                check_sampling(settings.sampling_args)
+            for extra in filter(None, (sampling.extra for sampling in settings.samplings())):
+                check_sampling(extra)
             engine = await VllmEngine.start(
                 settings.model,
                 adapter=None if settings.adapter is None else str(settings.adapter),
@@ -141,6 +142,11 @@ async def open_engines(
         for asks in engines.values() if settings.split_samples else ():
             asks.most_samples = 1
         check_room(engines, settings.samplings())
+        ignored = ignored_variables(engines, settings.samplings())
+        if ignored and not settings.base_url:
+            raise UsageError(f"sampling_args: {ignored}")
+        if ignored:  # its server may have another chat template
+            _log.warning("sampling_args: %s", ignored)
         asked = list(engines) if chat else []
         takes = await gather_or_cancel(engines[name].takes_system() for name in asked)
         no_system = frozenset(name for name, yes in zip(asked, takes, strict=True) if not yes)
@@ -159,6 +165,19 @@ async def open_engines(
             engines, fitters, in_flight, shape_name, name=own_name, no_system=no_system
         )
         yield opened
+
+
+def ignored_variables(engines: Mapping[str, Engine], samplings: Iterable[Sampling]) -> str | None:
+    """Tell which variable a chat template is handed in vain, as it does not know it."""
+    asked = {name for s in samplings for name in s.extra.get("chat_template_kwargs") or {}}
+    for engine in engines.values() if asked else ():
+        known = ChatTemplate(engine.chat_template or "").variables
+        if engine.chat_template is not None and (unknown := sorted(asked - known)):
+            return (
+                f"chat_template_kwargs has {unknown[0]!r}, of which the chat template of "
+                f"{engine.model} knows nothing; its variables are {', '.join(sorted(known))}"
+            )
+    return None
 
 
 def check_room(engines: Mapping[str, Engine], samplings: Iterable[Sampling]) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.prompts.prelude import THINKING, Prelude
-from aft_factory.prompts.probing import fitting_prelude
+from aft_factory.prompts.probing import fitting_prelude, thinking_switch
+from aft_factory.prompts.thoughts import SWITCHES
 from aft_factory.prompts.tokenizer import load_tokenizer, tokenizer_markers
 from aft_factory.records.files import read_text
 from aft_factory.template.folder import NAME, own_template
@@ -88,14 +89,24 @@ def make(settings: TemplateSettings, source: Source) -> tuple[str, str, Prelude]
             f"{settings.source} has no chat template; name one of LLaMA-Factory's, or a file, as "
             "SOURCE, and the folder by --write"
         )
+    switch = thinking_switch(source.own, source.tokens)
+    if switch is None:
+        _refuse_thinking(settings, f"neither {' nor '.join(SWITCHES)} changes a prompt of it")
     prelude = Prelude(
         aggregator=settings.template,
         markers=source.tokenizer and tokenizer_markers(source.tokenizer, source.own),
+        switch=switch or SWITCHES[0],
         thinking=None if settings.thinking is None else THINKING[settings.thinking == "on"],
         name=f"{NAME} {Path(settings.source or '').name}",
     )
     prelude = fitting_prelude(source.own, prelude, source.tokens)
     return prelude.before(source.own), STANDS[prelude.form], prelude
+
+
+def _refuse_thinking(settings: TemplateSettings, why: str) -> None:
+    if settings.thinking is not None:
+        told = f"{settings.source} cannot be told whether to think"
+        raise UsageError(f"--thinking {settings.thinking}: {told}: {why}")
 
 
 def _like(settings: TemplateSettings, source: Source, name: str) -> tuple[str, str, Prelude]:
@@ -106,9 +117,12 @@ def _like(settings: TemplateSettings, source: Source, name: str) -> tuple[str, s
             f"{name!r} is no folder, no file and no template of LLaMA-Factory; "
             f"{suggest(name, templates)} (a name on the hub has a slash)"
         )
+    from aft_factory.plugin.slots import thinks
     from aft_factory.plugin.twin import chat_template_for, prelude_for
 
     template = copy.copy(templates[name])
+    if not thinks(template):
+        _refuse_thinking(settings, "this template of LLaMA-Factory has no thoughts")
     if settings.thinking is not None:
         template.enable_thinking = settings.thinking == "on"
     prelude = prelude_for(template, source.tokenizer, settings.template, f"{NAME} {name}")

@@ -26,7 +26,7 @@ class TemplateSettings(Settings):
     )
     thinking: str | None = setting(
         None,
-        "whether the model thinks where a request does not say (`enable_thinking`)",
+        "whether the model thinks where no request says (`enable_thinking`, `thinking`)",
         choices=("on", "off"),
     )
     write: Path | None = written(

@@ -8,7 +8,10 @@ import pytest
 from flaky_server import FlakyServer
 
 from aft_factory.engines.sampling import Request, Sampling
+from aft_factory.engines.scripted import ScriptedEngine
+from aft_factory.errors import UsageError
 from aft_factory.prompts.tokenizer import load_tokenizer, resolve_chat_template
+from aft_factory.run.settings import RunSettings
 from aft_factory.stage.engines import Proposer, open_engines
 from aft_factory.stage.job_settings import DEFAULT_IN_FLIGHT, AskSettings
 
@@ -107,6 +110,47 @@ def test_prompts_that_cannot_be_fitted_are_told_of(tmp_path, caplog):
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path)
     assert not opening({"max_model_len": 5000}, tokenizer=str(tmp_path)).fitters
     assert "has no chat template: drafts are not fitted" in caplog.text
+
+
+THINKS = {"chat_template_kwargs": {"thinking": False}}
+
+
+def test_a_variable_that_the_served_template_may_not_know_is_told_of(served, caplog):
+    opening({}, tokenizer=served, sampling_args=THINKS)
+    assert "has 'thinking', of which the chat template of flaky knows nothing" in caplog.text
+    caplog.clear()
+    (Path(served) / "chat_template.jinja").write_text(OWN + "{{ thinking }}")
+    opening({}, tokenizer=served, sampling_args=THINKS)
+    opening({}, sampling_args=THINKS)  # whose chat template is not known
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("layer", ["sampling_args", "middle_sampling_args", "final_sampling_args"])
+def test_a_variable_that_a_model_in_process_does_not_know_is_refused(layer, monkeypatch):
+    """Else it would be handed to a chat template that ignores it without a word."""
+    engine = ScriptedEngine()
+    engine.chat_template = OWN + "{{ enable_thinking }}"
+    vllm_engine = pytest.importorskip("aft_factory.engines.vllm_engine")
+
+    async def start(*_, **__):
+        return engine
+
+    monkeypatch.setattr(vllm_engine.VllmEngine, "start", start)
+    monkeypatch.setattr(engine, "max_sequences", 1, raising=False)
+
+    async def opened(extra):
+        settings = RunSettings(**{layer: extra}, model="m")
+        async with open_engines(settings, "paper"):
+            return "opened"
+
+    with pytest.raises(
+        UsageError, match=r"'thinking'.* its variables are enable_thinking, messages"
+    ):
+        asyncio.run(opened(THINKS))
+    with pytest.raises(UsageError, match="vLLM has no 'min_pp'"):
+        asyncio.run(opened({"min_pp": 0.1}))
+    known = {"chat_template_kwargs": {"enable_thinking": False}, "min_p": 0.1}
+    assert asyncio.run(opened(known)) == "opened"
 
 
 def test_markers_are_those_of_the_models_own_tokenizer_where_it_is_known(served):

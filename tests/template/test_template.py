@@ -86,6 +86,36 @@ def test_of_a_file_it_prints_the_same_with_a_prelude_and_tells_the_form(
     )
 
 
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
+def test_whether_to_think_is_said_by_the_switch_that_the_template_has(switch, tmp_path, capsys):
+    """`enable_thinking` is nothing to one that reads `thinking`, and the other way round."""
+    path = tmp_path / "own.jinja"
+    path.write_text(BODY + "{{ '<think>' if " + switch + " else '</think>' }}")
+    for given, before, says in (("on", "<think>", False), ("off", "</think>", True)):
+        code, out, _ = run(capsys, path, "--thinking", given)
+        assert code == 0
+        assert ChatTemplate(out).render(QUERY).endswith(f"assistant\n{before}")
+        told = ChatTemplate(out).render(QUERY, **{switch: says})
+        assert told.endswith("<think>" if says else "</think>")
+        (tmp_path / "made.jinja").write_text(out)
+        assert run(capsys, tmp_path / "made.jinja", "--check")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("own.jinja", "neither enable_thinking nor thinking changes a prompt of it"),
+        ("qwen", "this template of LLaMA-Factory has no thoughts"),
+    ],
+)
+def test_one_that_cannot_be_told_whether_to_think_is_refused(source, why, tmp_path, capsys):
+    path = tmp_path / "own.jinja"
+    path.write_text(BODY)
+    code, _, err = run(capsys, path if source == path.name else source, "--thinking", "off")
+    assert code == 2
+    assert f"cannot be told whether to think: {why}" in err
+
+
 def test_what_the_template_itself_cannot_render_is_told(tmp_path, capsys):
     path = tmp_path / "own.jinja"
     path.write_text("{% if messages | length > 1 %}{{ messages.none.none }}{% endif %}" + BODY)

@@ -128,8 +128,8 @@ def fitting_prelude(
         UsageError: If no form works; says what happened with each.
     """
     problems = []
-    if not _shown(chat, tokens)[1]:
-        raise UsageError(f"this is no chat template of conversations: {_unshown(chat, tokens)}")
+    if not opened(chat, tokens)[1]:
+        raise UsageError(f"this is no chat template of conversations: {unshown(chat, tokens)}")
     for form in FORMS:
         candidate = replace(prelude, form=form)
         problem = first_loss(candidate.before(chat), tokens)
@@ -149,37 +149,25 @@ def first_loss(chat: str, tokens: Mapping[str, Any] | None = None) -> str | None
     """
     if "proposals" not in ChatTemplate(chat, tokens).variables:
         return "it has no variable `proposals`"
-    plain, shapes = _shown(without_prelude(chat), tokens)
+    plain, shapes = opened(without_prelude(chat), tokens)
     if not shapes:
-        return _unshown(without_prelude(chat), tokens)
+        return unshown(without_prelude(chat), tokens)
     template = ChatTemplate(chat, tokens, plain.tools)
     for probe in conversations():
         for shape in shapes if probe.proposals else []:
-            text = _outcome(template, shape(probe))
-            if not _has_once(text, probe.texts()) and not _failure(plain, shape(probe.bare())):
+            text = outcome_of(template, shape(probe))
+            if not _has_once(text, probe.texts()) and not failure_of(plain, shape(probe.bare())):
                 return f"for {probe.about} it writes {text[-120:]!r}"
     return None
 
 
-def own_limits(chat: str, tokens: Mapping[str, Any] | None = None) -> list[str]:
-    """Tell what a chat template cannot render by itself, whether there are proposals or not."""
-    plain, shapes = _shown(without_prelude(chat), tokens)
-    found = []
-    if plain.tools:
-        found.append(f"conversations without tools ({_outcome(ChatTemplate(chat, tokens), BARE)})")
-    for probe in conversations():
-        if probe == probe.bare() and shapes and (error := _failure(plain, shapes[0](probe))):
-            found.append(f"conversations of {len(probe.messages)} turns ({error})")
-    return found
-
-
 def takes_system(chat: str, tokens: Mapping[str, Any] | None = None) -> bool:
     """Tell whether a chat template shows system messages; some refuse them, some drop them."""
-    template, shapes = _shown(chat, tokens)
+    template, shapes = opened(chat, tokens)
     probes = [p for p in conversations() if p.messages[0]["role"] == "system" and not p.proposals]
     return not shapes or all(
-        _has_once(_outcome(template, shapes[0](probe)), probe.texts())
-        or bool(_failure(template, shapes[0](probe.bare())))
+        _has_once(outcome_of(template, shapes[0](probe)), probe.texts())
+        or bool(failure_of(template, shapes[0](probe.bare())))
         for probe in probes
     )
 
@@ -187,7 +175,7 @@ def takes_system(chat: str, tokens: Mapping[str, Any] | None = None) -> bool:
 Shape = Callable[[Probe], Probe]
 
 
-def _shown(chat: str, tokens: Mapping[str, Any] | None = None) -> tuple[ChatTemplate, list[Shape]]:
+def opened(chat: str, tokens: Mapping[str, Any] | None = None) -> tuple[ChatTemplate, list[Shape]]:
     """Return a chat template as it shows a plain query, and the shapes of messages that it takes.
 
     Some are for conversations with tools only.
@@ -199,16 +187,15 @@ def _shown(chat: str, tokens: Mapping[str, Any] | None = None) -> tuple[ChatTemp
     return template, []
 
 
-def _unshown(chat: str, tokens: Mapping[str, Any] | None = None) -> str:
+def unshown(chat: str, tokens: Mapping[str, Any] | None = None) -> str:
     """Tell that a chat template does not show a plain query."""
-    return (
-        f"it does not show a plain query: it writes {_outcome(ChatTemplate(chat, tokens), BARE)!r}"
-    )
+    written = outcome_of(ChatTemplate(chat, tokens), BARE)
+    return f"it does not show a plain query: it writes {written!r}"
 
 
 def _shapes(template: ChatTemplate) -> list[Shape]:
     """Return the shapes of messages that a chat template takes: texts, parts or both."""
-    text, parts = _outcome(template, BARE), _outcome(template, BARE.in_parts())
+    text, parts = outcome_of(template, BARE), outcome_of(template, BARE.in_parts())
     shapes: list[Shape] = [lambda probe: probe] if _has_once(text, BARE.texts()) else []
     # Parts that it does not know may be shown too, as a list of Python's.
     if _has_once(parts, BARE.texts()) and (parts == text or not shapes):
@@ -216,28 +203,19 @@ def _shapes(template: ChatTemplate) -> list[Shape]:
     return shapes
 
 
-def thinking_switch(chat: str, tokens: Mapping[str, Any] | None = None) -> str | None:
-    """Return the variable by which a chat template is told whether to think; None if by none."""
-    plain, _ = _shown(without_prelude(chat), tokens)
-    for name in SWITCHES:
-        told = [_outcome(plain, BARE, **{name: think}) for think in (True, False)]
-        if told[0] != told[1]:
-            return name
-    return None
-
-
 def first_change(chat: str, tokens: Mapping[str, Any] | None = None) -> str | None:
     """Tell what a prelude changes of conversations without proposals; None if nothing.
 
     Whether to think is said, since it may set what holds where nothing is said.
     """
-    plain, _ = _shown(without_prelude(chat), tokens)
+    plain, _ = opened(without_prelude(chat), tokens)
     whole = ChatTemplate(chat, tokens, plain.tools)
     probes = [probe for probe in conversations() if not probe.proposals]
     for thinking in (True, False):
+        more: dict[str, Any] = dict.fromkeys(SWITCHES, thinking)
         problem = first_difference(
-            partial(_outcome, whole, **dict.fromkeys(SWITCHES, thinking)),
-            partial(_outcome, plain, **dict.fromkeys(SWITCHES, thinking)),
+            partial(outcome_of, whole, **more),
+            partial(outcome_of, plain, **more),
             probes,
         )
         if problem is not None:
@@ -256,18 +234,23 @@ def first_difference(
         except Exception as error:  # a template is a program, and can fail in any way
             return f"for {probe.about} it fails: {error}"
         if got != wanted:
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(got, wanted, strict=False))
-            at = len(list(same))
+            at = alike(got, wanted)
             shown = slice(max(0, at - 12), at + 24)
             return f"for {probe.about} it writes {got[shown]!r}, not {wanted[shown]!r}"
     return None
+
+
+def alike(one: str, other: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _has_once(text: str, said: Sequence[str]) -> bool:
     return all(text.count(each) == 1 for each in said)
 
 
-def _outcome(template: ChatTemplate, probe: Probe, **more: Any) -> str:
+def outcome_of(template: ChatTemplate, probe: Probe, **more: Any) -> str:
     """Return what a chat template makes of a probe, be it an error."""
     try:
         return template(probe, **more)
@@ -275,7 +258,7 @@ def _outcome(template: ChatTemplate, probe: Probe, **more: Any) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def _failure(template: ChatTemplate, probe: Probe) -> str | None:
+def failure_of(template: ChatTemplate, probe: Probe) -> str | None:
     """Return the error by which a chat template refuses a probe; None if it does not."""
     try:
         template(probe)

@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 
 from aft_factory.errors import UsageError
+from aft_factory.prompts.habits import own_limits, own_system
 from aft_factory.prompts.prelude import has_prelude
-from aft_factory.prompts.probing import first_change, first_loss, fitting_prelude, own_limits
+from aft_factory.prompts.probing import first_change, first_loss, fitting_prelude
 from aft_factory.stage.command import PlainCommand
 from aft_factory.template import folder
 from aft_factory.template.making import Source, make, open_source, table
@@ -53,6 +54,9 @@ def do(settings: TemplateSettings) -> int:
     )
     for limit in own_limits(text, source.tokens):
         _tell(f"note: with proposals or without, it cannot render {limit}")
+    own = own_system(text, source.tokens) if prelude.form != "user" else ""
+    if own:
+        _tell(f"note: the aggregator prompt stands in the place of its own system message: {own!r}")
     if settings.yaml:
         print(yaml.safe_dump({"custom_chat_template": text}, allow_unicode=True), end="")
     elif settings.write is None:

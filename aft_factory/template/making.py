@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.prompts.habits import thinking_switch
 from aft_factory.prompts.prelude import THINKING, Prelude
-from aft_factory.prompts.probing import fitting_prelude, thinking_switch
+from aft_factory.prompts.probing import fitting_prelude
 from aft_factory.prompts.thoughts import SWITCHES
 from aft_factory.prompts.tokenizer import load_tokenizer, tokenizer_markers
 from aft_factory.records.files import read_text

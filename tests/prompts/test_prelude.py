@@ -9,6 +9,7 @@ import jinja2
 import pytest
 
 from aft_factory.errors import UsageError
+from aft_factory.prompts.habits import own_limits, own_system
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.prelude import Prelude, without_prelude
 from aft_factory.prompts.probing import (
@@ -18,7 +19,6 @@ from aft_factory.prompts.probing import (
     first_change,
     first_loss,
     fitting_prelude,
-    own_limits,
     takes_system,
 )
 from aft_factory.prompts.rendering import load_template, with_aggregator
@@ -298,6 +298,28 @@ def test_a_template_that_cannot_render_earlier_answers_takes_proposals_in_other_
     )
     assert fitting_prelude(refusing, Prelude()).form == "user"
     assert not takes_system(refusing)
+
+
+@pytest.mark.parametrize(
+    ("chat", "text"),
+    [
+        (KINDS["has a default system message"][0], "Be helpful."),
+        (EACH, ""),
+        (KINDS["folds the system message into the user's"][0], ""),
+        (KINDS["refuses a system message"][0], ""),
+        ("{{ messages[0].role }}", ""),
+        ("<s>Today is Monday." + EACH, ""),  # with a system message too
+        (
+            "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+            "{% set messages = messages[1:] %}{% endif %}<s>{{ system | default('Think first.') }}\n"
+            + EACH,
+            "Think first.",
+        ),
+    ],
+)
+def test_what_a_template_says_only_where_there_is_no_system_message_is_found(chat, text):
+    """Of a model that thinks, it may be what tells it to: an aggregation has a system message."""
+    assert own_system(chat) == own_system(Prelude().before(chat)) == text
 
 
 def test_a_template_that_looks_ours_but_takes_no_proposals_is_found_out():

@@ -86,6 +86,20 @@ def test_of_a_file_it_prints_the_same_with_a_prelude_and_tells_the_form(
     )
 
 
+def test_a_system_message_of_the_templates_own_gives_way_and_that_is_told(tmp_path, capsys):
+    path = tmp_path / "own.jinja"
+    own = "{% if messages[0].role != 'system' %}Think first.\n{% endif %}"
+    path.write_text(own + BODY)
+    note = "the aggregator prompt stands in the place of its own system message: 'Think first.'"
+    code, out, err = run(capsys, path)
+    assert (code, err.splitlines()[-1]) == (0, f"note: {note}")
+    assert "Think first." not in ChatTemplate(out).render(QUERY, proposals=["a"])
+    path.write_text(
+        own.replace("!=", "==").replace("Think first.", "{{ raise_exception('no') }}") + own + BODY
+    )
+    assert "note" not in run(capsys, path)[2]  # beside it, in the user's turn
+
+
 @pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
 def test_whether_to_think_is_said_by_the_switch_that_the_template_has(switch, tmp_path, capsys):
     """`enable_thinking` is nothing to one that reads `thinking`, and the other way round."""

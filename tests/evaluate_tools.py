@@ -94,7 +94,7 @@ class Asked(list):
 
 
 @contextlib.contextmanager
-def judging(reply):
+def judging(reply, refusal=400):
     """A judge's server: `reply` makes a choice of a body, or None to fail; yields URL and bodies."""
     asked = Asked()
 
@@ -114,11 +114,12 @@ def judging(reply):
                 content = {"id": "x", "object": "chat.completion", "created": 0}
                 content |= {"model": body["model"], "choices": [one], "usage": usage}
             data = json.dumps(content).encode()
-            self.send_response(400 if choice is None else 200)
+            self.send_response(refusal if choice is None else 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            with contextlib.suppress(OSError):  # who asked was killed
+                self.end_headers()
+                self.wfile.write(data)
 
         def log_message(self, *args):
             pass

@@ -88,6 +88,47 @@ def test_evaluations_are_of_what_the_trainings_make_and_decode_as_the_paper(path
     assert told("mmlu")[1] == told("arc_c")[1] == told("strategyqa")[1] == 0
 
 
+RECORDING = """#!/bin/sh
+echo "${0##*/} $*" >> commands
+for word; do
+    case $word in export_dir=*) mkdir -p "${word#export_dir=}";; esac
+    [ "$before" = --output ] && mkdir -p "$word" && touch "$word/results.json"
+    before=$word
+done
+exit 0
+"""
+
+
+def test_the_papers_table_is_made_of_what_each_training_left_and_goes_on(tmp_path):
+    """Which commands the script gives; what each does is tested where it is."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "llamafactory-cli"):
+        (tmp_path / "bin" / name).write_text(RECORDING)
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    script = ["bash", "examples/eval/paper.sh"]
+    for _ in range(2):
+        env = os.environ | {"PATH": path, "MT_BENCH": "data"}
+        subprocess.run(script, cwd=tmp_path, env=env, check=True)
+    commands = [line.split() for line in (tmp_path / "commands").read_text().splitlines()]
+    exports = [words for words in commands if words[0] == "llamafactory-cli"]
+    cells = [words for words in commands if "--output" in words]
+    assert (len(exports), len(cells)) == (4, 16)  # of both times: what is there is left alone
+    for command in exports:
+        assert command[1:3] == ["export", "examples/export_llama.yaml"]
+        given = dict(word.split("=", 1) for word in command[3:])
+        name = Path(given["adapter_name_or_path"]).name
+        training = read(EXAMPLES / f"{name}.yaml")
+        assert given["adapter_name_or_path"] == training["output_dir"]
+        assert given["model_name_or_path"] == training["model_name_or_path"]
+        assert given["template"] == training["template"]
+        assert given["export_dir"] == f"saves/{name}_merged.part"
+        assert (tmp_path / read(EXAMPLES / "eval" / f"{name}.yaml")["model"]).is_dir()
+        assert given.keys() <= read(EXAMPLES / "export_llama.yaml").keys()
+    assert [words[-1] for words in commands[-2:]] == ["eval/answers.csv", "eval/tasks.csv"]
+
+
 @pytest.mark.parametrize("path", TRAININGS, ids=named)
 def test_training_has_the_hyper_parameters_of_the_paper(path, tmp_path):
     model, data, training, finetuning, _ = parse_training(path, tmp_path)

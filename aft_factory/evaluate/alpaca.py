@@ -17,7 +17,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def prepare(benchmark: Benchmark, settings: EvalSettings, folder: Path, *, ask: 
     gamed = _gamed(settings, len(reference))
 
     def judge() -> Judge:
-        return Judge(settings, model, folder / "judgments.sqlite")
+        return Judge(settings, model, folder / "judgments.sqlite", _preferring(config))
 
     if ask:
         with contextlib.closing(judge()) as one:
@@ -90,8 +90,9 @@ def prepare(benchmark: Benchmark, settings: EvalSettings, folder: Path, *, ask: 
         _write_json(where / "reference.json", reference)
         own = (folder / "alpaca_eval" / "judge").absolute()
         _write_json(own / "configs.yaml", config)  # JSON is YAML
+        _keep_verdicts_only(own / "annotations_seed0_configs.json")
         _annotate(judge, where.absolute(), own, gamed)
-        return _read_leaderboard(where / "leaderboard.csv")
+        return _read_leaderboard(where / "leaderboard.csv", gamed)
 
     facts = {
         "harness": f"alpaca-eval {version('alpaca_eval')}",
@@ -166,18 +167,32 @@ def _check_log_probabilities(judge: Judge, config: dict[str, Any]) -> None:
         name: asked[name] for name in ("max_tokens", "logprobs", "top_logprobs") if name in asked
     }
     message = {"role": "user", "content": "Answer with one letter: m or M?"}
-    reply = judge.check({"messages": [message], "temperature": 0, **sent})
+    body = {"messages": [message], "temperature": 0, **sent}
     if one["fn_completion_parser"] != "logprob_parser":
-        return
-    try:
-        there = bool(reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"])
-    except (LookupError, TypeError):
-        there = False
-    if not there:
+        judge.check(body, bool)
+    elif not judge.check(body, lambda reply: bool(_tops(reply, 0))):
         raise UsageError(
             f"the judge {judge.model} tells no log-probabilities (logprobs, top_logprobs 5), of "
             "which alpaca-eval makes its preferences; vLLM's server does"
         )
+
+
+def _preferring(config: dict[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
+    """Return what tells whether alpaca-eval can read a preference from a reply."""
+    [one] = config.values()
+    if one["fn_completion_parser"] != "logprob_parser":
+        return bool
+    parsed = one["completion_parser_kwargs"]
+    tokens = {parsed["numerator_token"], *parsed["denominator_tokens"]}
+    place = parsed.get("log_prob_index", "batch")
+    index = 0 if place == "batch" else place
+    return lambda reply: not tokens.isdisjoint(_tops(reply, index))
+
+
+def _tops(reply: Mapping[str, Any], index: int) -> set[str]:
+    """Return the tokens that a judge tells the log-probabilities of, at one place of its answer."""
+    tops = reply["choices"][0]["logprobs"]["content"][index]["top_logprobs"]
+    return {top["token"] for top in tops}
 
 
 def _gamed(settings: EvalSettings, rows: int) -> Path | None:
@@ -234,14 +249,35 @@ def _annotate(judge: Callable[[], Judge], where: Path, own: Path, gamed: Path | 
             run_harness("alpaca-eval", command, one, where, where / "alpaca_eval.log", environment)
 
 
-def _read_leaderboard(path: Path) -> list[Score]:
+def _keep_verdicts_only(path: Path) -> None:
+    """Leave of alpaca-eval's verdicts those that are: not half a file, and none that is missing.
+
+    What it has no preference of it would not ask for again.
+    """
+    try:
+        rows = json.loads(read_text(path))
+    except FileNotFoundError:
+        return
+    except ValueError:  # it was killed; what was judged is kept beside it
+        rows = []
+    rows = [row for row in rows if (row["preference"] or -1) > 0]
+    if rows:
+        _write_json(path, rows)
+    else:
+        path.unlink()
+
+
+def _read_leaderboard(path: Path, gamed: Path | None) -> list[Score]:
     with io.StringIO(read_text(path), newline="") as stream:
         [row] = csv.DictReader(stream)
-    n = int(float(row["n_total"]))
+    n = int(float(row["n_total"] or 0))
+    expected = METRICS.keys() - ({"length_controlled_winrate"} if gamed is None else set())
+    if lacking := sorted(name for name in expected if not row.get(name)):
+        raise UsageError(f"alpaca-eval shows no {', '.join(lacking)}, of {n} verdicts: {path}")
     return [
         Score(name, float(row[name]), float(row[error]) if error else None, n)
         for name, error in METRICS.items()
-        if row.get(name)
+        if name in expected
     ]
 
 

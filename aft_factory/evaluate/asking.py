@@ -22,11 +22,11 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategies import STRATEGIES
-from aft_factory.inference.tasks import TASKS
+from aft_factory.inference.tasks import TASKS, Task
 from aft_factory.records.files import read_text, write_whole
 from aft_factory.records.record import Row, content_id
 from aft_factory.run.answering import build_stage, output_row
-from aft_factory.run.decoding import decoded
+from aft_factory.run.decoding import BY_ROW, decoded, decoding_told
 from aft_factory.run.settings import SAMPLED, RunSettings
 from aft_factory.stage.job import Job
 from aft_factory.stage.stage import Files
@@ -45,14 +45,26 @@ class Plan:
     part: Part
     settings: EvalSettings
 
+    @property
+    def task(self) -> Task:
+        """How answers are decoded, beside what each query says; lm-eval's tasks say it there."""
+        ours = self.part.benchmark.harness != "lm-eval"
+        return TASKS[self.part.benchmark.name if ours else "records"]
+
+    def decoding(self) -> Row:
+        """Return what the benchmark says of the final layer: a value, or that each row has one."""
+        found: Row = {}
+        for query in self.part.queries:
+            for name, value in {**self.task.decoding, **query.final}.items():
+                if name in SAMPLED and found.setdefault(name, value) != value:
+                    found[name] = BY_ROW
+        return found
+
     def queries(self, seed: int) -> Iterator[Query]:
         """Go through the queries of one run, with all that they override."""
         final = {name: getattr(self.settings.final(), name) for name in SAMPLED}
-        task = TASKS.get(self.part.benchmark.name, TASKS["records"])
-        if self.part.benchmark.harness == "lm-eval":
-            task = TASKS["records"]  # its own task says how to decode
         for query in self.part.queries:
-            query = decoded(query, self.settings, task)
+            query = decoded(query, self.settings, self.task)
             options = self.settings.options()
             yield replace(query, final={**final, **query.final}, options=options, seed=seed)
 
@@ -79,15 +91,10 @@ class Asked:
 
 def told(plan: Plan) -> list[str]:
     """Return what the user is to know of how a benchmark is asked, before it is."""
-    strategy = STRATEGIES[plan.settings.strategy]
     name, repeats = plan.part.benchmark.name, plan.settings.repeats
+    told = decoding_told(plan.settings, name, plan.decoding())
+    said = [f"{name}: {text}" for text in told]
     greedy = all(query.final["temperature"] == 0 for query in plan.queries(0))
-    said = []
-    if greedy and not strategy.has_final:
-        said.append(
-            f"{name}: {strategy.name}: drafts of temperature 0 are all alike, and asked for once; "
-            "--temperature samples them"
-        )
     if greedy and repeats > 1 and plan.settings.options().get("layers") == 0:
         said.append(f"{name}: greedy and without drafts: {repeats} runs differ by rounding only")
     return said

@@ -38,7 +38,7 @@ examples:
       --judge-url http://judge:8000/v1 --judge Qwen/Qwen2.5-72B-Instruct
 
   # runs side by side
-  aft eval --compare eval/sft eval/aft
+  aft eval --compare eval/sft eval/aft --csv eval/both.csv
 """
 
 
@@ -64,8 +64,10 @@ class EvalCommand(ConfiguredCommand[EvalSettings]):
     def _run(self, given: Mapping[str, Any]) -> int:
         args = self._arguments(given)
         if args.compare:
-            print("\n".join(compare([Path(name) for name in args.compare])))
+            print("\n".join(compare([Path(name) for name in args.compare], args.csv)))
             return 0
+        if args.csv is not None:
+            raise UsageError("csv: of what --compare prints")
         settings = self.read(given)
         names = list(dict.fromkeys(args.benchmarks or []))
         if not names:
@@ -121,11 +123,14 @@ def _report(plans: Sequence[Plan], settings: EvalSettings, asked: Asked, folder:
     write_results(folder, content)
     print("\n".join(table(content)))
     print(f"{folder / FILE}: and each harness's own files in the folders beside it")
-    if missing := sum(asked.missing.values()):
-        print(
-            f"{missing} answers are missing; with --overwrite the same command asks for them anew"
-        )
-    return 1 if missing else 0
+    missing = sum(asked.missing.values())
+    unjudged = sum(sum(one["unjudged"]) for one in content["benchmarks"])
+    for count, what in ((missing, "answers"), (unjudged, "judgments")):
+        if count:
+            print(
+                f"{count} {what} are missing; with --overwrite the same command asks for them anew"
+            )
+    return 1 if missing or unjudged else 0
 
 
 COMMAND = EvalCommand(

@@ -1,8 +1,9 @@
 """The judge's side: a small server between a harness and its judge, that keeps each judgment.
 
-A harness asks this server, which asks the judge. What was judged is kept by what was asked, the
-moment it is there: whenever a harness is killed, the same command pays no judgment twice. The key
-never reaches the harness.
+A harness asks this server, which asks the judge. What was judged is kept the moment it is there, by
+what decides it: the judge's model, the texts, the sampling; not by where the judge is served.
+Whenever an evaluation is killed, the same command pays no judgment twice. A reply that is no
+judgment is not kept: the same command asks for it anew. The key never reaches the harness.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ import orjson
 
 from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.evaluate.settings import EvalSettings
+from aft_factory.stage.guard import guarding
 
 AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
 OF_ONE = frozenset({400, 413, 422})  # refusals that may be of one request: the harness knows best
 FIRST_RETRIES = 2  # where nobody is there, that is to be known soon
 LONGEST_WAIT = 60.0  # seconds between two attempts
+
+
+Judges = Callable[[Mapping[str, Any]], bool]
 
 
 class Judge:
@@ -43,49 +48,64 @@ class Judge:
         asked: How many requests it was sent.
     """
 
-    def __init__(self, settings: EvalSettings, model: str, path: Path) -> None:
+    def __init__(self, settings: EvalSettings, model: str, path: Path, judges: Judges) -> None:
         self.model = model
         self.failure: str | None = None
         self.asked = 0
+        self._judges = judges
         self._url = settings.judge_url or _usual_url()
         self._key = os.environ.get(settings.judge_key_env, "none")
         self._timeout, self._retries = settings.timeout, settings.retries
         self._one_by_one: dict[bytes, threading.Lock] = defaultdict(threading.Lock)
+        self._refused: dict[bytes, tuple[int, bytes]] = {}
         self._lock = threading.Lock()
+        self._stopping = threading.Event()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("CREATE TABLE IF NOT EXISTS judgments (key BLOB PRIMARY KEY, reply BLOB)")
 
-    def ask(self, body: Mapping[str, Any], retries: int | None = None) -> tuple[int, bytes]:
+    def ask(self, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Return the status and body of a judgment, an earlier one where there is one."""
-        content = {**body, "model": self.model}
-        data = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
-        key = hashlib.blake2b(self._url.encode() + data, digest_size=16).digest()
+        data = self._data(body)
+        status, reply = self._once(data, data, self._retries, self._judges)
+        if status != 200 and status not in OF_ONE:
+            self.failure = f"{status}: {reply.decode('utf-8', 'replace')[:500]}"
+        return status, reply
+
+    def check(self, body: Mapping[str, Any], judges: Judges) -> bool:
+        """Ask this server for one judgment before anything is paid for; tell whether it is one.
+
+        Raises:
+            UsageError: If there is no reply, in the judge's words.
+        """
+        data = self._data(body)
+        retries = min(self._retries, FIRST_RETRIES)
+        status, reply = self._once(self._url.encode() + data, data, retries, judges)
+        if status != 200:
+            told = reply.decode("utf-8", "replace")[:500]
+            raise UsageError(f"the judge {self.model} at {self._url}: {status}: {told}")
+        return _is_one(reply, judges)
+
+    def _data(self, body: Mapping[str, Any]) -> bytes:
+        return orjson.dumps({**body, "model": self.model}, option=orjson.OPT_SORT_KEYS)
+
+    def _once(self, what: bytes, data: bytes, retries: int, judges: Judges) -> tuple[int, bytes]:
+        """Send what was not judged yet; keep what it is known by, if it is a judgment."""
+        key = hashlib.blake2b(what, digest_size=16).digest()
         with self._lock:
             one = self._one_by_one[key]
         with one:
             if (kept := self._find(key)) is not None:
                 return 200, kept
-            status, reply = self._send(data, self._retries if retries is None else retries)
-            if status == 200:
+            if key in self._refused:  # a harness may ask for it again and again
+                return self._refused[key]
+            status, reply = self._send(data, retries)
+            if status == 200 and _is_one(reply, judges):
                 with self._lock:
                     self._db.execute("INSERT OR IGNORE INTO judgments VALUES (?, ?)", (key, reply))
-            elif status not in OF_ONE:
-                self.failure = f"{status}: {reply.decode('utf-8', 'replace')[:500]}"
+            elif status in OF_ONE:
+                self._refused[key] = status, reply
             return status, reply
-
-    def check(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask for one judgment before anything is paid for.
-
-        Raises:
-            UsageError: If it cannot be had, in the judge's words.
-        """
-        status, reply = self.ask(body, min(self._retries, FIRST_RETRIES))
-        if status != 200:
-            told = reply.decode("utf-8", "replace")[:500]
-            raise UsageError(f"the judge {self.model} at {self._url}: {status}: {told}")
-        found: dict[str, Any] = json.loads(reply)
-        return found
 
     def _find(self, key: bytes) -> bytes | None:
         with self._lock:
@@ -110,14 +130,16 @@ class Judge:
                     break
             except OSError as error:
                 status, reply = 502, str(error).encode()
-            if attempt < retries:
-                time.sleep(min(0.5 * 2**attempt, LONGEST_WAIT))
+            wait = min(0.5 * 2**attempt, LONGEST_WAIT)
+            if attempt == retries or self._stopping.wait(wait):
+                break
         return status, reply
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
-        """Serve a harness; yields the URL."""
+        """Serve a harness; yields the URL. At its end, wait for what the judge is at."""
         judge = self
+        self._stopping.clear()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -136,7 +158,7 @@ class Judge:
                 """Say nothing of each request."""
 
         class Server(ThreadingHTTPServer):
-            daemon_threads = True
+            daemon_threads = False  # waited for
             request_queue_size = 128
 
         with Server(("127.0.0.1", 0), Handler) as server:
@@ -145,6 +167,7 @@ class Judge:
             try:
                 yield f"http://127.0.0.1:{server.server_port}/v1"
             finally:
+                self._stopping.set()
                 server.shutdown()
 
     def close(self) -> None:
@@ -176,23 +199,36 @@ def run_harness(
     Raises:
         UsageError: If it fails.
     """
-    with judge.serving() as url, log.open("wb") as out:
+    with (
+        judge.serving() as url,
+        log.open("wb") as out,
+        guarding(signal.SIGKILL, patience=0) as enter,
+    ):
         # The names that the versions of OpenAI's client know.
         names = {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "none"}
         env = {**os.environ, **names, **environment}
         env.pop("OPENAI_API_KEYS", None)
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=out, stderr=out, cwd=where, env=env
+            command,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            cwd=where,
+            env=env,
+            start_new_session=True,
+            preexec_fn=enter,
         )
         try:
             assert child.stdin is not None
             with contextlib.suppress(OSError), child.stdin as stdin:
                 stdin.write(b"\n")  # FastChat waits for Enter
-            while child.poll() is None and judge.failure is None:
-                time.sleep(0.1)
+            while judge.failure is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=0.1)
+                    break
         finally:
             if child.poll() is None:
-                child.kill()
+                os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     if judge.failure is not None:
         raise UsageError(f"{name}: the judge {judge.model}: {judge.failure}")
@@ -211,3 +247,11 @@ def _usual_url() -> str:
     except ImportError:
         raise MissingPackage("a judge", '"aft-factory[eval]"') from None
     return str(openai.OpenAI(api_key="none").base_url)
+
+
+def _is_one(reply: bytes, judges: Judges) -> bool:
+    """Tell whether a reply is what a harness can read a judgment from."""
+    try:
+        return judges(orjson.loads(reply))
+    except (ValueError, LookupError, TypeError):
+        return False

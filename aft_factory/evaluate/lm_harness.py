@@ -22,7 +22,7 @@ from typing import Any
 
 from aft_factory.errors import AftError, MissingPackage, UsageError, suggest
 from aft_factory.evaluate.benchmarks import Benchmark, Part, Score
-from aft_factory.evaluate.lm_tasks import localised, near
+from aft_factory.evaluate.lm_tasks import localised, near, shows_the_questions
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.inference.queries import Query
 from aft_factory.records.files import write_whole
@@ -101,6 +101,11 @@ def _load(benchmark: Benchmark, settings: EvalSettings, folder: Path) -> dict[st
             )
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
+        if shows_the_questions(task.config):
+            raise UsageError(
+                f"{benchmark.name}: {name} has no fewshot_split, so lm-eval takes its "
+                "examples from the very questions, answers and all; name one in the task file"
+            )
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return loaded
 

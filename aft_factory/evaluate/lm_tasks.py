@@ -87,6 +87,20 @@ def _scored(config: Mapping[str, Any]) -> str:
     return str(config.get("test_split") or config.get("validation_split"))
 
 
+def shows_the_questions(config: Any) -> bool:
+    """Tell whether the examples of a task are drawn from what it asks, the question itself too.
+
+    Without a split for them lm-eval takes the first that there is, and leaves the question out only
+    where the file says that they are of the test split.
+    """
+    own = config.fewshot_config
+    given = own is not None and (getattr(own, "samples", None) or getattr(own, "split", None))
+    if not config.num_fewshot or config.fewshot_split or given:
+        return False
+    asked = config.test_split or config.validation_split
+    return bool((config.training_split or config.validation_split or config.test_split) == asked)
+
+
 _SPLITS = ("training_split", "validation_split", "fewshot_split")
 
 

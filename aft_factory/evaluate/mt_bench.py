@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import shutil
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,9 +31,11 @@ from aft_factory.records.record import Row, content_id
 from aft_factory.records.tables import read_rows
 
 FILES = ("mt_bench/question.jsonl", "mt_bench/reference_answer/gpt-4.jsonl", "judge_prompts.jsonl")
+_log = logging.getLogger(__name__)
 MODEL = "aft"  # as FastChat's files know it
 JUDGE = "gpt-4"  # as FastChat knows each: it asks for no name that it does not know
 TURNS = {"first turn": "First turn", "second turn": "Second turn", "average": "Average"}
+RATING = re.compile(r"\[(\d+\.?\d*)\]")  # or in two pairs of brackets, as it asks for
 MAKES_IT = (
     "`make fastchat` makes one in .venv-fastchat, or: python3.11 -m venv fastchat && "
     "fastchat/bin/pip install 'fschat[model_worker,llm_judge]==0.2.36' 'openai<1' 'pandas<3'"
@@ -64,7 +67,7 @@ def prepare(benchmark: Benchmark, settings: EvalSettings, folder: Path, *, ask: 
     model = settings.judge if settings.judge_url and settings.judge else JUDGE
 
     def judge() -> Judge:
-        return Judge(settings, model, folder / "judgments.sqlite")
+        return Judge(settings, model, folder / "judgments.sqlite", _rates)
 
     if settings.harness_python is None:
         raise UsageError(
@@ -75,7 +78,7 @@ def prepare(benchmark: Benchmark, settings: EvalSettings, folder: Path, *, ask: 
     if ask:
         with contextlib.closing(judge()) as one:
             there = {"role": "user", "content": "Are you there?"}
-            one.check({"messages": [there], "max_tokens": 1})
+            one.check({"messages": [there], "max_tokens": 1}, bool)
     more: dict[str, Any] = {"categories": {}}
 
     def score(answers: Sequence[Sequence[str]], where: Path) -> list[Score]:
@@ -110,6 +113,11 @@ def prepare(benchmark: Benchmark, settings: EvalSettings, folder: Path, *, ask: 
 def _query(row: Row) -> Query:
     query = read_mt_bench(row)
     return Query(f"mt_bench/{query.id}", query.turns, query.row, final=query.final)
+
+
+def _rates(reply: Mapping[str, Any]) -> bool:
+    """Tell whether FastChat finds a rating in a judge's reply."""
+    return RATING.search(reply["choices"][0]["message"]["content"]) is not None
 
 
 def _judge(python: Path, judge: Judge, folder: Path, where: Path) -> str:
@@ -149,6 +157,13 @@ def _scores(
     path = place / "model_judgment" / f"{JUDGE}_single.jsonl"
     lines = read_text(path).splitlines()
     judged = [one for one in map(json.loads, lines) if one["score"] != -1]
+    if beyond := [one for one in judged if not 1 <= one["score"] <= 10]:
+        question, turn, rating = (beyond[0][key] for key in ("question_id", "turn", "score"))
+        _log.warning(
+            "mt_bench: %d ratings are not of 1 to 10, and FastChat counts them as they are: "
+            "question %s, turn %s: %s; %s",
+            *(len(beyond), question, turn, rating, path),
+        )
     by_turn = {
         turn: {one["question_id"] for one in judged if one["turn"] == number}
         for number, turn in enumerate(TURNS, start=1)

@@ -14,7 +14,7 @@ import orjson
 from aft_factory import __version__
 from aft_factory.errors import UsageError
 from aft_factory.evaluate.asking import Asked, Plan, seeds
-from aft_factory.evaluate.benchmarks import Score
+from aft_factory.evaluate.benchmarks import Part, Score
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.records.files import read_text, write_whole
 from aft_factory.records.record import Row
@@ -62,6 +62,7 @@ def _benchmark(
         "of": part.of,
         "questions": len(part.queries),
         "missing": [asked.missing[name, seed] for seed in seeds(settings)],
+        "unjudged": [_unjudged(part, scores[name, seed]) for seed in seeds(settings)],
         **part.facts,
         "strategy": own.strategy,
         "options": own.options(),
@@ -70,6 +71,11 @@ def _benchmark(
         "flops": asked.flops[name],
         **part.more,
     }
+
+
+def _unjudged(part: Part, scores: Sequence[Score]) -> int:
+    """Return of how many questions the judge's answer was no judgment: the harness skips them."""
+    return max(len(part.queries) - score.n for score in scores) if part.judged else 0
 
 
 def _decoded(plan: Plan) -> Row:
@@ -127,13 +133,15 @@ def table(content: Row) -> list[str]:
     """Return the results for a person: one line a metric."""
     lines = [("benchmark", "metric", "value", "n", "strategy", "harness")]
     for one in content["benchmarks"]:
-        missing, of = sum(one["missing"]), one["of"]
+        missing, unjudged, of = sum(one["missing"]), sum(one["unjudged"]), one["of"]
         for metric in one["metrics"]:
             n = str(metric["n"]) if metric["n"] == of else f"{metric['n']} of {of}"
             if len(metric["runs"]) > 1:
                 n += f" x {len(metric['runs'])}"
             if missing:
                 n += f", {missing} without an answer"
+            if unjudged:
+                n += f", {unjudged} without a judgment"
             shown = (one["benchmark"], metric["metric"], value_shown(metric), n)
             lines.append((*shown, strategy_shown(one), f"{one['harness']} {one['task']}"))
     return columns(lines)

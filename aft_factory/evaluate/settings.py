@@ -36,6 +36,7 @@ class EvalArguments(ConfigArguments):
     compare: list[str] = setting(
         [], "print evaluations side by side, and leave", "DIR", group=FILES
     )
+    csv: Path | None = written("of --compare: the numbers, a row a metric", "FILE", group=FILES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,12 +137,20 @@ class Drafting:
                 replace(c, text=markers.restore(c.text), thought=markers.restore(c.thought))
                 for c in reply.completions
             )
-            return [read(completion) for completion in restored]
+            return [read(completion).before(sampling.stop) for completion in restored]
 
         async def usable(at: int, completion: Completion) -> Completion | None:
             most, cut_off, budget = policy.resamples, None, sampling
             for attempt in range(most + 1):
                 problem, fate = verdict(completion, policy, most - attempt)
+                if (
+                    problem == "unanswered"
+                    and completion.thought
+                    and budget.stop
+                    and attempt < most
+                ):
+                    # A server ends a thought as well where a text of `stop` stands in it.
+                    fate, budget = "resample", replace(budget, stop=())
                 if problem is not None:
                     self.note(layer, at, problem)
                 if fate == "keep":

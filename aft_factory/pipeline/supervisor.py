@@ -16,19 +16,10 @@ from types import FrameType
 from typing import Any
 
 from aft_factory.stage.following import PIPELINE
+from aft_factory.stage.guard import guarding
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# The guard's input ends when the pipeline does, even by kill -9; it then ends all processes of the
-# stage, vLLM's among them, which would hold the GPU's memory: those that do not heed the signal by
-# SIGKILL after so many seconds. A second line says that all is well.
-GUARD = """\
-read group || exit
-read _ && exit
-kill -s "$0" -- "-$group"
-for second in $(seq "$1"); do sleep 1; kill -s 0 -- "-$group" || exit; done
-kill -s KILL -- "-$group"
-"""
 PATIENCE = 30  # seconds to wait for processes to end when they are asked to
 
 
@@ -68,36 +59,28 @@ class Supervisor:
         """
         self._training = training
         self._end = signal.SIGTERM if training else signal.SIGKILL
-        guard = subprocess.Popen(
-            ["sh", "-c", GUARD, self._end.name.removeprefix("SIG"), str(PATIENCE)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert guard.stdin is not None
-        pipe = guard.stdin.fileno()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        with guarding(self._end, PATIENCE) as enter:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-        def prepare() -> None:  # in the new process, before anything can happen to the pipeline
-            os.write(pipe, b"%d\n" % os.getpid())
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            def prepare() -> None:
+                enter()
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-        try:
-            self._process = subprocess.Popen(
-                command,
-                start_new_session=True,
-                preexec_fn=prepare,
-                env=os.environ | ({} if training else {PIPELINE: "1"}),
-            )
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            code = self._process.wait()
-            if code < 0:  # it could not end the processes that it had started
-                self._end_others(self._process.pid)
-            return code
-        finally:
-            self._process = None
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            guard.communicate(b"\n")
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    start_new_session=True,
+                    preexec_fn=prepare,
+                    env=os.environ | ({} if training else {PIPELINE: "1"}),
+                )
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                code = self._process.wait()
+                if code < 0:  # it could not end the processes that it had started
+                    self._end_others(self._process.pid)
+                return code
+            finally:
+                self._process = None
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True

@@ -6,6 +6,7 @@ the final one (`best_of_n`, `majority_vote`), what is said of sampling holds for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +25,17 @@ def decoded(query: Query, settings: RunSettings, task: Task) -> Query:
     return replace(query, final={k: v for k, v in final.items() if not _flagged(settings, k)})
 
 
-def decoding_told(settings: RunSettings, name: str) -> list[str]:
-    """Return what the user is to know of it, before anything is asked."""
-    decoding = _decoding(name)
+def decoding_told(
+    settings: RunSettings, name: str, decoding: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return what the user is to know of it, before anything is asked.
+
+    Args:
+        settings: Of the run.
+        name: Of the benchmark.
+        decoding: What it says of the final layer; None: what the task of its name says.
+    """
+    decoding = _decoding(name) if decoding is None else decoding
     told = []
     for key, value in decoding.items():
         setting = _setting(settings, key)
@@ -43,7 +52,10 @@ def decoding_told(settings: RunSettings, name: str) -> list[str]:
             for key in decoding
             if key in settings.by_flag and not _flagged(settings, key)
         ]
-    if not _has_final(settings) and used(settings, name)["temperature"] in (0, BY_ROW):
+    temperature = settings.final().temperature
+    if not _flagged(settings, "temperature"):
+        temperature = decoding.get("temperature", temperature)
+    if not _has_final(settings) and temperature in (0, BY_ROW):
         told.append(
             f"{settings.strategy}: drafts of temperature 0 are all alike, and asked for once; "
             "--temperature samples them"

@@ -4,6 +4,7 @@
 #
 #   examples/eval/paper.sh [MODEL ...]      such as aft_llama; all four by default
 #
+# What a training left in saves/MODEL is merged into its base first, saves/MODEL_merged.
 # Each cell is a folder eval/MODEL-plain or eval/MODEL-aggregated. Killed at any moment, the same
 # command goes on; a cell that has its results.json is left alone. AlpacaEval 2 and MT-Bench ask a
 # judge: OPENAI_API_KEY, or JUDGE="--judge-url URL --judge NAME". MT-Bench takes FastChat
@@ -15,6 +16,17 @@ models=("$@")
 judge=(--harness-python .venv-fastchat/bin/python --data "mt_bench=${MT_BENCH:?the folder of data of FastChat}")
 read -ra more <<<"${JUDGE:-}"
 
+of_training() { sed -n "s/^$2: *\([^ ]*\).*/\1/p" "examples/$1.yaml"; }
+
+merge() { # MODEL
+    [ -e "saves/$1_merged" ] && return
+    llamafactory-cli export examples/export_llama.yaml \
+        model_name_or_path="$(of_training "$1" model_name_or_path)" \
+        adapter_name_or_path="$(of_training "$1" output_dir)" \
+        template="$(of_training "$1" template)" export_dir="saves/$1_merged.part"
+    mv "saves/$1_merged.part" "saves/$1_merged"
+}
+
 cell() { # NAME BENCHMARK ... --flag ...
     local output=eval/$1
     shift
@@ -22,6 +34,7 @@ cell() { # NAME BENCHMARK ... --flag ...
 }
 
 for model in "${models[@]}"; do
+    merge "$model"
     config=(--config "examples/eval/$model.yaml")
     # Alone: one answer a question, without drafts.
     cell "$model-plain" alpaca_eval mt_bench "${config[@]}" "${judge[@]}" "${more[@]}" --layers 0
@@ -31,5 +44,5 @@ for model in "${models[@]}"; do
     cell "$model-aggregated-tasks" gsm8k ifeval "${config[@]}" --repeats 3
 done
 
-python -m aft_factory.evaluate --compare eval/*-plain eval/*-aggregated
-python -m aft_factory.evaluate --compare eval/*-tasks
+python -m aft_factory.evaluate --compare eval/*-plain eval/*-aggregated --csv eval/answers.csv
+python -m aft_factory.evaluate --compare eval/*-tasks --csv eval/tasks.csv

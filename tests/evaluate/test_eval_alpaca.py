@@ -97,6 +97,32 @@ def test_no_judgment_is_paid_twice(tmp_path, monkeypatch):
         assert len(asked) == 6
 
 
+def test_a_verdict_that_is_none_is_told_and_asked_for_anew(tmp_path, monkeypatch, capsys):
+    answering(monkeypatch, lambda request: "Numbers are many.")
+
+    def neither(body):
+        if "number 2" not in json.dumps(body["messages"]):
+            return prefers(0.5)(body)
+        tops = [{"token": "Both", "logprob": -0.1, "bytes": None}]
+        return {"content": "Both", "logprobs": {"content": [tops[0] | {"top_logprobs": tops}]}}
+
+    arguments = ("alpaca_eval", *reference(tmp_path), "--judge", "the-judge", "--overwrite")
+    with judging(neither) as (url, asked):
+        code, results = evaluate(tmp_path, *arguments, "--judge-url", url)
+        assert code == 1
+        assert len(asked) == 5
+    assert results["benchmarks"][0]["unjudged"] == [1]
+    assert "3 of 805, 1 without a judgment" in (told := capsys.readouterr().out)
+    assert "1 judgments are missing; with --overwrite the same command" in told
+    # Verdicts that are half written, as of a process that was killed, are no obstacle.
+    (tmp_path / "out/alpaca_eval/judge/annotations_seed0_configs.json").write_text('[{"instr')
+    with judging(prefers(0.5)) as (moved, again):
+        code, results = evaluate(tmp_path, *arguments, "--judge-url", moved)
+        assert code == 0
+        assert len(again) == 2  # whether it can judge there, and what it has not judged yet
+    assert results["benchmarks"][0]["unjudged"] == [0]
+
+
 @pytest.mark.parametrize(
     ("reply", "told"),
     [

@@ -17,6 +17,7 @@ from evaluate_tools import (
     mmlu_rows,
     write_rows,
 )
+from ifeval_tools import needs_punkt
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.scripted import ScriptedEngine
@@ -26,21 +27,6 @@ from aft_factory.evaluate.benchmarks import BENCHMARKS
 from aft_factory.evaluate.settings import EvalSettings
 
 pytest.importorskip("lm_eval", reason='lm-eval is not installed: pip install "aft-factory[eval]"')
-
-
-def has_punkt():
-    from nltk.data import find
-
-    try:
-        find("tokenizers/punkt_tab")
-    except LookupError:
-        return False
-    return True
-
-
-needs_punkt = pytest.mark.skipif(
-    not has_punkt(), reason="IFEval needs NLTK's punkt_tab (NLTK_DATA), which is not here"
-)
 
 
 def number_of(request):
@@ -324,6 +310,10 @@ def test_a_task_of_the_users_own_is_asked_for_by_its_name(tmp_path, monkeypatch)
     ("config", "told"),
     [
         ({"gen_prefix": "The answer is"}, "gen_prefix"),
+        (
+            {"num_fewshot": 2},
+            "mine has no fewshot_split, so lm-eval takes its examples from the very",
+        ),
         ({"generation_kwargs": {"num_beams": 4}}, "generation_kwargs have num_beams"),
         (
             {"output_type": "multiple_choice", "doc_to_choice": ["1", "2"], "doc_to_target": 1},
@@ -332,7 +322,13 @@ def test_a_task_of_the_users_own_is_asked_for_by_its_name(tmp_path, monkeypatch)
         ),
         ({"doc_to_text": "{{ask | no_such_filter}}"}, "lm-eval cannot"),
     ],
-    ids=["the beginning of an answer", "unknown decoding", "likelihoods", "a broken template"],
+    ids=[
+        "the beginning of an answer",
+        "examples of its questions",
+        "unknown decoding",
+        "likelihoods",
+        "a broken template",
+    ],
 )
 def test_what_a_strategy_cannot_do_is_refused_before_anything_is_asked(
     tmp_path, monkeypatch, capsys, config, told
@@ -423,16 +419,36 @@ def test_what_was_answered_needs_no_model_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--strategy", "majority_vote"], "drafts of temperature 0 are all alike"),
-        (["--layers", "0", "--repeats", "2"], "2 runs differ by rounding only"),
-        (["--strategy", "majority_vote", "--temperature", "0.7"], None),
+        ([], []),
+        (
+            ["--strategy", "majority_vote"],
+            [
+                "majority_vote: drafts of temperature 0 are all alike, and asked for once; "
+                "--temperature samples them",
+            ],
+        ),
+        (
+            ["--strategy", "majority_vote", "--temperature", "0.7"],
+            ["--temperature 0.7 goes before gsm8k's own temperature: 0.0"],
+        ),
+        (
+            ["--final-temperature", "0.5"],
+            ["--final-temperature 0.5 goes before gsm8k's own temperature: 0.0"],
+        ),
+        (
+            ["--layers", "0", "--repeats", "2"],
+            ["greedy and without drafts: 2 runs differ by rounding only"],
+        ),
     ],
 )
-def test_runs_that_cannot_differ_are_told(tmp_path, monkeypatch, caplog, arguments, told):
+def test_what_becomes_of_the_decoding_is_told_as_by_a_run(
+    tmp_path, monkeypatch, caplog, arguments, told
+):
     answering(monkeypatch, number_of)
     evaluate(tmp_path, "gsm8k", "--data", gsm8k(tmp_path, 1), *arguments)
-    found = [one for one in caplog.messages if one.startswith("gsm8k: ")]
-    assert [told in one for one in found] == ([True] if told else [])
+    assert [one for one in caplog.messages if one.startswith("gsm8k: ")] == [
+        f"gsm8k: {text}" for text in told
+    ]
 
 
 def test_existing_results_are_not_replaced_unasked(tmp_path, monkeypatch, capsys):

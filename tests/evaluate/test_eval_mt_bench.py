@@ -34,37 +34,48 @@ def data(tmp_path):
 
 
 def rates(body):
-    """6 for a first turn, 8 for a second one; no rating for the roleplay of question 91."""
-    text = body["messages"][-1]["content"]
-    if "Elon Musk" in text:
-        return {"content": "I would rather not rate this."}
+    """6 for a first turn, 8 for a second one."""
     second = "second user question" in json.dumps(body)
     return {"content": f"It is fine. Rating: [[{8 if second else 6}]]"}
 
 
+def will_not_rate_all(body):
+    """No rating for the roleplay of question 91."""
+    if "Elon Musk" in body["messages"][-1]["content"]:
+        return {"content": "I would rather not rate this."}
+    return rates(body)
+
+
 @needs_fastchat
 @pytest.mark.slow
-def test_both_turns_are_judged_and_counted_by_fastchat(tmp_path, monkeypatch, data, capsys):
+def test_both_turns_are_judged_and_counted_by_fastchat(tmp_path, monkeypatch, data, capsys, caplog):
     requests = answering(monkeypatch, lambda request: "An answer.")
     arguments = ("mt_bench", "--data", data, "--harness-python", str(PYTHON), "--layers", "0")
-    with judging(rates) as (url, asked):
-        judge = ("--judge-url", url, "--judge", "my-judge")
-        code, results = evaluate(tmp_path, *arguments, *judge, "--limit", "12")
-        assert code == 0
+    arguments += ("--judge", "my-judge", "--limit", "12")
+    with judging(will_not_rate_all) as (url, asked):
+        code, results = evaluate(tmp_path, *arguments, "--judge-url", url)
+        assert code == 1
         assert len(asked) == 1 + 24  # whether it is there, and each turn
         assert {body["model"] for body in asked} == {"my-judge"}
-        evaluate(tmp_path, *arguments, *judge, "--limit", "12", "--overwrite")
-        assert len(asked) == 25  # nothing is judged twice
     [one] = results["benchmarks"]
     found = {metric["metric"]: (metric["value"], metric["n"]) for metric in one["metrics"]}
     assert found == {"first turn": (6.0, 11), "second turn": (8.0, 11), "average": (7.0, 11)}
     assert one["categories"] == {"writing": [7.0], "roleplay": [7.0]}
     assert one["of"] == 80
-    assert "11 of 80" in capsys.readouterr().out
+    assert "11 of 80, 1 without a judgment" in capsys.readouterr().out
     # a conversation of two turns each, at the temperature of its category
     assert len(requests) == 24
     assert {request.sampling.temperature for request in requests} == {0.7}
     assert {request.sampling.max_tokens for request in requests} == {1024}
+    # Wherever the judge is served, nothing is judged twice, but what it would not.
+    with judging(lambda body: {"content": "[[85]]"}) as (moved, again):
+        code, results = evaluate(tmp_path, *arguments, "--judge-url", moved, "--overwrite")
+    assert code == 0
+    assert len(again) == 1 + 2
+    assert [metric["n"] for metric in results["benchmarks"][0]["metrics"]] == [12, 12, 12]
+    # FastChat's average is its own; what cannot be of its scale is told.
+    assert "2 ratings are not of 1 to 10" in caplog.text
+    assert "question 91, turn " in caplog.text
 
 
 @needs_fastchat

@@ -496,6 +496,21 @@ def test_a_thought_that_does_not_end_is_resampled_with_twice_the_tokens():
     assert events(trace) == [(0, "unfinished"), (0, "resampled")] * 2
 
 
+def test_a_text_of_stop_in_a_thought_ends_no_answer():
+    """A server ends the thought at it: asked anew without, and the answer is cut here."""
+    engine = thinking("<think>The", "<think>The Q: is 6 of 7.</think>It is 42.\nQ: Another?")
+    settings = replace(SETTINGS, proposal=replace(SETTINGS.proposal, stop=("Q:", "\n")))
+    texts, trace = draw(engine, settings=settings, n=1)
+    assert texts == ["It is 42."]
+    assert [request.sampling.stop for request in engine.requests] == [("Q:", "\n"), ()]
+    assert events(trace) == [(0, "unanswered"), (0, "resampled")]
+
+
+def test_a_server_that_knows_no_stop_is_cut_off_by_us():
+    settings = replace(SETTINGS, proposal=replace(SETTINGS.proposal, stop=("Q:",)))
+    assert draw(thinking("It is 42. Q: Another?"), settings=settings, n=1)[0] == ["It is 42. "]
+
+
 @pytest.mark.parametrize("fate", ["resample", "drop", "reject"])
 def test_the_fate_of_an_unfinished_thought_is_a_policy_of_its_own(fate):
     engine = thinking(*["<think>Hm"] * 3, cut=(0, 1, 2))

@@ -1,0 +1,176 @@
+"""What a judge said is kept by what decides it, whoever is killed; what is no judgment is not."""
+
+import contextlib
+import fcntl
+import os
+import random
+import signal
+import sqlite3
+import sys
+import threading
+import time
+
+import pytest
+from evaluate_tools import judging
+
+from aft_factory.errors import UsageError
+from aft_factory.evaluate.judge import Judge, run_harness
+from aft_factory.evaluate.settings import EvalSettings
+
+
+def rated(reply):
+    return "[[" in reply["choices"][0]["message"]["content"]
+
+
+def judge_at(url, folder, model="the-judge", **settings):
+    path = folder / "judgments.sqlite"
+    return Judge(EvalSettings(judge_url=url, **settings), model, path, rated)
+
+
+def body(text="Is it good?", **sampling):
+    return {"model": "gpt-4", "messages": [{"role": "user", "content": text}], **sampling}
+
+
+def test_a_judgment_is_known_by_model_texts_and_sampling_wherever_it_is_served(tmp_path):
+    with judging(lambda body: {"content": "[[7]]"}) as (url, asked):
+        first = judge_at(url, tmp_path).ask(body(temperature=0))
+        assert first[0] == 200
+    with judging(lambda body: {"content": "[[9]]"}) as (moved, again):
+        assert judge_at(moved, tmp_path).ask(body(temperature=0)) == first
+        assert (len(asked), len(again)) == (1, 0)
+        for number, (model, other) in enumerate(
+            [
+                ("the-judge", body(temperature=1)),
+                ("the-judge", body("Is it bad?", temperature=0)),
+                ("another", body(temperature=0)),
+            ]
+        ):
+            assert b"[[9]]" in judge_at(moved, tmp_path, model).ask(other)[1]
+            assert len(again) == number + 1
+
+
+def test_what_is_no_judgment_is_asked_for_anew(tmp_path):
+    replies = iter(["I would rather not.", "[[7]]"])
+    with judging(lambda body: {"content": next(replies)}) as (url, asked):
+        judge = judge_at(url, tmp_path)
+        assert b"rather not" in judge.ask(body())[1]
+        assert b"[[7]]" in judge.ask(body())[1]
+        assert b"[[7]]" in judge.ask(body())[1]
+    assert len(asked) == 2
+
+
+def test_a_refusal_is_told_as_often_as_a_harness_asks_but_sent_once(tmp_path):
+    with judging(lambda body: None) as (url, asked):
+        judge = judge_at(url, tmp_path)
+        assert judge.ask(body()) == judge.ask(body())
+        assert judge.failure is None  # it may be of this text alone
+    assert len(asked) == 1
+
+
+def test_that_a_judge_is_there_is_asked_of_each_server_until_it_can_judge(tmp_path):
+    able = []
+    with judging(lambda body: {"content": "[[7]]" if able else "no"}) as (url, asked):
+        assert not judge_at(url, tmp_path).check(body(), rated)
+        able.append(True)
+        assert judge_at(url, tmp_path).check(body(), rated)
+        assert judge_at(url, tmp_path).check(body(), rated)
+        assert len(asked) == 2
+    with pytest.raises(UsageError, match="the judge the-judge at http"):
+        judge_at("http://127.0.0.1:1/v1", tmp_path, retries=0).check(body(), rated)
+
+
+HARNESS = """
+import fcntl, json, os, sys, time, urllib.request
+
+own = open("alive", "w")
+fcntl.flock(own, fcntl.LOCK_EX)
+for number in range(int(sys.argv[1])):
+    text = {"messages": [{"role": "user", "content": f"Question {number}?"}]}
+    url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+    try:
+        with urllib.request.urlopen(url, json.dumps(text).encode()) as reply:
+            print(json.load(reply)["choices"][0]["message"]["content"])
+    except OSError:
+        time.sleep(600)  # some try for long
+"""
+
+
+def harness(judge, folder, questions=20):
+    command = [sys.executable, "-c", HARNESS, str(questions)]
+    return run_harness("a harness", command, judge, folder, folder / "log", {})
+
+
+def kept(folder):
+    with contextlib.closing(sqlite3.connect(folder / "judgments.sqlite")) as file:
+        return file.execute("SELECT count(*) FROM judgments").fetchone()[0]
+
+
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def has_ended(folder):
+    with (folder / "alive").open("w") as own:
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
+def test_killed_at_ten_moments_no_judgment_is_paid_twice_and_no_harness_stays(tmp_path):
+    draw = random.Random(1)
+    kills = [draw.randint(1, 3) for _ in range(10)]
+    paid, left, running = [], [0], [0]
+
+    def reply(body):
+        text = body["messages"][0]["content"]
+        if left[0] == 1:  # this many more before it is killed, each of them kept
+            wait_for(lambda: kept(tmp_path) == len(paid))
+            os.kill(running[0], signal.SIGKILL)
+            return None
+        left[0] -= 1
+        paid.append(text)
+        return {"content": f"[[{len(text)}]]"}
+
+    with judging(reply) as (url, _):
+        for kill in kills:
+            left[0] = kill
+            if (pid := os.fork()) == 0:
+                running[0] = os.getpid()
+                with contextlib.suppress(BaseException):
+                    harness(judge_at(url, tmp_path), tmp_path)
+                os._exit(99)
+            running[0] = pid
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+            wait_for(lambda: has_ended(tmp_path))
+        left[0] = 0
+        said = harness(judge_at(url, tmp_path), tmp_path)
+    assert said.split() == [f"[[{len(f'Question {number}?')}]]" for number in range(20)]
+    assert sorted(paid) == sorted(f"Question {number}?" for number in range(20))
+
+
+def test_where_a_judge_fails_what_it_is_at_is_waited_for_as_it_is_paid(tmp_path):
+    failed = threading.Event()
+
+    def reply(body):
+        if "Good" not in body["messages"][0]["content"]:
+            failed.set()
+            return None
+        failed.wait(60)
+        time.sleep(0.5)
+        return {"content": "[[7]]"}
+
+    with judging(reply, refusal=401) as (url, _):
+        judge = judge_at(url, tmp_path)
+        with judge.serving() as relay:
+            slow = threading.Thread(target=judge_at(relay, tmp_path / "x").ask, args=[body("Good")])
+            slow.start()
+            wait_for(lambda: judge.asked)
+            judge.ask(body("Bad"))
+            assert judge.failure.startswith("401")
+        assert kept(tmp_path) == 1
+        slow.join()

@@ -1,0 +1,41 @@
+"""IFEval in tests: NLTK's data, which its checkers take, and answers made up for its prompts."""
+
+import contextlib
+import json
+from importlib.metadata import PackageNotFoundError, distribution
+
+import pytest
+
+
+def _has_punkt():
+    """Whether NLTK finds punkt_tab: its own, or what a package of requirements/model.txt carries."""
+    try:
+        import nltk.data
+
+        with contextlib.suppress(PackageNotFoundError):
+            package = distribution("llama-index-core")
+            nltk.data.path.append(str(package.locate_file("llama_index/core/_static/nltk_cache")))
+        nltk.data.find("tokenizers/punkt_tab")
+    except (ImportError, LookupError):
+        return False
+    return True
+
+
+needs_punkt = pytest.mark.skipif(
+    not _has_punkt(), reason="IFEval needs NLTK's punkt_tab (NLTK_DATA), which is not here"
+)
+
+
+def ifeval_answer(row):
+    """A made-up answer to a prompt of IFEval, of a kind that some checkers take and others do not."""
+    told = [str(value) for own in row["kwargs"] for value in own.values() if value is not None]
+    prompt, kind = row["prompt"], row["key"] % 6
+    texts = [
+        f"{prompt}\n\nSo be it: {' '.join(told)}",
+        prompt.upper() + " THIS IS AN ANSWER, IN CAPITAL LETTERS.",
+        prompt.lower().replace(",", "") + " this is an answer in small letters.",
+        f"<<A title>>\n\n* {prompt}\n* [place] *one* *two* **three**\n\nP.S. {' '.join(told)}",
+        f"```json\n{json.dumps({'answer': prompt})}\n```",
+        f'"Das ist eine Antwort auf Deutsch. Sie ist kurz. {" ".join(told)}"',
+    ]
+    return texts[kind]

@@ -19,7 +19,7 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Prompt, Request, Sampling, Usage, identity_seed
 from aft_factory.errors import NoAnswer, RecordError, TooLong
 from aft_factory.inference.drafting_options import DraftingOptions, Trace
-from aft_factory.inference.policy import WORDS, verdict
+from aft_factory.inference.policy import WORDS, budget_after, verdict
 from aft_factory.inference.reading import read_drafts, summary_prompt
 from aft_factory.inference.room import Fitters, fitted_for, fitter_of, room_behind
 from aft_factory.inference.watching import Watch
@@ -142,15 +142,7 @@ class Drafting:
         async def usable(at: int, completion: Completion) -> Completion | None:
             most, cut_off, budget = policy.resamples, None, sampling
             for attempt in range(most + 1):
-                problem, fate = verdict(completion, policy, most - attempt)
-                if (
-                    problem == "unanswered"
-                    and completion.thought
-                    and budget.stop
-                    and attempt < most
-                ):
-                    # A server ends a thought as well where a text of `stop` stands in it.
-                    fate, budget = "resample", replace(budget, stop=())
+                problem, fate = verdict(completion, policy, most - attempt, budget.stop)
                 if problem is not None:
                     self.note(layer, at, problem)
                 if fate == "keep":
@@ -159,8 +151,7 @@ class Drafting:
                     break
                 if problem == "truncated":
                     cut_off = completion  # kept, should no better one come
-                if problem == "unfinished":
-                    budget = replace(budget, max_tokens=min(2 * budget.max_tokens, most_tokens))
+                budget = budget_after(str(problem), budget, most_tokens)
                 self.note(layer, at, "resampled")
                 try:
                     [completion] = await draw(at, 1, attempt + 1, budget)

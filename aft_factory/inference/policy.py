@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from aft_factory.engines.sampling import Completion
+from aft_factory.engines.sampling import Completion, Sampling
 
 EmptyPolicy = Literal["resample", "drop", "reject"]
 UnfinishedPolicy = Literal["resample", "drop", "reject"]
@@ -17,6 +18,7 @@ WORDS = {
     "filtered": "cut off by a filter of contents",
     "unanswered": "no text",
     "unfinished": "an unfinished thought",
+    "stopped": "a thought that a text of `stop` ended",
 }
 
 
@@ -44,20 +46,25 @@ class Policy:
     unfinished: UnfinishedPolicy | Literal["keep"] = "resample"
 
 
-def verdict(completion: Completion, policy: Policy, left: int) -> tuple[str | None, str]:
+def verdict(
+    completion: Completion, policy: Policy, left: int, stops: Sequence[str] = ()
+) -> tuple[str | None, str]:
     """Return what is wrong with a draft, if anything is, and its fate by the policy.
 
     Args:
         completion: The draft.
         policy: For unusable drafts.
         left: How often it may be resampled yet; in vain, it is dropped, but kept if cut off.
+        stops: What it was to end before. A server ends a thought as well where one stands in it.
 
     Returns:
         The event to record, and `keep`, `resample`, `drop` or `reject`.
     """
     blank = not completion.text.strip()
     fate: str
-    if blank and completion.instead is not None and not completion.cut_off:
+    if blank and completion.instead is not None and completion.thought and stops and left:
+        problem, fate = "stopped", "resample"
+    elif blank and completion.instead is not None and not completion.cut_off:
         problem, fate = "unanswered", "reject" if policy.empty == "reject" else "drop"
     elif blank and completion.thought and completion.cut_off:
         problem, fate = "unfinished", policy.unfinished
@@ -72,3 +79,10 @@ def verdict(completion: Completion, policy: Policy, left: int) -> tuple[str | No
     if fate == "resample" and not left:
         fate = "keep" if problem == "truncated" else "drop"
     return problem, fate
+
+
+def budget_after(problem: str, budget: Sampling, most_tokens: int) -> Sampling:
+    """Return how a draft is sampled anew."""
+    if problem == "unfinished":
+        return replace(budget, max_tokens=min(2 * budget.max_tokens, most_tokens))
+    return replace(budget, stop=()) if problem == "stopped" else budget

@@ -503,7 +503,7 @@ def test_a_text_of_stop_in_a_thought_ends_no_answer():
     texts, trace = draw(engine, settings=settings, n=1)
     assert texts == ["It is 42."]
     assert [request.sampling.stop for request in engine.requests] == [("Q:", "\n"), ()]
-    assert events(trace) == [(0, "unanswered"), (0, "resampled")]
+    assert events(trace) == [(0, "stopped"), (0, "resampled")]
 
 
 def test_a_server_that_knows_no_stop_is_cut_off_by_us():

@@ -172,6 +172,6 @@ def build_stage(settings: SubsetSettings, first: Any) -> Stage:
 async def _open(settings: SubsetSettings) -> AsyncIterator[OpenEngines]:
     async with (
         open_engines(settings, settings.template) as engines,
-        with_scores(engines, settings, settings.timeout, settings.retries) as scored,
+        with_scores(engines, settings, settings.timeout, settings.retries, settings.ray) as scored,
     ):
         yield scored

@@ -4,6 +4,7 @@
 | --- | --- |
 | `vllm_engine.VllmEngine` | vLLM in this process |
 | `openai_engine.OpenAIEngine` | any OpenAI-compatible server, or several of them |
+| `ray_engine.RayEngine` | replicas of a model, in this process's stead, on a Ray cluster |
 | `scripted.ScriptedEngine` | nobody: fixed replies, for tests and `--dry-run` |
 
 Reward models (`reward.RewardModel`) are `transformers_reward.TransformersReward`,

@@ -23,17 +23,9 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.sampling import Completion, Piece, Prompt, Reply, Request, Told
 from aft_factory.engines.telling import Special, apart
-from aft_factory.engines.vllm_loading import (
-    adapter_rank,
-    check_name,
-    digest,
-    engine_tokenizer,
-    failures,
-    fingerprint,
-    own_template,
-    started,
-)
+from aft_factory.engines.vllm_loading import failures, started
 from aft_factory.engines.vllm_sampling import sampling_params, stop_token_ids
+from aft_factory.engines.vllm_served import Served
 from aft_factory.errors import UsageError
 from aft_factory.prompts.thought_probes import Thoughts
 from aft_factory.prompts.tokenizer import shows_system
@@ -42,9 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
-
-# Engine arguments that change what a model answers, beyond rounding.
-DECIDING = ("revision", "dtype", "quantization", "kv_cache_dtype", "hf_overrides", "load_format")
 
 
 class VllmEngine:
@@ -113,27 +102,19 @@ class VllmEngine:
             MissingPackage: If vLLM is not installed.
             UsageError: If the model, adapter, template or an argument cannot work.
         """
-        settings: dict[str, Any] = {}
-        check_name(model)
-        if adapter is not None:
-            settings |= {"enable_lora": True, "max_lora_rank": adapter_rank(Path(adapter))}
-            if (Path(adapter) / "tokenizer_config.json").is_file():
-                settings["tokenizer"] = str(adapter)
-        settings |= engine_args or {}
-        named = settings.get("tokenizer") or model
-        tokenizer = await asyncio.to_thread(engine_tokenizer, named, settings)
-        models = partial(engine_tokenizer, model, settings)
-        template = await asyncio.to_thread(own_template, chat_template, tokenizer, models)
-        identity = [*map(fingerprint, filter(None, (model, adapter))), digest(template)]
-        identity += [f"{name}={settings[name]}" for name in DECIDING if name in settings]
-        llm = await started(model, settings)
+        served = await Served.of(model, adapter, chat_template, engine_args)
+        llm = await started(model, served.settings)
         lora = None
         if adapter is not None:
             from vllm.lora.request import LoRARequest
 
             lora = LoRARequest("adapter", 1, str(Path(adapter).resolve()))
         engine = cls(
-            llm, model="+".join(identity), tokenizer=tokenizer, chat_template=template, lora=lora
+            llm,
+            model=served.identity,
+            tokenizer=served.tokenizer,
+            chat_template=served.template,
+            lora=lora,
         )
         try:
             if lora is not None:  # now, so that what is wrong with it shows
@@ -184,8 +165,8 @@ class VllmEngine:
         return Reply.of(completions, len(ids), before, written, thought)
 
     async def reachable(self) -> bool:
-        """Tell whether vLLM is there: if it dies, `sample` says so itself."""
-        return True
+        """Tell whether vLLM is there."""
+        return not self._llm.errored
 
     async def takes_system(self) -> bool:
         """Tell whether the chat template shows system messages."""

@@ -252,14 +252,27 @@ def own_template(
 
 def fingerprint(model: str) -> str:
     """Return what a model or adapter is known by in journals; see `VllmEngine.model`."""
+    stats = _deciding(model)
+    if stats is None:
+        return model
+    state = digest([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
+    return f"{readable(str(Path(model).resolve()))}#{state}"
+
+
+def contents(model: str) -> str:
+    """Return the same for all copies of a model's files: names and sizes, and no place or time."""
+    stats = _deciding(model)
+    return model if stats is None else digest([(name, s.st_size) for name, s in stats])
+
+
+def _deciding(model: str) -> list[tuple[str, os.stat_result]] | None:
+    """Return a folder's files that decide what is answered; None of what is only a name here."""
     path = Path(model)
     # What a server says of its own machine may be a place here that is closed to us.
     if not os.path.exists(path) or not os.access(path, os.R_OK):
-        return model
+        return None
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [(readable(f.name), f.stat()) for f in files if DECIDING_FILES.fullmatch(f.name)]
-    state = digest([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
-    return f"{readable(str(path.resolve()))}#{state}"
+    return [(readable(f.name), f.stat()) for f in files if DECIDING_FILES.fullmatch(f.name)]
 
 
 def digest(content: Any) -> str:

@@ -23,7 +23,6 @@ from aft_factory.engines.reward import (
     refuse_headless,
     score_each,
 )
-from aft_factory.engines.vllm_engine import DECIDING
 from aft_factory.engines.vllm_loading import (
     check_name,
     engine_tokenizer,
@@ -31,6 +30,7 @@ from aft_factory.engines.vllm_loading import (
     fingerprint,
     started,
 )
+from aft_factory.engines.vllm_served import DECIDING
 from aft_factory.errors import MissingPackage, UsageError
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ class VllmReward:
         return self._encoder.lengths(pairs)
 
     async def reachable(self) -> bool:
-        """Tell whether vLLM is there: if it dies, `score` says so itself."""
-        return True
+        """Tell whether vLLM is there."""
+        return not self._llm.errored
 
     async def close(self) -> None:
         """End vLLM's processes."""

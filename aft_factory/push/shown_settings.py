@@ -22,7 +22,7 @@ COMMANDS = {
     "aggregate": AggregateSettings,
     "run": RunSettings,
 }
-PLACES = {"base_url", "reward_url", "proposer_urls", "journal", "rejects", "task_output"}
+PLACES = {"base_url", "reward_url", "proposer_urls", "ray", "journal", "rejects", "task_output"}
 SHOWN = {
     field.name for kind in COMMANDS.values() for field in fields(kind) if field.metadata
 } - PLACES

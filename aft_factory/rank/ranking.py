@@ -30,6 +30,7 @@ from aft_factory.records.told import is_told, with_told
 from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings
+from aft_factory.stage.placing import RaySettings
 from aft_factory.stage.reading import at_least
 from aft_factory.stage.rehearsing import records
 from aft_factory.stage.reward import RewardSettings, open_scorer
@@ -39,7 +40,7 @@ ADMITTED = 1024  # queries whose proposals are sorted and scored together
 
 
 @dataclass(frozen=True, slots=True)
-class RankSettings(RewardSettings, JobSettings):
+class RankSettings(RaySettings, RewardSettings, JobSettings):
     """How proposals are ranked; see the help texts."""
 
     top_k: int = setting(5, "proposals to keep", group=COMMON)
@@ -49,7 +50,10 @@ class RankSettings(RewardSettings, JobSettings):
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
-        return JobSettings.problems(self) + self.reward_problems() + at_least(self, ("top_k", 1))
+        problems = JobSettings.problems(self) + self.reward_problems()
+        elsewhere = "--reward-url" if self.reward_url else "--scripted" if self.scripted else None
+        problems += self.ray_problems(elsewhere)
+        return problems + at_least(self, ("top_k", 1))
 
 
 async def rank_proposals(
@@ -109,7 +113,13 @@ async def open_reward(settings: RankSettings) -> AsyncIterator[OpenEngines]:
     if settings.scripted:
         yield reward_only(Longest())
         return
-    opening = open_scorer(settings, timeout=settings.timeout, retries=settings.retries)
+    opening = open_scorer(
+        settings,
+        timeout=settings.timeout,
+        retries=settings.retries,
+        ray=settings.ray,
+        replicas=settings.replicas,
+    )
     async with opening as scorer:
         yield reward_only(scorer)
 

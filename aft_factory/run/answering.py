@@ -160,7 +160,9 @@ async def open_run(
         )
         warn_of_room(settings, engines.engines[""].context)
         if "score" in needs:
-            scoring = with_scores(engines, settings, settings.timeout, settings.retries)
+            scoring = with_scores(
+                engines, settings, settings.timeout, settings.retries, settings.ray
+            )
             engines = await stack.enter_async_context(scoring)
         yield engines
 

@@ -33,6 +33,7 @@ def setting(
     writes: bool = False,
     group: str = "",
     short: str = "",
+    bare: str | None = None,
 ) -> Any:
     """Declare a field of a settings class: its default and its line in `--help`.
 
@@ -47,9 +48,10 @@ def setting(
         writes: Whether it names a file that is written.
         group: Under which heading `--help` has it.
         short: Its other flag, such as -K.
+        bare: What the flag means without a value, if it may stand so.
     """
     metadata: dict[str, Any] = {"help": text, "metavar": metavar, "form": form, "writes": writes}
-    metadata |= {"choices": tuple(choices), "group": group, "short": short}
+    metadata |= {"choices": tuple(choices), "group": group, "short": short, "bare": bare}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -121,6 +123,12 @@ class Declared:
     def flags(self) -> list[str]:
         """All of its flags, the short one first."""
         return [*filter(None, [self.field.metadata["short"]]), self.flag]
+
+    @property
+    def bare(self) -> str | None:
+        """What its flag means without a value; None where it needs one."""
+        value: str | None = self.field.metadata["bare"]
+        return value
 
     @property
     def group(self) -> str:

@@ -107,7 +107,14 @@ async def open_engines(
 
         engines: dict[str, Engine] = {}
         in_flight, shape_name = settings.in_flight or DEFAULT_IN_FLIGHT, settings.tokenizer
-        if settings.scripted:
+        if settings.ray is not None and not settings.base_url:
+            from aft_factory.stage.replicas import open_replicas
+
+            replicas = await stack.enter_async_context(open_replicas(settings))
+            engines[""] = replicas
+            in_flight = settings.in_flight or replicas.in_flight or in_flight * replicas.count
+            shape_name = settings.model
+        elif settings.scripted:
             for name in ("", *(others or {})):
                 engines[name] = await add(
                     ScriptedEngine(model=f"scripted-{name}".rstrip("-"), record=False)

@@ -125,13 +125,15 @@ def _taken(one: Declared) -> dict[str, Any]:
         return (
             {"action": "append"} if one.form == "repeated" else {"action": "extend", "nargs": "+"}
         )
-    return once | {"type": one.kind}
+    return (
+        once | {"type": one.kind} | ({} if one.bare is None else {"nargs": "?", "const": one.bare})
+    )
 
 
 def with_argument(
     given: Mapping[str, Any], name: str, is_one: Callable[[str], bool], *kinds: type[Any]
 ) -> Mapping[str, Any]:
-    """Give back an argument that a flag of several values has taken: `--base-url URL rows.jsonl`.
+    """Give back an argument that a flag of any number of values took: `--base-url URL rows.jsonl`.
 
     Args:
         given: What the command line gives.
@@ -146,9 +148,11 @@ def with_argument(
     for flag, one in known.items():
         values = given.get(flag) if one.kind is list and one.form == "flag" else None
         taken: list[str] = []
-        rest = list(values or ())
+        rest: Any = list(values or ())
         while len(rest) > 1 and is_one(rest[-1]) and (several or not taken):
             taken.insert(0, rest.pop())
+        if one.bare is not None and flag in given and is_one(given[flag]):
+            taken, rest = [given[flag]], one.bare
         if taken:
             found = [*(given.get(name) or ()), *taken] if several else taken[0]
             return {**given, flag: rest, name: found}

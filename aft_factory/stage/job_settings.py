@@ -22,6 +22,7 @@ from aft_factory.records.network import read_key
 from aft_factory.records.rejects import rejects_path
 from aft_factory.records.tables import Line
 from aft_factory.stage.declaring import COMMON, setting, written
+from aft_factory.stage.placing import RaySettings
 from aft_factory.stage.reading import ROWS, ReadSettings, at_least
 from aft_factory.stage.sharding import read_shard
 from aft_factory.stage.tokenizing import TokenizerSettings
@@ -102,7 +103,7 @@ class JobSettings(ReadSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class AskSettings(TokenizerSettings, JobSettings):
+class AskSettings(RaySettings, TokenizerSettings, JobSettings):
     """What to ask, and how; see the help texts."""
 
     model: str | None = setting(
@@ -205,6 +206,7 @@ class AskSettings(TokenizerSettings, JobSettings):
             ("price_out", 0),
         )
         problems += self.tokenizer_problems(self.tokenizer)
+        problems += self.ray_problems("--base-url" if self.base_url else None)
         for text in self.omit:
             try:
                 read_omission(text)

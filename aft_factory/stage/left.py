@@ -21,7 +21,7 @@ from aft_factory.stage.kept import PLACES, keepable
 # What decides no answer: how fast it comes, and which rows are read.
 PACE = {
     *PLACES,
-    *("shard", "by_flag", "admit", "timeout", "retries", "in_flight"),
+    *("shard", "ray", "replicas", "by_flag", "admit", "timeout", "retries", "in_flight"),
     *("draft_tokens", "price_in", "price_out"),
 }
 INDIFFERENT = PACE | {"split", "limit", "generator"}

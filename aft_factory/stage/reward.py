@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from aft_factory.asking.availability import Retries
@@ -79,6 +80,11 @@ class RewardSettings:
         """Whether a reward model was named."""
         return bool(self.reward_model or self.reward_url)
 
+    @property
+    def loads_reward(self) -> bool:
+        """Whether a reward model is loaded, and not asked for at a server."""
+        return self.reward_model is not None and self.reward_url is None
+
     def reward_problems(self) -> list[str]:
         """Return what is wrong with the settings."""
         limits = (("reward_label", 0), ("reward_max_length", 1), ("reward_batch_tokens", 1))
@@ -113,7 +119,12 @@ class RewardSettings:
 
 @contextlib.asynccontextmanager
 async def open_scorer(
-    settings: RewardSettings, *, timeout: float, retries: int
+    settings: RewardSettings,
+    *,
+    timeout: float,
+    retries: int,
+    ray: str | None = None,
+    replicas: int | None = 1,
 ) -> AsyncIterator[Scorer]:
     """Open a reward model, and close it in the end.
 
@@ -121,27 +132,48 @@ async def open_scorer(
         settings: Name it.
         timeout: Seconds until a server's answer is given up.
         retries: Attempts after a failed one.
+        ray: Address of the Ray cluster that has replicas of it; None loads it in this process.
+        replicas: How many; None takes as many as there are GPUs for.
 
     Raises:
         UsageError: If it cannot be reached or loaded.
     """
-    scorer = Scorer(await _opened(settings, timeout), Retries(retries))
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.reward_url is not None:
+            reward = await _server(settings, settings.reward_url, timeout)
+        elif ray is None:
+            reward = await _opening(settings)()
+        else:
+            from aft_factory.engines.ray_cluster import joined, on_gpus, placed
+            from aft_factory.engines.ray_engine import RayReward
+
+            size = gpus_of_reward(settings)
+            cluster = await stack.enter_async_context(joined(ray))
+            if settings.reward_engine == "vllm":
+                size = await on_gpus(size)
+            elif not any(cluster.gpus):
+                size = 0  # transformers does without
+            place = placed(cluster, size, replicas)
+            reward = await RayReward.start(_opening(settings), *place, name=_name(settings))
+        scorer = Scorer(reward, Retries(retries))
+        stack.push_async_callback(scorer.close)
         yield scorer
-    finally:
-        await scorer.close()
 
 
 @contextlib.asynccontextmanager
 async def with_scores(
-    engines: OpenEngines, settings: RewardSettings, timeout: float, retries: int
+    engines: OpenEngines,
+    settings: RewardSettings,
+    timeout: float,
+    retries: int,
+    ray: str | None = None,
 ) -> AsyncIterator[OpenEngines]:
     """Add the reward model to what a run asks; where none was named, the longest is best."""
     async with contextlib.AsyncExitStack() as stack:
         scores: Scores = Longest()
         if settings.has_reward:
-            opening = open_scorer(settings, timeout=timeout, retries=retries)
-            scores = await stack.enter_async_context(opening)
+            scorer = open_scorer(settings, timeout=timeout, retries=retries, ray=ray)
+            scores = await stack.enter_async_context(scorer)
         yield replace(
             engines,
             score=scores.score_each,
@@ -152,35 +184,53 @@ async def with_scores(
         )
 
 
-async def _opened(settings: RewardSettings, timeout: float) -> RewardModel:
-    name = settings.reward_model or DEFAULT_REWARD_MODEL
-    reads: dict[str, Any] = {
+def _name(settings: RewardSettings) -> str:
+    return settings.reward_model or DEFAULT_REWARD_MODEL
+
+
+def gpus_of_reward(settings: RewardSettings) -> int:
+    """Return how many GPUs a replica of the reward model takes."""
+    from aft_factory.engines.ray_cluster import gpus_of
+
+    return gpus_of(settings.reward_engine_args, "--reward-engine-args")
+
+
+def _reads(settings: RewardSettings) -> dict[str, Any]:
+    return {
         "chat_template": settings.reward_chat_template,
         "label": settings.reward_label,
         "max_length": settings.reward_max_length,
     }
-    if settings.reward_url is not None:
-        from aft_factory.engines.reward_server import ServerReward
 
-        return await ServerReward.connect(
-            settings.reward_url,
-            settings.reward_model,
-            timeout=timeout,
-            tokenizer=settings.reward_tokenizer or name,
-            **reads,
-        )
+
+async def _server(settings: RewardSettings, url: str, timeout: float) -> RewardModel:
+    from aft_factory.engines.reward_server import ServerReward
+
+    return await ServerReward.connect(
+        url,
+        settings.reward_model,
+        timeout=timeout,
+        tokenizer=settings.reward_tokenizer or _name(settings),
+        **_reads(settings),
+    )
+
+
+def _opening(settings: RewardSettings) -> Callable[[], Awaitable[RewardModel]]:
+    """Return what loads the reward model, here or on another node."""
     if settings.reward_engine == "vllm":
         from aft_factory.engines.vllm_reward import VllmReward
 
         dtype = {} if settings.reward_dtype == "auto" else {"dtype": settings.reward_dtype}
         engine_args = dtype | settings.reward_engine_args
-        return await VllmReward.start(name, engine_args=engine_args, **reads)
+        start = partial(VllmReward.start, _name(settings), engine_args=engine_args)
+        return partial(start, **_reads(settings))
     from aft_factory.engines.transformers_reward import TransformersReward
 
-    return await asyncio.to_thread(
+    return partial(
+        asyncio.to_thread,
         TransformersReward.load,
-        name,
+        _name(settings),
         dtype=settings.reward_dtype,
         batch_tokens=settings.reward_batch_tokens,
-        **reads,
+        **_reads(settings),
     )

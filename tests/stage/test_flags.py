@@ -29,6 +29,7 @@ class Job:
     rate: float = setting(0.5, "a number")
     width: int | None = setting(None, "how many", short="-K", group=COMMON)
     way: Literal["up", "down"] = setting("up", "one of two")
+    on: str | None = setting(None, "where, or here", bare="here")
     fast: bool = setting(False, "on or off")
     where: Path | None = setting(None, "a file", group="files")
 
@@ -124,6 +125,14 @@ def test_an_input_that_a_list_flag_has_taken_is_given_back():
         "input": "x.jsonl",
         "width": 1,
     }
+
+
+def test_a_flag_that_needs_no_value_has_one_of_its_own_and_gives_an_input_back():
+    assert parse("--on") == {"on": "here"}
+    assert parse("--on", "there") == {"on": "there"}
+    given = {"on": "here", "input": "x.jsonl"}
+    assert with_argument(parse("--on", "x.jsonl"), "input", is_table, Job) == given
+    assert with_argument(parse("x.jsonl", "--on"), "input", is_table, Job) == given
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import orjson
 
 from aft_factory.engines.target_loss import Row
 from aft_factory.errors import MissingPackage, RecordError, UsageError, suggest
+from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.records.columns import Columns
 from aft_factory.records.files import read_text
 from aft_factory.records.record import content_id, record_from_row
@@ -97,7 +98,7 @@ def _key(row: Any, columns: Columns | None) -> bytes:
 def encoded(
     sets: Mapping[str, tuple[Mapping[str, Any], list[Any]]],
     *,
-    model: str,
+    model: Pretrained,
     template: str,
     cutoff_len: int,
 ) -> dict[str, list[Row]]:
@@ -105,7 +106,7 @@ def encoded(
 
     Args:
         sets: By name, the entry of dataset_info.json and the rows.
-        model: Whose tokenizer it takes.
+        model: Whose tokenizer it takes, and how it is loaded.
         template: LLaMA-Factory's name of the chat template.
         cutoff_len: Most tokens of a row.
 
@@ -126,7 +127,9 @@ def encoded(
             info = {"rows": {**entry, "file_name": "rows.jsonl"}}
             (folder / INFO).write_text(json.dumps(info), encoding="utf-8")
             arguments = {
-                "model_name_or_path": model,
+                "model_name_or_path": model.name,
+                "model_revision": model.options.get("revision") or "main",
+                "trust_remote_code": bool(model.options.get("trust_remote_code")),
                 "stage": "sft",
                 "do_train": True,
                 "finetuning_type": "lora",

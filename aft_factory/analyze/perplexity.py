@@ -33,6 +33,7 @@ from aft_factory.engines.target_loss import TransformersLoss, VllmLoss
 from aft_factory.engines.transformers_reward import RewardDtype
 from aft_factory.errors import UsageError
 from aft_factory.prompts.selection import Aggregation
+from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.records.record import Row
 from aft_factory.stage.command import Leaves, PlainCommand
 from aft_factory.stage.console import RESUMES, show
@@ -47,6 +48,7 @@ from aft_factory.stage.plotting import (
 )
 from aft_factory.stage.progress import progress_bar
 from aft_factory.stage.reading import at_least
+from aft_factory.stage.tokenizing import folder_problems
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,6 +76,10 @@ class PerplexitySettings(PlotSettings):
         None, "training set of --dataset-dir, or a file of records; DATA or NAME=DATA", "DATA"
     )
     model: str | None = setting(None, "the model before training: folder or hub name")
+    model_revision: str | None = setting(
+        None, "of the model on the hub: branch, tag or commit", "REVISION"
+    )
+    trust_remote_code: bool = setting(False, "run the Python code that the model brings")
     template: str = setting(REQUIRED, "LLaMA-Factory's, as in training, such as aft_llama3", "NAME")
     cutoff_len: int = setting(2048, "as in training", "N")
     dataset_dir: Path | None = setting(None, "folder of a dataset_info.json", "DIR")
@@ -97,8 +103,18 @@ class PerplexitySettings(PlotSettings):
         problems += at_least(self, ("cutoff_len", 1), ("sample", 0), ("batch_tokens", 1))
         if not self.export and not (self.data and self.model):
             problems.append("name the training sets, and the model by --model")
+        problems += folder_problems("model_revision", self.model_revision, self.model)
         if self.engine_args and self.engine != "vllm":
             problems.append("engine_args: needs --engine vllm")
+        problems += [  # by which the tokens would be of another model than the losses
+            f"engine_args: {name}: pass --{flag}"
+            for name, flag in (
+                ("revision", "model-revision"),
+                ("tokenizer_revision", "model-revision"),
+                ("trust_remote_code", "trust-remote-code"),
+            )
+            if name in self.engine_args
+        ]
         if self.engine == "vllm" and (self.dtype != "auto" or self.batch_tokens is not None):
             problems.append(
                 "dtype, batch_tokens: for transformers; for vLLM: --engine-args dtype=float32"
@@ -190,8 +206,13 @@ def _measured(settings: PerplexitySettings) -> dict[str, list[tuple[float, int]]
         name: (entry, encoding.drawn(entry, settings.sample)) for name, entry in entries.items()
     }
     assert settings.model is not None
+    options = {
+        "revision": settings.model_revision,
+        "trust_remote_code": settings.trust_remote_code or None,
+    }
+    source = Pretrained(settings.model, options, "--trust-remote-code")
     made = encoding.encoded(
-        sets, model=settings.model, template=settings.template, cutoff_len=settings.cutoff_len
+        sets, model=source, template=settings.template, cutoff_len=settings.cutoff_len
     )
     for name, rows in made.items():
         if lost := len(sets[name][1]) - sum(row.targets > 0 for row in rows):
@@ -200,11 +221,10 @@ def _measured(settings: PerplexitySettings) -> dict[str, list[tuple[float, int]]
             )
     every = [(name, row) for name, rows in made.items() for row in rows if row.targets]
     if settings.engine == "vllm":
-        engine: Any = VllmLoss(settings.model, settings.engine_args)
+        said = {name: value for name, value in options.items() if value is not None}
+        engine: Any = VllmLoss(settings.model, settings.engine_args | said)
     else:
-        engine = TransformersLoss(
-            settings.model, dtype=settings.dtype, batch_tokens=settings.batch_tokens
-        )
+        engine = TransformersLoss(source, dtype=settings.dtype, batch_tokens=settings.batch_tokens)
     try:
         with Journal(settings.journal_path) as journal:
             return _with_journal(journal, engine, every, settings)

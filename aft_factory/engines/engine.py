@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from aft_factory.engines.sampling import Reply, Request, Sampling, Told
 from aft_factory.errors import AftError, printable
-from aft_factory.records.network import read_key
+from aft_factory.network import read_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

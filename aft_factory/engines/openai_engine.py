@@ -29,9 +29,9 @@ from aft_factory.engines.openai_system import takes_system
 from aft_factory.engines.sampling import Reply, Request, Sampling, Told, joined, shifted
 from aft_factory.engines.telling import apart
 from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.network import is_sendable, making_client
 from aft_factory.prompts.thought_probes import Thoughts
 from aft_factory.prompts.tokenizer import shows_system
-from aft_factory.records.network import is_sendable, making_client
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from aft_factory.engines.endings import is_broken, is_filtered
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Piece, Reply, Told
+from aft_factory.network import proxy_hint
 from aft_factory.prompts.thoughts import FIELDS, ThoughtWords
 from aft_factory.records import exact_json
-from aft_factory.records.network import proxy_hint
 
 MOST_WORDS = 500  # characters of a server's error message
 # Of 429s, which mostly pass, these do not.

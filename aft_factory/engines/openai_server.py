@@ -27,7 +27,7 @@ from aft_factory.engines.openai_replies import (
 )
 from aft_factory.engines.openai_vetting import Vetting
 from aft_factory.engines.sampling import Told
-from aft_factory.records.network import proxy_hint
+from aft_factory.network import proxy_hint
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

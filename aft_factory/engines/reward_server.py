@@ -27,8 +27,8 @@ from aft_factory.engines.openai_vetting import Vetting
 from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
 from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import MissingPackage, UsageError, suggest
-from aft_factory.prompts.tokenizer import load_tokenizer
-from aft_factory.records.network import making_client, proxy_hint
+from aft_factory.network import making_client, proxy_hint
+from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer
 
 if TYPE_CHECKING:
     from httpx import AsyncClient
@@ -76,7 +76,7 @@ class ServerReward:
         base_url: str,
         model: str | None = None,
         *,
-        tokenizer: str,
+        tokenizer: str | Pretrained,
         api_key: str | None = None,
         timeout: float = 600.0,
         chat_template: str = "own",
@@ -89,7 +89,7 @@ class ServerReward:
         Args:
             base_url: Of the server, with or without `/v1`.
             model: Its name there; None takes the only one offered.
-            tokenizer: Folder or name of the model's tokenizer.
+            tokenizer: Folder or name of the model's tokenizer, or how it is loaded.
             api_key: None takes the environment's OPENAI_API_KEY.
             timeout: Seconds one attempt may take.
             chat_template: See `PairEncoder`.
@@ -190,9 +190,9 @@ def _number(logit: Any) -> float:
     return float(logit)
 
 
-def _load_tokenizer(name: str) -> Any:
+def _load_tokenizer(source: str | Pretrained) -> Any:
     try:
-        return load_tokenizer(name)
+        return load_tokenizer(source)
     except UsageError as error:
         raise UsageError(f"{error}; name the reward model's by --reward-tokenizer") from error
 

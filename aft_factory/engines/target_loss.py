@@ -15,6 +15,7 @@ from typing import Any
 from aft_factory.engines.transformers_reward import RewardDtype, batches
 from aft_factory.engines.vllm_loading import check_name, failures, fingerprint, started
 from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.prompts.tokenizer import Pretrained
 
 IGNORED = -100  # the label of a token that is no target
 MOST_AT_ONCE = 64  # rows that vLLM is given at a time, as it keeps log-probabilities of each
@@ -42,7 +43,7 @@ class TransformersLoss:
     """A causal language model in this process.
 
     Args:
-        name: Folder or hub name.
+        source: Folder or hub name, or how it is loaded.
         dtype: `auto` is bfloat16 on a GPU and float32 on a CPU; the loss itself is in float32.
         batch_tokens: Most tokens, padding included, that are read at once.
 
@@ -52,7 +53,11 @@ class TransformersLoss:
     """
 
     def __init__(
-        self, name: str, *, dtype: RewardDtype = "auto", batch_tokens: int | None = None
+        self,
+        source: str | Pretrained,
+        *,
+        dtype: RewardDtype = "auto",
+        batch_tokens: int | None = None,
     ) -> None:
         try:
             import torch
@@ -62,13 +67,15 @@ class TransformersLoss:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
+        source = Pretrained(source) if isinstance(source, str) else source
         try:
-            network = AutoModelForCausalLM.from_pretrained(
-                name, dtype=getattr(torch, dtype), trust_remote_code=False
-            )
-        except Exception as error:  # its readers raise anything, down to KeyError
-            raise UsageError(f"cannot load the model {name!r}: {error}") from error
-        self.identity = f"{fingerprint(name)}+{dtype}"
+            network = source.loaded_by(AutoModelForCausalLM, dtype=getattr(torch, dtype))
+        except Exception as error:
+            raise source.explained("the model", error) from error
+        parts = [fingerprint(source.name), dtype]
+        if revision := source.options.get("revision"):
+            parts.append(f"revision={revision}")
+        self.identity = "+".join(parts)
         self._network = network.to(device).eval()
         self._device = device
         self._budget = batch_tokens or (2048 if device == "cpu" else 16384)

@@ -24,8 +24,8 @@ from aft_factory.engines.reward import (
     refuse_headless,
 )
 from aft_factory.engines.vllm_loading import fingerprint
-from aft_factory.errors import MissingPackage, UsageError
-from aft_factory.prompts.tokenizer import load_tokenizer
+from aft_factory.errors import MissingPackage
+from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -80,7 +80,7 @@ class TransformersReward:
     @classmethod
     def load(
         cls,
-        name: str = DEFAULT_REWARD_MODEL,
+        source: str | Pretrained = DEFAULT_REWARD_MODEL,
         *,
         dtype: RewardDtype = "auto",
         device: str = "auto",
@@ -92,7 +92,7 @@ class TransformersReward:
         """Load a reward model from a folder or from the hub.
 
         Args:
-            name: Folder or name.
+            source: Folder or name, or how it is loaded.
             dtype: `auto` is bfloat16 on a GPU and float32 on a CPU. The logit itself is always
                 computed in float32, so that close scores do not become ties.
             device: As PyTorch names it; `auto` is the GPU if there is one.
@@ -118,22 +118,26 @@ class TransformersReward:
             batch_tokens = 2048 if device == "cpu" else 16384
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
-        tokenizer = load_tokenizer(name)
+        source = Pretrained(source) if isinstance(source, str) else source
+        name = source.name
+        tokenizer = load_tokenizer(source)
         try:
-            network, info = AutoModelForSequenceClassification.from_pretrained(
-                name,
+            network, info = source.loaded_by(
+                AutoModelForSequenceClassification,
                 dtype=getattr(torch, dtype),
-                trust_remote_code=False,
                 output_loading_info=True,
             )
-        except Exception as error:  # its readers raise anything, down to KeyError
-            raise UsageError(f"cannot load the reward model {name!r}: {error}") from error
+        except Exception as error:
+            raise source.explained("the reward model", error) from error
         refuse_headless(name, info["missing_keys"])
         encoder = PairEncoder(tokenizer, chat_template, _limit(network, tokenizer, max_length))
         chosen = choose_label(name, network.config.num_labels, label)
         if _has_linear_score(network):
             network.score.float()
-        return cls(name, network.to(device).eval(), encoder, batch_tokens, chosen)
+        reward = cls(name, network.to(device).eval(), encoder, batch_tokens, chosen)
+        if revision := source.options.get("revision"):
+            reward.identity += f"+revision={revision}"
+        return reward
 
     async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
         """Score responses; see `RewardModel`."""

@@ -25,8 +25,9 @@ import orjson
 from aft_factory.engines.engine import EngineError
 from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.prompts.tokenizer import (
+    Pretrained,
+    has_chat_template,
     load_tokenizer,
-    own_chat_template,
     resolve_chat_template,
 )
 from aft_factory.records.files import read_text, readable
@@ -204,27 +205,40 @@ def adapter_rank(folder: Path) -> int:
     raise UsageError(f"{folder}: vLLM serves ranks up to {LORA_RANKS[-1]}, this is {rank}; {MERGE}")
 
 
+def engine_source(
+    model: str, settings: Mapping[str, Any], flag: str = "--engine-args"
+) -> Pretrained:
+    """Return where vLLM takes a model from, by its engine arguments.
+
+    Args:
+        model: Folder or hub name.
+        settings: vLLM's engine arguments.
+        flag: What the user gives them by.
+    """
+    options = {
+        "revision": settings.get("revision"),
+        "trust_remote_code": settings.get("trust_remote_code"),
+        "cache_dir": settings.get("download_dir"),
+    }
+    return Pretrained(model, options, f"{flag} trust_remote_code=true")
+
+
 def engine_tokenizer(
     name: str, settings: Mapping[str, Any], flag: str = "--engine-args"
 ) -> PreTrainedTokenizerFast:
-    """Load a tokenizer as vLLM would, by its engine arguments.
-
-    Args:
-        name: The tokenizer's, or the model's.
-        settings: vLLM's engine arguments.
-        flag: What the user gives them by.
+    """Load a tokenizer as vLLM would, by its engine arguments; see `engine_source`.
 
     Raises:
         UsageError: If there is no such tokenizer.
     """
+    source = engine_source(name, settings, flag)
     options = {
+        **source.options,
         "revision": settings.get("tokenizer_revision") or settings.get("revision"),
-        "trust_remote_code": settings.get("trust_remote_code"),
-        "cache_dir": settings.get("download_dir"),
         # Its other modes are other encoders of the same vocabulary: ids are made here.
         "use_fast": False if settings.get("tokenizer_mode") == "slow" else None,
     }
-    return load_tokenizer(name, options, code=f"{flag} trust_remote_code=true")
+    return load_tokenizer(source._replace(options=options))
 
 
 def own_template(
@@ -237,17 +251,11 @@ def own_template(
         tokenizer: Whose.
         load_models: Loads the model's own tokenizer, where the other is an adapter's.
     """
-    if name not in ("auto", "own"):
-        return resolve_chat_template(name, tokenizer)
-    bearer = tokenizer if tokenizer.chat_template or not load_models else load_models()
-    if own := own_chat_template(bearer):
-        return own
-    try:
-        return resolve_chat_template(name, tokenizer)
-    except UsageError:
-        if name == "own":
-            raise
+    if name in ("auto", "own") and load_models is not None and not tokenizer.chat_template:
+        tokenizer = load_models()
+    if name == "auto" and not has_chat_template(tokenizer):
         return None
+    return resolve_chat_template(name, tokenizer, own_first=True)
 
 
 def fingerprint(model: str) -> str:

@@ -25,6 +25,7 @@ from aft_factory.engines.reward import (
 )
 from aft_factory.engines.vllm_loading import (
     check_name,
+    engine_source,
     engine_tokenizer,
     failures,
     fingerprint,
@@ -142,12 +143,8 @@ def _check_weights(name: str, settings: Mapping[str, Any]) -> None:
     try:
         from transformers import AutoModelForSequenceClassification
 
-        _, info = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            revision=settings.get("revision") or "main",
-            trust_remote_code=bool(settings.get("trust_remote_code")),
-            device_map="meta",
-            output_loading_info=True,
+        _, info = engine_source(name, settings).loaded_by(
+            AutoModelForSequenceClassification, device_map="meta", output_loading_info=True
         )
     except Exception:  # vLLM reads models that transformers does not, and says what it cannot
         return

@@ -66,7 +66,10 @@ class Served:
         settings |= engine_args or {}
         named = settings.get("tokenizer") or model
         tokenizer = await asyncio.to_thread(engine_tokenizer, named, settings)
-        models = partial(engine_tokenizer, model, settings)
+        own = dict(settings)
+        if "tokenizer" in (engine_args or {}):  # whose revision is another's than the model's
+            own.pop("tokenizer_revision", None)
+        models = partial(engine_tokenizer, model, own)
         template = await asyncio.to_thread(own_template, chat_template, tokenizer, models)
         identity = [*map(fingerprint, filter(None, (model, adapter))), digest(template)]
         identity += [f"{name}={settings[name]}" for name in DECIDING if name in settings]

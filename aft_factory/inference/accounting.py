@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.errors import MissingPackage
+from aft_factory.prompts.tokenizer import Pretrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,13 @@ class ModelShape:
     hidden: int
 
     @classmethod
-    def load(cls, name: str, *, classifier: bool = False, here: bool = False) -> ModelShape:
+    def load(
+        cls, source: str | Pretrained, *, classifier: bool = False, here: bool = False
+    ) -> ModelShape:
         """Read the shape of a model in a folder or on the hub; loads no weights.
 
         Args:
-            name: Folder or name.
+            source: Folder or name, or how it is loaded.
             classifier: Whether it is a reward model, which has a score for a vocabulary.
             here: Look for it on this machine only, as for a name that may be none of the hub's.
 
@@ -46,15 +49,15 @@ class ModelShape:
             )
         except ImportError:
             raise MissingPackage("counting FLOPs", "transformers torch") from None
+        source = Pretrained(source) if isinstance(source, str) else source
         try:
-            config = AutoConfig.from_pretrained(
-                name, trust_remote_code=False, local_files_only=here
-            )
+            config = source.loaded_by(AutoConfig, local_files_only=here)
             kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+            code = bool(source.options.get("trust_remote_code"))
             with torch.device("meta"):
-                model = kind.from_config(config)
-        except Exception as error:  # its readers raise anything
-            raise UsageError(f"cannot read the shape of the model {name!r}: {error}") from error
+                model = kind.from_config(config, trust_remote_code=code)
+        except Exception as error:
+            raise source.explained("the shape of the model", error) from error
         text = config.get_text_config()
         return cls(model.num_parameters(), text.num_hidden_layers, text.hidden_size)
 

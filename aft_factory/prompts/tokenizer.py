@@ -5,30 +5,51 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.network import environment_problems
 from aft_factory.prompts.markers import MARKERS, Markers, markers_of
 from aft_factory.prompts.prelude import chat_template, chat_templates, has_prelude
 from aft_factory.prompts.probing import takes_system
 from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.records.files import read_text, unmarked
-from aft_factory.records.network import environment_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def load_tokenizer(
-    name: str, options: Mapping[str, Any] | None = None, *, code: str | None = None
-) -> PreTrainedTokenizerFast:
-    """Load a tokenizer from a folder or from the hub.
+class Pretrained(NamedTuple):
+    """What transformers loads from a folder or from the hub, and how the user lets it.
 
-    Args:
+    Attributes:
         name: Folder or name.
-        options: Of `from_pretrained`, such as `revision`; code that a tokenizer brings is run only
-            if they say so, and nobody is asked at a terminal.
-        code: What the user lets it be run by.
+        options: Of `from_pretrained`, such as `revision`.
+        code: What the user lets code that it brings be run by.
+    """
+
+    name: str
+    options: Mapping[str, Any] = {}
+    code: str | None = None
+
+    def loaded_by(self, kind: Any, **more: Any) -> Any:
+        """Load it by a class of transformers; code is run only if the options say so.
+
+        Raises whatever its readers raise, down to KeyError; see `explained`.
+        """
+        given = {key: value for key, value in self.options.items() if value is not None}
+        return kind.from_pretrained(self.name, **{"trust_remote_code": False, **given, **more})
+
+    def explained(self, what: str, error: Exception) -> UsageError:
+        """Return the error that a user is shown where it cannot be loaded."""
+        said = f"cannot load {what} {self.name!r}: {error}"
+        if self.code is not None and "trust_remote_code" in str(error):
+            said += f" (here: {self.code})"
+        return UsageError("; ".join([said, *environment_problems()]))
+
+
+def load_tokenizer(source: str | Pretrained) -> PreTrainedTokenizerFast:
+    """Load a tokenizer from a folder or from the hub.
 
     Raises:
         MissingPackage: If transformers is not installed.
@@ -38,65 +59,53 @@ def load_tokenizer(
         from transformers import AutoTokenizer
     except ImportError:
         raise MissingPackage("--tokenizer", "transformers") from None
-    chosen = {"trust_remote_code": False} | {
-        key: value for key, value in (options or {}).items() if value is not None
-    }
+    source = Pretrained(source) if isinstance(source, str) else source
     try:
-        return AutoTokenizer.from_pretrained(name, **chosen)
-    except Exception as error:  # its readers raise anything, down to KeyError
-        said = f"cannot load the tokenizer {name!r}: {error}"
-        if code is not None and "trust_remote_code" in str(error):
-            said += f" (here: {code})"
-        raise UsageError("; ".join([said, *environment_problems()])) from error
-
-
-def own_chat_template(
-    tokenizer: PreTrainedTokenizerFast, flag: str = "--chat-template"
-) -> str | None:
-    """Return a tokenizer's chat template, of several the default; None if it has none.
-
-    Raises:
-        UsageError: If it has several, and none of them is the default.
-    """
-    own = tokenizer.chat_template
-    if own and isinstance(own, dict):
-        if "default" not in own:
-            names = ", ".join(sorted(own))
-            raise UsageError(
-                f"this tokenizer has several chat templates and none is its default; pass {flag} "
-                f"with the name of one: {names}"
-            )
-        own = own["default"]
-    return unmarked(str(own)) if own else None
+        loaded: PreTrainedTokenizerFast = source.loaded_by(AutoTokenizer)
+    except Exception as error:
+        raise source.explained("the tokenizer", error) from error
+    return loaded
 
 
 def resolve_chat_template(
-    name: str, tokenizer: PreTrainedTokenizerFast, flag: str = "--chat-template"
+    name: str,
+    tokenizer: PreTrainedTokenizerFast,
+    flag: str = "--chat-template",
+    *,
+    own_first: bool = False,
 ) -> str:
     """Return the chat template: one that comes with us, `own`, `auto`, a path, or one of its names.
 
-    `auto` is the tokenizer's own if a training with our plugin has saved it; else what
-    `templates/chat/auto.json` says of the vocabulary, else its own.
+    `own` is, of several, the default. `auto` is the tokenizer's own if a training with our plugin
+    has saved it; else what `templates/chat/auto.json` says of the vocabulary, else its own.
 
     Args:
         name: Which.
         tokenizer: Whose.
         flag: What the user sets it by.
+        own_first: Whether of `auto` its own comes first, as for a model that is asked.
 
     Raises:
         UsageError: If it cannot be told, or there is none of that name.
     """
     named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     own = (named.get("default") if named else tokenizer.chat_template) or None
-    if name == "auto" and (own is None or not has_prelude(own)):
-        has_own = bool(tokenizer.chat_template)
-        name = _known_vocabulary(tokenizer, has_own=has_own) or name
-    if name in ("auto", "own"):
-        own = own_chat_template(tokenizer, flag)
-        if own is None:
-            known = ", ".join(chat_templates())
-            raise UsageError(f"this tokenizer has no chat template; pass {flag} {known} or a path")
-        return own
+    if name == "auto":
+        known = None
+        if not (own and has_prelude(own)) and not (own_first and tokenizer.chat_template):
+            known = _known_vocabulary(tokenizer)
+        name = known or "own"
+    if name == "own":
+        if own is not None:
+            return unmarked(str(own))
+        if named:
+            names = ", ".join(sorted(named))
+            raise UsageError(
+                f"this tokenizer has several chat templates and none is its default; pass {flag} "
+                f"with the name of one: {names}"
+            )
+        known = ", ".join(chat_templates())
+        raise UsageError(f"this tokenizer has no chat template; pass {flag} {known} or a path")
     if name not in chat_templates():
         if name in named:
             return unmarked(str(named[name]))
@@ -106,9 +115,14 @@ def resolve_chat_template(
     return chat_template(name, markers=tokenizer_markers(tokenizer, plain))
 
 
-def _known_vocabulary(tokenizer: PreTrainedTokenizerFast, *, has_own: bool) -> str | None:
+def has_chat_template(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Tell whether `auto` finds one."""
+    return bool(tokenizer.chat_template) or _known_vocabulary(tokenizer) is not None
+
+
+def _known_vocabulary(tokenizer: PreTrainedTokenizerFast) -> str | None:
     """Return the chat template of ours that is for a tokenizer's vocabulary; None if none is."""
-    vocabulary = tokenizer.get_vocab()
+    vocabulary, has_own = tokenizer.get_vocab(), bool(tokenizer.chat_template)
     for name, about in json.loads(read_text(TEMPLATES / "chat" / "auto.json")).items():
         if about["token"] in vocabulary and (about["before_own"] or not has_own):
             return str(name)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from aft_factory.records.network import is_sendable
+from aft_factory.network import is_sendable
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
 from aft_factory.stage.reading import INPUTS, ReadSettings, at_least
 

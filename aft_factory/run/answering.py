@@ -132,12 +132,11 @@ def _tell_of_proposals(row: Any, read: Callable[[Any], Query], strategy: Strateg
 def proposers_of(settings: RunSettings) -> dict[str, Proposer]:
     """Return the models that draft beside the run's own."""
     urls, keys = settings.proposer_urls, settings.proposer_key_env
-    tokenizers = settings.proposer_tokenizers
     return {
         name: Proposer(
             [str(urls[name])] if name in urls else [],
             keys.get(name),
-            None if name not in tokenizers else str(tokenizers[name]),
+            settings.proposer_tokenizer(name),
         )
         for name in settings.proposers
     }

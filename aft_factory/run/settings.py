@@ -13,6 +13,7 @@ from aft_factory.inference.reading import FORMS, is_form
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS
 from aft_factory.prompts.rendering import load_template
+from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.records.tables import table_format
 from aft_factory.stage.declaring import COMMON, setting, written
 from aft_factory.stage.job_settings import DECODING, FILES, OWNED, AskSettings, missing_keys
@@ -59,7 +60,10 @@ class RunSettings(RewardSettings, AskSettings):
         {}, "moa: environment variables with the keys for these, as MODEL=NAME", group=STRATEGY
     )
     proposer_tokenizers: dict[str, Any] = setting(
-        {}, "moa: what fits drafts to a proposer's context, as MODEL=DIR_OR_NAME", group=STRATEGY
+        {},
+        "moa: what fits drafts to a proposer's context, as MODEL=DIR_OR_NAME or "
+        "MODEL={name: NAME, revision: REVISION, trust_remote_code: true}",
+        group=STRATEGY,
     )
     use_proposals: bool = setting(
         False,
@@ -170,8 +174,36 @@ class RunSettings(RewardSettings, AskSettings):
             for model in getattr(self, name):
                 if model not in self.proposers:
                     problems.append(f"{name}: {model!r} is not among the proposers")
+        for model in self.proposer_tokenizers:
+            try:
+                self.proposer_tokenizer(model)
+            except UsageError as error:
+                problems.append(str(error))
         problems += missing_keys("proposer_key_env", map(str, self.proposer_key_env.values()))
         return problems
+
+    def proposer_tokenizer(self, model: str) -> Pretrained | None:
+        """Return how a proposer's tokenizer is loaded; None if it has none.
+
+        Raises:
+            UsageError: If what was said of it is not understood.
+        """
+        said = self.proposer_tokenizers.get(model)
+        if said is None:
+            return None
+        if said == self.tokenizer:  # of which revision and code were spoken
+            return self.tokenizer_source(said)
+        said = said if isinstance(said, dict) else {"name": str(said)}
+        kinds = {"name": str, "revision": str, "trust_remote_code": bool}
+        if not isinstance(said.get("name"), str) or any(
+            not isinstance(value, kinds.get(key, ())) for key, value in said.items()
+        ):
+            raise UsageError(
+                f"proposer_tokenizers: {model}: expected a name, or {{name: NAME, revision: "
+                f"REVISION, trust_remote_code: true}}, got {said}"
+            )
+        hint = f"--proposer-tokenizers '{model}={{name: {said['name']}, trust_remote_code: true}}'"
+        return Pretrained(said["name"], {k: v for k, v in said.items() if k != "name"}, hint)
 
     def unneeded_reward(self) -> list[str]:
         """Return the settings of a reward model that nothing asks."""

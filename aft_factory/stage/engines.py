@@ -13,12 +13,12 @@ from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.sampling import Sampling
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
+from aft_factory.network import read_key
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.probing import ChatTemplate
 from aft_factory.prompts.rendering import AggregatorTemplate, load_template
-from aft_factory.prompts.tokenizer import tokenizer_markers
-from aft_factory.records.network import read_key
+from aft_factory.prompts.tokenizer import Pretrained, tokenizer_markers
 from aft_factory.stage.job_settings import DEFAULT_IN_FLIGHT, AskSettings
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class OpenEngines:
         count: Tells what the reward model reads, in tokens.
         scorer: What scores.
         in_flight: Most samples in flight.
-        shape_name: Folder or name whose shape FLOPs are counted with.
+        shape: Where the size is read that FLOPs are counted with.
         reward_shape: The same of the reward model.
         stop: Called when the run is asked to stop: gives up what waits to be scored.
         name: The run's own engine as people know it: as it is served, or as it was given.
@@ -45,14 +45,14 @@ class OpenEngines:
     engines: dict[str, Engine]
     fitters: dict[str, Fitter]
     in_flight: int
-    shape_name: str | None
+    shape: Pretrained | None
     score: Any = None
     count: Any = None
     scorer: str = ""
     stop: Callable[[], object] = field(default=lambda: None)
     name: str | None = None
     no_system: frozenset[str] = frozenset()
-    reward_shape: str | None = None
+    reward_shape: Pretrained | None = None
 
     @property
     def markers(self) -> dict[str, Markers]:
@@ -77,7 +77,7 @@ class Proposer:
 
     urls: Sequence[str] = ()
     api_key_env: str | None = None
-    tokenizer: str | None = None
+    tokenizer: Pretrained | None = None
 
 
 @contextlib.asynccontextmanager
@@ -106,14 +106,13 @@ async def open_engines(
             return engine
 
         engines: dict[str, Engine] = {}
-        in_flight, shape_name = settings.in_flight or DEFAULT_IN_FLIGHT, settings.tokenizer
+        in_flight = settings.in_flight or DEFAULT_IN_FLIGHT
         if settings.ray is not None and not settings.base_url:
             from aft_factory.stage.replicas import open_replicas
 
             replicas = await stack.enter_async_context(open_replicas(settings))
             engines[""] = replicas
             in_flight = settings.in_flight or replicas.in_flight or in_flight * replicas.count
-            shape_name = settings.model
         elif settings.scripted:
             for name in ("", *(others or {})):
                 engines[name] = await add(
@@ -125,7 +124,7 @@ async def open_engines(
                 *(u for other in (others or {}).values() for u in other.urls),
             }
             in_flight = settings.in_flight or DEFAULT_IN_FLIGHT * len(urls)
-            own = Proposer(tokenizer=settings.tokenizer)
+            own = Proposer(tokenizer=settings.shape())
             engines[""] = await add(await _server(settings, own, settings.model, settings.context))
             for name, other in (others or {}).items():
                 engines[name] = await add(await _server(settings, other, name))
@@ -145,7 +144,6 @@ async def open_engines(
             engines[""] = await add(engine)
             # Twice what the engine runs at a time, so that its own queue never runs dry.
             in_flight = settings.in_flight or 2 * engine.max_sequences
-            shape_name = settings.model
         for asks in engines.values() if settings.split_samples else ():
             asks.most_samples = 1
         check_room(engines, settings.samplings())
@@ -169,7 +167,7 @@ async def open_engines(
         own_name = engines[""].model if served else "+".join(given)
         fitters = fitters_of(engines, load_template(template), no_system)
         opened = OpenEngines(
-            engines, fitters, in_flight, shape_name, name=own_name, no_system=no_system
+            engines, fitters, in_flight, settings.shape(), name=own_name, no_system=no_system
         )
         yield opened
 
@@ -234,9 +232,7 @@ def dry_run_engines(
     )
     engine.most_samples = 1 if settings.split_samples else None
     engines: dict[str, Engine] = dict.fromkeys(("", *others), engine)
-    served = settings.base_url or settings.scripted
-    shape_name = settings.tokenizer if served else settings.model
-    return OpenEngines(engines, {}, DEFAULT_IN_FLIGHT, shape_name, score)
+    return OpenEngines(engines, {}, DEFAULT_IN_FLIGHT, settings.shape(), score)
 
 
 def dry_run_note(settings: AskSettings) -> str:
@@ -253,12 +249,14 @@ async def _server(
     from aft_factory.prompts.tokenizer import load_tokenizer
 
     tokenizer = chat = None
-    if (name := asked.tokenizer) is not None:
-        own = name == settings.tokenizer  # whose revision and code were spoken of
-        tokenizer = settings.loaded(name) if own else load_tokenizer(name)
-        chat = own_template(settings.chat_template, tokenizer)
+    if (source := asked.tokenizer) is not None:
+        tokenizer = load_tokenizer(source)
+        own = source.name == settings.tokenizer  # of which --chat-template speaks
+        chat = own_template(settings.chat_template if own else "auto", tokenizer)
         if chat is None:
-            _log.warning("%s has no chat template: drafts are not fitted to the context", name)
+            _log.warning(
+                "%s has no chat template: drafts are not fitted to the context", source.name
+            )
     names = [asked.api_key_env] if asked.api_key_env else settings.api_key_env
     return await OpenAIEngine.connect(
         asked.urls or settings.base_url,

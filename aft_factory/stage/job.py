@@ -99,7 +99,7 @@ class Job(JobFiles):
         async with contextlib.AsyncExitStack() as stack:
             engines = await stack.enter_async_context(self.stage.open())
             gc.freeze()  # what is loaded stays: no need to look for garbage in it time and again
-            self.shapes = (engines.shape_name, engines.reward_shape)
+            self.shapes = (engines.shape, engines.reward_shape)
             retries = Retries(self.settings.retries)
             asker = Asker(engines.engines, journal, engines.in_flight, retries)
             stack.enter_context(graceful(asker.stop, engines.stop))  # outlasts what was sent

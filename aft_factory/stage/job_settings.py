@@ -10,6 +10,7 @@ from typing import Any
 
 from aft_factory.engines.openai_fields import read_omission
 from aft_factory.engines.sampling import Request, Sampling
+from aft_factory.engines.vllm_loading import engine_source
 from aft_factory.errors import UsageError
 from aft_factory.inference.policy import (
     EmptyPolicy,
@@ -18,7 +19,8 @@ from aft_factory.inference.policy import (
     TruncatedPolicy,
     UnfinishedPolicy,
 )
-from aft_factory.records.network import read_key
+from aft_factory.network import read_key
+from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.records.rejects import rejects_path
 from aft_factory.records.tables import Line
 from aft_factory.stage.declaring import COMMON, setting, written
@@ -248,6 +250,12 @@ class AskSettings(RaySettings, TokenizerSettings, JobSettings):
         settings = [setting, f"final_{setting}"] if hasattr(self, f"final_{setting}") else [setting]
         flags = " and ".join(f"--{own.replace('_', '-')}" for own in settings)
         return f"sampling_args: {name} is set by {flags}"
+
+    def shape(self) -> Pretrained | None:
+        """Return where the model's size is read; a server's, where its tokenizer is."""
+        if not (self.base_url or self.scripted):
+            return None if self.model is None else engine_source(self.model, self.engine_args)
+        return None if self.tokenizer is None else self.tokenizer_source(self.tokenizer)
 
     def proposal(self) -> Sampling:
         """Return the sampling of proposals and middle layers."""

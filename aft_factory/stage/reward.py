@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aft_factory.asking.availability import Retries
 from aft_factory.engines.reward import DEFAULT_REWARD_MODEL
+from aft_factory.engines.vllm_loading import engine_source
 from aft_factory.inference.scoring import Longest, Scorer, Scores
+from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.reading import at_least
+from aft_factory.stage.tokenizing import folder_problems
 
 if TYPE_CHECKING:
     from aft_factory.engines.reward import RewardModel
@@ -41,6 +44,15 @@ class RewardSettings:
         None,
         "folder or name of the model at --reward-url (default: --reward-model)",
         group=REWARD,
+    )
+    reward_revision: str | None = setting(
+        None,
+        "of the reward model, or of --reward-tokenizer, on the hub: branch, tag or commit",
+        "REVISION",
+        group=REWARD,
+    )
+    reward_trust_remote_code: bool = setting(
+        False, "run the Python code that the reward model brings", group=REWARD
     )
     reward_engine: Literal["transformers", "vllm"] = setting(
         "transformers", "what runs the reward model in this process", group=REWARD
@@ -71,9 +83,20 @@ class RewardSettings:
     )
 
     @property
-    def reward_shape(self) -> str | None:
-        """Folder or name of the reward model, where its size is to be read."""
-        return self.reward_model if self.reward_url is None else self.reward_tokenizer
+    def reward_shape(self) -> Pretrained | None:
+        """Where the size of the reward model is to be read."""
+        name = self.reward_model if self.reward_url is None else self.reward_tokenizer
+        return None if name is None else self.reward_source(name)
+
+    def reward_source(self, name: str) -> Pretrained:
+        """Return how the reward model of that name, or its tokenizer, is loaded."""
+        if self.reward_engine == "vllm":
+            return engine_source(name, self.reward_engine_args, "--reward-engine-args")
+        options = {
+            "revision": self.reward_revision,
+            "trust_remote_code": self.reward_trust_remote_code,
+        }
+        return Pretrained(name, options, "--reward-trust-remote-code")
 
     @property
     def has_reward(self) -> bool:
@@ -107,13 +130,22 @@ class RewardSettings:
                 )
         elif self.reward_tokenizer is not None:
             problems.append("reward_tokenizer: for servers, needs --reward-url")
+        if self.reward_engine == "vllm":
+            problems += [
+                f"{name}: for vLLM: --reward-engine-args {instead}"
+                for name, instead in (
+                    ("reward_revision", "revision=REVISION"),
+                    ("reward_trust_remote_code", "trust_remote_code=true"),
+                    ("reward_batch_tokens", "max_num_batched_tokens=N"),
+                )
+                if getattr(self, name)
+            ]
+        read = self.reward_model if self.reward_url is None else self.reward_tokenizer
+        problems += folder_problems(
+            "reward_revision", self.reward_revision, read or self.reward_model
+        )
         if self.reward_engine_args and self.reward_engine != "vllm":
             problems.append("reward_engine_args: needs --reward-engine vllm")
-        if self.reward_batch_tokens is not None and self.reward_engine == "vllm":
-            problems.append(
-                "reward_batch_tokens: for transformers; "
-                "for vLLM: --reward-engine-args max_num_batched_tokens=N"
-            )
         return problems
 
 
@@ -210,7 +242,7 @@ async def _server(settings: RewardSettings, url: str, timeout: float) -> RewardM
         url,
         settings.reward_model,
         timeout=timeout,
-        tokenizer=settings.reward_tokenizer or _name(settings),
+        tokenizer=settings.reward_source(settings.reward_tokenizer or _name(settings)),
         **_reads(settings),
     )
 
@@ -229,7 +261,7 @@ def _opening(settings: RewardSettings) -> Callable[[], Awaitable[RewardModel]]:
     return partial(
         asyncio.to_thread,
         TransformersReward.load,
-        _name(settings),
+        settings.reward_source(_name(settings)),
         dtype=settings.reward_dtype,
         batch_tokens=settings.reward_batch_tokens,
         **_reads(settings),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aft_factory.prompts.tokenizer import load_tokenizer
+from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer
 from aft_factory.stage.declaring import setting
 
 if TYPE_CHECKING:
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
 
 
 TOKENIZER = "the tokenizer"  # heading of `--help`
+
+
+def folder_problems(setting: str, revision: str | None, name: str | None) -> list[str]:
+    """Return what is wrong with a revision, which transformers would not look at in a folder."""
+    if revision is None or name is None or not Path(name).is_dir():
+        return []
+    return [f"{setting}: {name} is a folder, which has no revisions"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,17 @@ class TokenizerSettings:
         """Return what is wrong with the settings, if that is what they are for."""
         engine = "; for a model in this process, say it by --engine-args"
         instead = engine if hasattr(self, "engine_args") else ""
-        return [
+        problems = [
             f"{name}: for the tokenizer that --tokenizer names{instead}"
             for name in ("tokenizer_revision", "trust_remote_code")
             if getattr(self, name) and tokenizer is None
         ]
+        return problems + folder_problems("tokenizer_revision", self.tokenizer_revision, tokenizer)
+
+    def tokenizer_source(self, tokenizer: str) -> Pretrained:
+        """Return how the tokenizer of that name is loaded."""
+        options = {"revision": self.tokenizer_revision, "trust_remote_code": self.trust_remote_code}
+        return Pretrained(tokenizer, options, "--trust-remote-code")
 
     def loaded(self, tokenizer: str) -> PreTrainedTokenizerFast:
         """Load the tokenizer of that name.
@@ -45,8 +59,4 @@ class TokenizerSettings:
         Raises:
             UsageError: If there is no such tokenizer.
         """
-        return load_tokenizer(
-            tokenizer,
-            {"revision": self.tokenizer_revision, "trust_remote_code": self.trust_remote_code},
-            code="--trust-remote-code",
-        )
+        return load_tokenizer(self.tokenizer_source(tokenizer))

@@ -16,6 +16,7 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategy import Strategy
+from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.records.files import check_writable, write_report
 from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects
@@ -39,7 +40,7 @@ class JobFiles:
         stage: From rows to queries, and from outcomes to rows.
         session: What the run that has just ended took.
         before: The summary of the output that is there.
-        shapes: The names of the model and of the reward model, to know their sizes by.
+        shapes: Where the sizes of the model and of the reward model are read.
     """
 
     def __init__(self, files: Files, settings: JobSettings, stage: Stage) -> None:
@@ -47,7 +48,7 @@ class JobFiles:
         self.settings = settings
         self.stage = stage
         self.session: Row = {}
-        self.shapes = (stage.dry_run.shape_name, stage.dry_run.reward_shape)
+        self.shapes = (stage.dry_run.shape, stage.dry_run.reward_shape)
         self.before = {} if files.output is None else read_summary(files.output)
 
     @property
@@ -227,11 +228,13 @@ def _told_of_task(totals: Totals, path: Path) -> list[str]:
     return told
 
 
-def _shape(name: str | None, *, classifier: bool = False, here: bool = False) -> ModelShape | None:
+def _shape(
+    source: str | Pretrained | None, *, classifier: bool = False, here: bool = False
+) -> ModelShape | None:
     """Return a shape, where it is known; a server's name for a model is not looked up (`here`)."""
-    if name is None:
+    if source is None:
         return None
     try:
-        return ModelShape.load(name, classifier=classifier, here=here)
+        return ModelShape.load(source, classifier=classifier, here=here)
     except AftError:  # a served name that is no folder and no hub name here
         return None

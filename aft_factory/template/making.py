@@ -13,7 +13,7 @@ from aft_factory.prompts.habits import thinking_switch
 from aft_factory.prompts.prelude import THINKING, Prelude
 from aft_factory.prompts.probing import fitting_prelude
 from aft_factory.prompts.thoughts import SWITCHES
-from aft_factory.prompts.tokenizer import load_tokenizer, tokenizer_markers
+from aft_factory.prompts.tokenizer import resolve_chat_template, tokenizer_markers
 from aft_factory.records.files import read_text
 from aft_factory.template.folder import NAME, own_template
 from aft_factory.template.settings import TemplateSettings
@@ -54,22 +54,32 @@ def open_source(settings: TemplateSettings) -> Source:
     Raises:
         UsageError: If it cannot be loaded.
     """
+    source = _opened(settings)
+    if source.tokenizer is None and (settings.tokenizer_revision or settings.trust_remote_code):
+        raise UsageError(
+            "--tokenizer-revision and --trust-remote-code are for a tokenizer, and none is loaded "
+            "here; name it by --tokenizer"
+        )
+    return source
+
+
+def _opened(settings: TemplateSettings) -> Source:
     assert settings.source is not None
     path, write = Path(settings.source), settings.write
     name = settings.tokenizer or (str(write) if write and has_tokenizer(write) else None)
     if path.is_file():
-        return Source(name and load_tokenizer(name), read_text(path))
+        return Source(name and settings.loaded(name), read_text(path))
     if path.is_dir():
         name = settings.tokenizer or (str(path) if has_tokenizer(path) else name)
-        return Source(name and load_tokenizer(name), own_template(path))
+        return Source(name and settings.loaded(name), own_template(path))
     if "/" not in settings.source and not path.suffix:
         own = None if write is None else own_template(write)
-        return Source(name and load_tokenizer(name), own, settings.source)
+        return Source(name and settings.loaded(name), own, settings.source)
     if path.suffix == ".jinja":
         raise UsageError(f"{path}: no such file")
-    tokenizer = load_tokenizer(settings.source)
-    own = tokenizer.chat_template
-    return Source(tokenizer, own.get("default") if isinstance(own, dict) else own)
+    tokenizer = settings.loaded(settings.source)
+    own = resolve_chat_template("own", tokenizer) if tokenizer.chat_template else None
+    return Source(tokenizer, own)
 
 
 def has_tokenizer(folder: Path) -> bool:

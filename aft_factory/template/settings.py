@@ -9,10 +9,11 @@ from aft_factory.prompts.selection import PAPER
 from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import argument, setting, switch, written
 from aft_factory.stage.reading import Settings
+from aft_factory.stage.tokenizing import TokenizerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TemplateSettings(Settings):
+class TemplateSettings(TokenizerSettings, Settings):
     """What is made, and where it goes; see the help texts."""
 
     source: str | None = argument(

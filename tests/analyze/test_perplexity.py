@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from conftest import demo_rows
+from hub_cache import cache_of
 from llamafactory_tools import tokenize, write_dataset
 
 from aft_factory.analyze import encoding, perplexity
 from aft_factory.analyze.__main__ import main
 from aft_factory.engines.target_loss import IGNORED, Row, TransformersLoss
+from aft_factory.prompts.tokenizer import Pretrained
 
 CLI = str(Path(sys.executable).parent / "llamafactory-cli")
 ROWS = [{"id": f"row{i}", **row} for i, row in enumerate(demo_rows()[:16])]
@@ -40,7 +42,8 @@ def measure(sets, tiny_llama, tmp_path, monkeypatch):
     def run(*words, expect=0):
         common = ["--template", "aft_llama3", "--quiet", "--overwrite", "--output", str(output)]
         if "--export" not in words:
-            common += ["--model", str(tiny_llama), "--cutoff-len", "1024"]
+            common += [] if "--model" in words else ["--model", str(tiny_llama)]
+            common += ["--cutoff-len", "1024"]
             common += ["--dataset-dir", str(sets)]
         assert main(["perplexity", *words, *common]) == expect
         if expect == 0:
@@ -82,13 +85,33 @@ def test_ids_and_labels_are_the_very_ones_of_training(sets, tiny_llama, tmp_path
     monkeypatch.delenv(encoding.VERBOSITY, raising=False)
     for name in ("aft", "sft"):
         entry = encoding.entry_of(name, sets, None)
-        options = {"model": str(tiny_llama), "template": "aft_llama3", "cutoff_len": 450}
+        options = {
+            "model": Pretrained(str(tiny_llama)),
+            "template": "aft_llama3",
+            "cutoff_len": 450,
+        }
         made = encoding.encoded({name: (entry, encoding.drawn(entry, 0))}, **options)[name]
         _, trained = tokenize(sets, name, tiny_llama, cutoff_len=450)
         assert [(row.ids, row.labels) for row in made] == [
             (row["input_ids"], row["labels"]) for row in trained
         ]
     assert encoding.VERBOSITY not in os.environ  # trainings after it tell their steps
+
+
+def test_a_model_has_a_revision_for_its_tokens_and_its_losses_alike(
+    measure, sets, tiny_llama, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "empty").mkdir()
+    cache = cache_of(tmp_path / "c", "o/m", {"main": tmp_path / "empty", "v1": tiny_llama})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
+    plain = measure("aft")
+    assert measure("aft", "--model", "o/m", "--model-revision", "v1") == plain
+    measure("aft", "--model", "o/m", expect=2)
+    measure("aft", "--model-revision", "v1", expect=2)
+    assert "is a folder, which has no revisions" in capsys.readouterr().err
+    measure("aft", "--engine", "vllm", "--engine-args", "revision=v1", expect=2)
+    assert "engine_args: revision: pass --model-revision" in capsys.readouterr().err
 
 
 def test_rows_are_drawn_by_their_ids_whatever_their_order(sets):

@@ -9,15 +9,21 @@ import shutil
 import pytest
 from asking_tools import write_lines
 from flaky_server import serving
+from hub_cache import cache_of
+from reward_tools import http_server, logits
 from shared_data import CASES
 
 from aft_factory.convert.__main__ import main as convert
 from aft_factory.engines.reward import PairEncoder
+from aft_factory.engines.transformers_reward import TransformersReward
 from aft_factory.engines.vllm_loading import engine_tokenizer, own_template
 from aft_factory.errors import UsageError
-from aft_factory.prompts.tokenizer import load_tokenizer, own_chat_template, resolve_chat_template
+from aft_factory.inference.accounting import ModelShape
+from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer, resolve_chat_template
+from aft_factory.rank.__main__ import main as rank
 from aft_factory.run.__main__ import main as run
 from aft_factory.stats.__main__ import main as stats
+from aft_factory.template.__main__ import main as template
 
 ROW = {"query": "What is 1+1?", "proposals": ["1", "2"], "aggregation": "2"}
 CODE = """
@@ -69,14 +75,10 @@ def with_code(made):
 @pytest.fixture
 def hub(tmp_path, made):
     """A cache of the hub with `org/tok` in it: no chat template, and one in the revision v1."""
-    repository = tmp_path / "cache" / "models--org--tok"
-    for revision, commit, templates in (("main", "a" * 40, {}), ("v1", "b" * 40, "V1")):
-        for part in ("snapshots", "refs"):
-            (repository / part).mkdir(parents=True, exist_ok=True)
-        folder = made(f"made-{revision}", templates).rename(repository / "snapshots" / commit)
+    revisions = {"main": made("made-main", {}), "v1": made("made-v1", "V1")}
+    for folder in revisions.values():
         (folder / "config.json").write_text('{"model_type": "llama"}')
-        (repository / "refs" / revision).write_text(commit)
-    return repository.parent
+    return cache_of(tmp_path / "cache", "org/tok", revisions)
 
 
 # Engine arguments
@@ -95,7 +97,7 @@ def hub(tmp_path, made):
 )
 def test_a_models_revision_is_its_tokenizers_as_in_vllm(hub, given, expected):
     tokenizer = engine_tokenizer("org/tok", {"download_dir": str(hub), **given})
-    assert own_chat_template(tokenizer) == expected
+    assert tokenizer.chat_template == expected
 
 
 def test_code_that_a_tokenizer_brings_is_run_if_the_engine_arguments_say_so(with_code):
@@ -156,6 +158,121 @@ def test_a_named_tokenizer_may_bring_code_if_it_is_said(with_code, source, tmp_p
             assert (
                 "trust_remote_code: for the tokenizer that --tokenizer" in capsys.readouterr().err
             )
+
+
+def test_a_folder_has_no_revisions(made, source, tmp_path, capsys):
+    folder = str(made("t", "T"))
+    served = ["--base-url", "http://127.0.0.1:1/v1", "--output", f"{tmp_path}/o.jsonl"]
+    scored = ["--reward-revision", "v1", "--strategy", "best_of_n"]
+    for command, flag in (
+        (lambda: stats([source, "--tokenizer", folder, "--tokenizer-revision", "v1"]), "tokenizer"),
+        (lambda: run([source, *served, *scored, "--reward-model", folder]), "reward"),
+    ):
+        assert command() == 2
+        said = f"{flag}_revision: {folder} is a folder, which has no revisions"
+        assert said in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_a_chat_template_to_make_has_a_revision_and_code(
+    hub, with_code, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    assert template(["org/tok"]) == 2
+    assert "org/tok has no chat template" in capsys.readouterr().err
+    assert template(["org/tok", "--tokenizer-revision", "v1"]) == 2
+    assert "V1" not in capsys.readouterr().out  # read, but no template that shows a query
+    assert template([str(with_code)]) == 2
+    assert "(here: --trust-remote-code)" in capsys.readouterr().err
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    assert template([str(mine), "--tokenizer", str(with_code), "--trust-remote-code"]) == 0
+    assert template([str(mine), "--trust-remote-code"]) == 2
+    assert "none is loaded here; name it by --tokenizer" in capsys.readouterr().err
+
+
+# Other models than the one that is asked
+
+
+def test_a_proposers_tokenizer_has_a_revision_and_code_of_its_own(
+    hub, with_code, source, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    moa = ["--strategy", "moa", "--layers", "1", "--proposers", "flaky", "--quiet", "--overwrite"]
+    with serving(max_model_len=8192) as server:
+
+        def ask(tokenizer, *more):
+            output = ["--output", f"{tmp_path}/r.jsonl", "--base-url", server.url]
+            given = ["--proposer-tokenizers", f"flaky={tokenizer}"]
+            code = run([source, *output, *moa, *given, *more])
+            return code, capsys.readouterr().err
+
+        assert "org/tok has no chat template" in ask("org/tok")[1]
+        code, told = ask("{name: org/tok, revision: v1}")
+        assert (code, "no chat template" in told) == (0, False)
+        code, told = ask(with_code)
+        assert code == 2
+        hint = f"(here: --proposer-tokenizers 'flaky={{name: {with_code}, trust_remote_code: true}}"
+        assert hint in told
+        # What was said of the run's own model is not said of a proposer's.
+        own = ["--tokenizer", str(with_code), "--trust-remote-code"]
+        assert ask(f"{{name: {with_code}}}", *own)[0] == 2
+        assert ask(with_code, *own)[0] == 0
+        assert ask(f"{{name: {with_code}, trust_remote_code: true}}")[0] == 0
+        for wrong in ("{name: org/tok, revison: v1}", "{revision: v1}", "{name: a/b, revision: 7}"):
+            code, told = ask(wrong)
+            assert (code, "expected a name, or {name: NAME, revision" in told) == (2, True)
+
+
+def test_a_chat_template_by_its_name_is_the_runs_own(made, source, tmp_path, capsys):
+    own, other = made("own", SEVERAL), made("other", "OTHER{{ messages[0].content }}")
+    moa = ["--strategy", "moa", "--layers", "1", "--proposers", "flaky", "--quiet"]
+    with serving(max_model_len=8192) as server:
+        given = ["--tokenizer", str(own), "--chat-template", "rag"]
+        given += ["--proposer-tokenizers", f"flaky={other}", "--base-url", server.url]
+        assert run([source, "--output", f"{tmp_path}/r.jsonl", *moa, *given]) == 0
+
+
+@pytest.fixture
+def reward_hub(tmp_path, tiny_reward_model, tiny_llama, monkeypatch):
+    """A hub with `org/rm`: a reward model in the revision v1, and another model."""
+    cache = cache_of(tmp_path / "c", "org/rm", {"main": tiny_llama, "v1": tiny_reward_model})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+
+def test_a_reward_model_has_a_revision(reward_hub, tiny_reward_model):
+    with pytest.raises(UsageError, match="no weights for score"):
+        TransformersReward.load("org/rm")
+    loaded = TransformersReward.load(Pretrained("org/rm", {"revision": "v1"}))
+    assert loaded.identity.endswith("+revision=v1")  # another's scores are none of it
+    assert ModelShape.load(
+        Pretrained("org/rm", {"revision": "v1"}), classifier=True
+    ) == ModelShape.load(str(tiny_reward_model), classifier=True)
+
+
+def test_the_tokenizer_of_a_reward_server_has_a_revision_and_code(
+    hub, with_code, source, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    with http_server(lambda body: (200, {}, logits(1))) as url:
+
+        def ask(*more):
+            output = ["--output", f"{tmp_path}/o.jsonl", "--quiet", "--overwrite"]
+            code = rank([source, *output, "--reward-url", url, *more])
+            return code, capsys.readouterr().err
+
+        assert "pass --reward-chat-template" in ask("--reward-tokenizer", "org/tok")[1]
+        assert ask("--reward-tokenizer", "org/tok", "--reward-revision", "v1")[0] == 0
+        code, told = ask("--reward-tokenizer", str(with_code))
+        assert (code, "(here: --reward-trust-remote-code)" in told) == (2, True)
+        assert ask("--reward-tokenizer", str(with_code), "--reward-trust-remote-code")[0] == 0
+
+
+def test_a_reward_model_on_vllm_has_them_as_engine_arguments(source, tmp_path, capsys):
+    given = ["--reward-revision", "v1", "--reward-trust-remote-code", "--reward-engine", "vllm"]
+    assert rank([source, "--output", f"{tmp_path}/o.jsonl", *given]) == 2
+    told = capsys.readouterr().err
+    assert "reward_revision: for vLLM: --reward-engine-args revision=REVISION" in told
+    assert "reward_trust_remote_code: for vLLM: --reward-engine-args trust_remote_code=true" in told
 
 
 # Several chat templates

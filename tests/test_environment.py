@@ -1,6 +1,6 @@
 """Proxies, certificates and keys of the environment: told by their names, never by their values.
 
-Run: pytest tests/engines/test_environment.py
+Run: pytest tests/test_environment.py
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from reward_tools import free_port, http_server, logits
 
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.errors import UsageError
+from aft_factory.network import environment_problems, proxy_hint
 from aft_factory.prompts.tokenizer import load_tokenizer
 from aft_factory.rank.__main__ import main as rank
-from aft_factory.records.network import environment_problems, proxy_hint
 from aft_factory.run.__main__ import main as run
 from aft_factory.stage.console import guarded
 

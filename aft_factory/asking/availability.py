@@ -35,7 +35,15 @@ class Retries:
     def wait(self, attempt: int, after: float | None) -> float:
         """Return the seconds to wait after a failed attempt, counted from 0."""
         wait: float = min(self.longest, self.first * 2 ** min(attempt, 30)) * random.uniform(0.5, 1)
-        return max(wait, min(after or 0.0, 10 * self.longest))  # Retry-After, within reason
+        return max(wait, min(after or 0.0, self._patience))  # Retry-After, within reason
+
+    def outlast(self, after: float | None) -> bool:
+        """Tell whether what passes after so many seconds is over by the last attempt."""
+        return (after or 0.0) <= self.most * self._patience
+
+    @property
+    def _patience(self) -> float:
+        return 10 * self.longest
 
 
 class Availability:
@@ -96,6 +104,9 @@ class Availability:
             except EngineError as error:
                 if error.kind != "retry":
                     raise
+                if self._retries.most and not self._retries.outlast(error.retry_after):
+                    asked = f"{self._name} asks to wait {error.retry_after:.0f} s"
+                    raise EngineError(f"{asked}: {error}", "fatal") from error
                 if attempt == self._retries.most:
                     problem = f"no answer after {attempt + 1} attempts; the last: {error}"
                     if probe is not None and await self._answers_nobody(before, probe):

@@ -19,6 +19,7 @@ import resource
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from aft_factory.engines.engine import EngineError, Heard, default_key, is_url
 from aft_factory.engines.gathering import gather_or_cancel
@@ -96,7 +97,7 @@ class OpenAIEngine:
         except ImportError:
             raise MissingPackage("an OpenAI-compatible server", "openai") from None
         given = [base_urls] if isinstance(base_urls, str) else base_urls
-        urls = list(dict.fromkeys(url.strip().rstrip("/") for url in given))
+        urls = list(dict.fromkeys(map(_plain_url, given)))
         wrong = [url for url in urls if not is_url(url)]
         if wrong or not urls:
             raise UsageError(f"expected URLs such as http://localhost:8000/v1, got {wrong or urls}")
@@ -111,11 +112,17 @@ class OpenAIEngine:
         for url, key in zip(urls, keys * len(urls) if len(keys) == 1 else keys, strict=True):
             with making_client():
                 http = openai.DefaultAsyncHttpxClient(limits=limits, timeout=waits)
+            place, _, query = url.partition("?")
             client = openai.AsyncOpenAI(
-                base_url=url, api_key=key, timeout=waits, max_retries=0, http_client=http
+                base_url=place,
+                api_key=key,
+                timeout=waits,
+                max_retries=0,
+                http_client=http,
+                default_query=dict(parse_qsl(query)),
             )
             _check_headers(client.default_headers)
-            servers.append(Server(url, client, http, omit, connect))
+            servers.append(Server(_shown_url(place), client, http, omit, connect))
         try:
             servers, name, told = await choose(servers, model)
         except BaseException:
@@ -231,6 +238,21 @@ class OpenAIEngine:
         server = min((s for s in order if s in live), key=lambda server: server.in_flight)
         self._next = (self._servers.index(server) + 1) % len(self._servers)
         return server
+
+
+def _plain_url(url: str) -> str:
+    """Return a server's URL, of which the address of an endpoint may have been given."""
+    place, mark, query = url.strip().partition("?")
+    for endpoint in ("/completions", "/chat"):
+        place = place.rstrip("/").removesuffix(endpoint)
+    return place.rstrip("/") + mark + query
+
+
+def _shown_url(url: str) -> str:
+    """Return a URL without a password in it."""
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
 def _decoding(sampling: Sampling, seed: int) -> dict[str, Any]:

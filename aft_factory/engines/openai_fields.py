@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from aft_factory.engines.openai_failures import read_json
 from aft_factory.errors import UsageError
 
 NOT_SETTINGS = frozenset({"model", "messages", "prompt", "stream"})
@@ -128,3 +129,5 @@ def _names_in(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _names_in(inner)
+    elif isinstance(value, str) and value.startswith("{"):  # an error that is passed on as a text
+        yield from _names_in(read_json(value.encode(errors="replace")))

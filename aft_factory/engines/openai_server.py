@@ -13,18 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aft_factory.engines.engine import EngineError, Heard
+from aft_factory.engines.openai_failures import ABSENT, failure_of
 from aft_factory.engines.openai_fields import STREAM, Fields
 from aft_factory.engines.openai_neutral import neutral_fields
-from aft_factory.engines.openai_replies import (
-    ABSENT,
-    Joining,
-    failure_of,
-    models_in,
-    parse_answer,
-    parse_body,
-    read_chunk,
-    undisguised,
-)
+from aft_factory.engines.openai_reading import follow, moved, read_list, read_whole
 from aft_factory.engines.openai_vetting import Vetting
 from aft_factory.engines.sampling import Told
 from aft_factory.network import proxy_hint
@@ -157,33 +149,13 @@ class Server:
         needed = {name: body[name] for name in ("model", "messages", "prompt") if name in body}
         more = {name: value for name, value in body.items() if name not in needed}
         if told is None and heard is None:
-            answer = self._read(endpoint.with_raw_response.create(**needed, extra_body=more))
+            longest = self.client.timeout.read + self._wait
+            whole = endpoint.with_raw_response.create(**needed, extra_body=more)
+            answer = read_whole(whole, self.url, longest)
         else:
             stream = endpoint.with_streaming_response.create(**needed, extra_body=more)
-            answer = self._follow(stream, told, heard)
+            answer = follow(stream, self.url, told, heard)
         return await self._call(answer, sampling=sampling, absent=absent)
-
-    async def _read(self, call: Any) -> dict[str, Any]:
-        return parse_body((await call).http_response.content, self.url)
-
-    async def _follow(self, stream: Any, told: Told | None, heard: Heard | None) -> dict[str, Any]:
-        """Read an answer while it is written, if the server streams it."""
-        async with stream as response:
-            if "event-stream" not in response.headers.get("content-type", ""):
-                return parse_body(await response.read(), self.url)
-            joining = Joining(told or _nobody)
-            heard = heard or _nobody
-            try:
-                async for line in response.iter_lines():
-                    if (chunk := read_chunk(line.encode(errors="replace"))) is not None:
-                        joining.add(chunk)
-                        if "error" not in chunk:  # which ends it, and is told as all failures are
-                            heard(chunk)
-            except Exception as error:  # of whatever package carries the bytes
-                raise EngineError(
-                    f"{self.url}: the stream broke off: {error!r}", "retry"
-                ) from error
-            return undisguised(joining.answer(self.url))
 
     async def models(self) -> list[dict[str, Any]]:
         """Return what it offers; nothing if it does not tell.
@@ -193,9 +165,11 @@ class Server:
         """
         listing = self.client.models.with_raw_response.list(timeout=self._wait)
         try:
-            entries = await self._call(_listed(listing, self.url), sampling=False)
+            entries = await self._call(read_list(listing, self.url), sampling=False)
         except EngineError as error:
             status = getattr(error.__cause__, "status_code", None)
+            if error.__cause__ is None:  # something else than a list
+                error.problem += self._elsewhere
             if error.kind == "retry" or status == 401:
                 raise
             level = logging.INFO if status in ABSENT else logging.WARNING
@@ -238,9 +212,8 @@ class Server:
         try:
             answer = await call
         except openai.APIStatusError as error:
-            if not self.url.endswith("/v1"):
-                absent = " (should the URL end in /v1?)"
-            failure = failure_of(error.response, self.url, absent)
+            failure = failure_of(error.response, self.url, self._elsewhere or absent)
+            failure.problem += moved(error.response)
             if failure.kind == "retry" or (failure.kind == "fatal" and sampling):
                 in_doubt = failure.kind == "fatal" or error.status_code >= 500
                 self._fails(started, failure, in_doubt=in_doubt)
@@ -260,6 +233,10 @@ class Server:
             raise
         self._works(started)
         return answer
+
+    @property
+    def _elsewhere(self) -> str:
+        return "" if self.url.endswith("/v1") else " (should the URL end in /v1?)"
 
     def _deny(self, refusal: EngineError) -> None:
         """Take note that no request of some settings will do."""
@@ -283,12 +260,3 @@ class Server:
         words = failure.problem.removeprefix(self.url).lstrip(": ")
         level = logging.WARNING if in_doubt else logging.INFO
         _log.log(level, "%s is left alone for %g s: %s", self.url, pause, words)
-
-
-def _nobody(_: object) -> None:
-    """Hear nothing."""
-
-
-async def _listed(call: Any, url: str) -> Any:
-    """Return the list of models."""
-    return models_in(parse_answer((await call).http_response.content, url))

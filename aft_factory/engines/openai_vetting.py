@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aft_factory.engines.engine import EngineError
+from aft_factory.engines.openai_failures import read_json
 from aft_factory.engines.openai_fields import LENGTHS, Fields, hint
-from aft_factory.engines.openai_replies import read_json
 
 LEAD = 1.0  # seconds that the first request goes ahead: a refusal comes sooner than an answer
 MOST_SETTINGS = 1000  # remembered: those who ask a server of ours may name any

@@ -21,8 +21,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError, default_key, is_url
+from aft_factory.engines.openai_failures import ABSENT, failure_of
 from aft_factory.engines.openai_fields import Needed
-from aft_factory.engines.openai_replies import ABSENT, failure_of, models_in, parse_answer
+from aft_factory.engines.openai_replies import models_in, parse_answer
 from aft_factory.engines.openai_vetting import Vetting
 from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
 from aft_factory.engines.vllm_loading import fingerprint

@@ -28,8 +28,8 @@ from aft_factory.asking.journal import Place
 from aft_factory.engines import openai_engine, openai_server
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_engine import OpenAIEngine
+from aft_factory.engines.openai_failures import error_words, retry_after
 from aft_factory.engines.openai_neutral import NEUTRAL, fields_of
-from aft_factory.engines.openai_replies import error_words, retry_after
 from aft_factory.engines.openai_vetting import SHORT_QUESTION
 from aft_factory.engines.sampling import Completion, Reply, Request, Sampling, Usage
 from aft_factory.errors import UsageError

@@ -764,7 +764,7 @@ def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(tiny_lla
             return {}
 
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: len(kept()) >= 10 or process.poll() is not None, 300)
+    until(lambda: len(kept()) >= 10 or process.poll() is not None, 900)
     family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     process.kill()  # it alone
     assert process.wait() == -signal.SIGKILL

@@ -1,0 +1,156 @@
+"""What an OpenAI-compatible server says where it gives no answer: its words, and what they mean.
+
+Pure. Knows no server by name, but the shapes in which errors come: with a status of their own, or
+in disguise behind a 200; an object, an array of one, or a text; a gateway's around a provider's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+from aft_factory.engines.engine import EngineError
+from aft_factory.engines.openai_parts import as_object
+from aft_factory.network import proxy_hint
+from aft_factory.records import exact_json
+
+MOST_WORDS = 500  # characters of a server's error message
+# Of 429s, which mostly pass, these do not.
+SPENT = re.compile(r"insufficient|billing|payment|credit|balance", re.IGNORECASE)
+# Whatever the status: a text that is too long will be so the next time.
+TOO_LONG = re.compile(r"context\b.{0,40}\bexceed|exceed\w*\b.{0,40}\bcontext", re.IGNORECASE)
+ABSENT = (404, 405)
+STATUSES = range(400, 600)
+WITHIN = ("error", "message", "detail", "raw")  # what holds an error's words
+DEEPEST = 10  # errors around an error
+Kind = Literal["retry", "refused", "fatal"]
+
+
+def kind_of(status: int) -> Kind:
+    """Tell whether to ask again after an HTTP status, give this request up, or the run."""
+    if status in (408, 409, 425, 429) or status >= 500:
+        return "retry"
+    return "fatal" if status in (401, 402, 403, 404, 405, 407) else "refused"
+
+
+def failure_of(response: Any, url: str, absent: str = "") -> EngineError:
+    """Return what an answer says that is no success, in the server's own words.
+
+    Args:
+        response: The answer, as httpx or httpx2 has it.
+        url: Of the server, for the message.
+        absent: What to add where there is nothing at that URL.
+    """
+    status, words = response.status_code, error_words(response.content)
+    kind, after = kind_of(status), retry_after(response.headers)
+    if after is None:
+        after = _delay_in(read_json(response.content))
+    if status == 429 and after is None and SPENT.search(response.text):
+        kind = "fatal"  # a quota that is used up does not pass
+    elif kind == "retry" and TOO_LONG.search(words):
+        kind = "refused"
+    elif kind == "refused" and after is not None:  # of whatever status: it says that it passes
+        kind = "retry"
+    problem = words if kind == "refused" else f"{url} answered {status}: {words}"
+    if kind != "refused":
+        problem += proxy_hint(url)
+    return EngineError(problem + (absent if status in ABSENT else ""), kind, after)
+
+
+def undisguised(data: Any) -> Any:
+    """Return the body of an answer of status 200, unless it is an error in disguise."""
+    for one in data if isinstance(data, list) else [data]:
+        if not isinstance(one, dict):
+            continue
+        error = one.get("error")
+        inner = error if isinstance(error, dict) else one
+        codes = (str(inner.get(name)) for name in ("code", "status", "status_code"))
+        code = next((int(code) for code in codes if code in map(str, STATUSES)), None)
+        bare = code is not None and not one.get("choices") and not one.get("data")
+        if error or one.get("object") == "error" or bare:
+            kind = "retry" if code is None else kind_of(code)
+            words = error_words(exact_json.dump(one))
+            if TOO_LONG.search(words):
+                kind = "refused"
+            raise EngineError(words, kind, _delay_in(one))
+    return data
+
+
+def read_json(body: bytes) -> Any:
+    """Return the JSON value of a body, None if it is none; NaN and halves of emoji are read.
+
+    Around it may stand what belongs to no JSON: a byte order mark, or the end of a stream.
+    """
+    body = body.removeprefix(b"\xef\xbb\xbf").rstrip().removesuffix(b"data: [DONE]")
+    try:
+        return exact_json.load(body)
+    except ValueError:
+        return None
+
+
+def error_words(body: bytes) -> str:
+    """Return the message inside an error's body, whatever its shape: the server's own words."""
+    found = read_json(body)
+    if found is None:
+        found = _page_words(body.decode(errors="replace"))
+    words = ": ".join(dict.fromkeys(_words_in(found)))
+    words = "".join(c if c.isprintable() else " " for c in words)  # it may reach a terminal
+    return " ".join(words.split())[:MOST_WORDS] or "(no message)"
+
+
+def _words_in(found: Any, depth: int = 0) -> Iterator[str]:
+    """Find the words of an error, then those of the error that it passes on."""
+    if isinstance(found, list) and len(found) == 1 and set(WITHIN) & set(as_object(found[0])):
+        found = found[0]
+    if isinstance(found, str) and found.startswith("{"):  # passed on as a text
+        found = as_object(read_json(found.encode(errors="replace"))) or found
+    inner = metadata = None
+    if isinstance(found, dict) and depth < DEEPEST:
+        inner = next((found[name] for name in WITHIN if found.get(name)), None)
+        inner = inner or (found["data"] if isinstance(found.get("data"), str) else None)
+        metadata = as_object(found.get("metadata")).get("raw")
+    if inner is None:
+        yield found if isinstance(found, str) else exact_json.dump(found).decode()
+    else:
+        yield from _words_in(inner, depth + 1)
+    if metadata:
+        yield from _words_in(metadata, depth + 1)
+
+
+def _page_words(text: str) -> str:
+    """Return what a page is called, where a server answers with one; any other text as it is."""
+    if not re.match(r"\s*<(!doctype|html|head)\b", text, re.IGNORECASE):
+        return text
+    found = re.findall(r"<(title|h1)\b[^>]*>(.*?)</\1>", text, re.IGNORECASE | re.DOTALL)
+    told = [" ".join(re.sub(r"<[^>]*>", " ", inner).split()) for _, inner in found]
+    return ": ".join(dict.fromkeys(["a page of HTML", *told])) if any(told) else text
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds to wait that a server asks for, by any of the headers in use."""
+    for name, scale in (("retry-after-ms", 1000), ("retry-after", 1)):
+        text = headers.get(name, "")
+        try:
+            seconds = float(text) / scale
+        except ValueError:
+            try:
+                date = parsedate_to_datetime(text)
+            except ValueError:
+                continue
+            seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None
+
+
+def _delay_in(value: Any) -> float | None:
+    """Return the seconds to wait that the body of an error asks for (`"retryDelay": "17s"`)."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    said = value.get("retryDelay") if isinstance(value, dict) else None
+    if seconds := re.fullmatch(r"(\d+(?:\.\d+)?)s", said) if isinstance(said, str) else None:
+        return float(seconds[1])
+    return next((found for one in inner if (found := _delay_in(one)) is not None), None)

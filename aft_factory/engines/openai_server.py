@@ -149,7 +149,7 @@ class Server:
         needed = {name: body[name] for name in ("model", "messages", "prompt") if name in body}
         more = {name: value for name, value in body.items() if name not in needed}
         if told is None and heard is None:
-            longest = self.client.timeout.read + self._wait
+            longest = self._http.timeout.read + self._wait
             whole = endpoint.with_raw_response.create(**needed, extra_body=more)
             answer = read_whole(whole, self.url, longest)
         else:

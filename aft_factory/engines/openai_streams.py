@@ -114,11 +114,11 @@ def joined_stream(body: bytes, url: str) -> dict[str, Any]:
 
 def _plain(delta: Any) -> dict[str, Any]:
     """Return a delta whose content, if it is in parts, is a text, and its thought a field."""
-    delta = as_object(delta)
-    content = delta.get("content")
+    plain = as_object(delta)
+    content = plain.get("content")
     if not isinstance(content, list):
-        return delta
-    return {**delta, "content": text_of(content), FIELDS[0]: thought_in(content)}
+        return plain
+    return {**plain, "content": text_of(content), FIELDS[0]: thought_in(content)}
 
 
 def _add_text(message: dict[str, Any], name: str, value: Any) -> None:

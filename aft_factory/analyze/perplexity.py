@@ -18,122 +18,33 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from aft_factory.analyze import encoding
 from aft_factory.analyze.named import named
+from aft_factory.analyze.perplexity_settings import EXAMPLES, PerplexitySettings
 from aft_factory.asking.journal import Journal
 from aft_factory.engines.target_loss import Row as Tokens
 from aft_factory.engines.target_loss import TransformersLoss, VllmLoss
-from aft_factory.engines.transformers_reward import RewardDtype
 from aft_factory.errors import UsageError
-from aft_factory.prompts.selection import Aggregation
-from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.records.record import Row
-from aft_factory.stage.command import Leaves, PlainCommand
+from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.console import RESUMES, show
-from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
 from aft_factory.stage.plotting import (
     COLOURS,
-    PlotSettings,
     new_figure,
     plain,
-    plot_files,
     write_plot,
 )
 from aft_factory.stage.progress import progress_bar
-from aft_factory.stage.reading import at_least
-from aft_factory.stage.tokenizing import folder_problems
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
-
-EXAMPLES = """\
-examples:
-  # five training sets, as they are registered in data/dataset_info.json
-  aft analyze perplexity sft aft_off aft_on without_proposals pseudo --dataset-dir data \\
-      --model meta-llama/Llama-3.1-8B --template aft_llama3 --cutoff-len 8192 \\
-      --output perplexity.png
-
-  # of one file of records: as AFT, and its SFT baseline
-  aft analyze perplexity AFT=my_aft.jsonl SFT=my_aft.jsonl --ablation SFT=sft \\
-      --model meta-llama/Llama-3.1-8B --template aft_llama3 --output perplexity.png
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PerplexitySettings(PlotSettings):
-    """What is measured; see the help texts."""
-
-    data: list[str] | None = argument(
-        None, "training set of --dataset-dir, or a file of records; DATA or NAME=DATA", "DATA"
-    )
-    model: str | None = setting(None, "the model before training: folder or hub name")
-    model_revision: str | None = setting(
-        None, "of the model on the hub: branch, tag or commit", "REVISION"
-    )
-    trust_remote_code: bool = setting(False, "run the Python code that the model brings")
-    template: str = setting(REQUIRED, "LLaMA-Factory's, as in training, such as aft_llama3", "NAME")
-    cutoff_len: int = setting(2048, "as in training", "N")
-    dataset_dir: Path | None = setting(None, "folder of a dataset_info.json", "DIR")
-    ablation: dict[str, str] = setting(
-        {}, "make of the set of that name the paper's sft or without_proposals", "NAME=ABLATION"
-    )
-    sample: int = setting(1000, "rows of each set, drawn by their ids; 0 takes all", "N")
-    engine: Literal["transformers", "vllm"] = setting("transformers", "what runs the model")
-    engine_args: dict[str, Any] = setting({}, "passed to vLLM, such as max_model_len=8192")
-    dtype: RewardDtype = setting("auto", "of transformers; auto: bfloat16 on a GPU, else float32")
-    batch_tokens: int | None = setting(
-        None, "most tokens that transformers reads at once (default: 16384, on a CPU 2048)", "N"
-    )
-    journal: Path | None = written("what is known (default: OUT.journal)")
-    export: bool = switch("ask no model: draw what the journal's last run knows")
-    quiet: bool = switch("no progress bar")
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the settings."""
-        problems = PlotSettings.problems(self)
-        problems += at_least(self, ("cutoff_len", 1), ("sample", 0), ("batch_tokens", 1))
-        if not self.export and not (self.data and self.model):
-            problems.append("name the training sets, and the model by --model")
-        problems += folder_problems("model_revision", self.model_revision, self.model)
-        if self.engine_args and self.engine != "vllm":
-            problems.append("engine_args: needs --engine vllm")
-        problems += [  # by which the tokens would be of another model than the losses
-            f"engine_args: {name}: pass --{flag}"
-            for name, flag in (
-                ("revision", "model-revision"),
-                ("tokenizer_revision", "model-revision"),
-                ("trust_remote_code", "trust-remote-code"),
-            )
-            if name in self.engine_args
-        ]
-        if self.engine == "vllm" and (self.dtype != "auto" or self.batch_tokens is not None):
-            problems.append(
-                "dtype, batch_tokens: for transformers; for vLLM: --engine-args dtype=float32"
-            )
-        for name, how in self.ablation.items():
-            try:
-                Aggregation(ablation=how)  # type: ignore[arg-type]
-            except UsageError as error:
-                problems.append(f"ablation: {name}: {error}")
-        return problems
-
-    @property
-    def journal_path(self) -> Path:
-        """Where the journal is."""
-        return self.journal or self.output.with_suffix(".journal")
-
-    def leaves(self) -> Leaves:
-        """Tell what the command leaves."""
-        return Leaves(plot_files(self.output), [self.journal_path])
 
 
 def numbers(known: Mapping[str, Sequence[tuple[float, int]]]) -> list[Row]:
@@ -205,12 +116,7 @@ def _measured(settings: PerplexitySettings) -> dict[str, list[tuple[float, int]]
     sets = {
         name: (entry, encoding.drawn(entry, settings.sample)) for name, entry in entries.items()
     }
-    assert settings.model is not None
-    options = {
-        "revision": settings.model_revision,
-        "trust_remote_code": settings.trust_remote_code or None,
-    }
-    source = Pretrained(settings.model, options, "--trust-remote-code")
+    source = settings.source
     made = encoding.encoded(
         sets, model=source, template=settings.template, cutoff_len=settings.cutoff_len
     )
@@ -221,8 +127,8 @@ def _measured(settings: PerplexitySettings) -> dict[str, list[tuple[float, int]]
             )
     every = [(name, row) for name, rows in made.items() for row in rows if row.targets]
     if settings.engine == "vllm":
-        said = {name: value for name, value in options.items() if value is not None}
-        engine: Any = VllmLoss(settings.model, settings.engine_args | said)
+        said = {name: value for name, value in source.options.items() if value is not None}
+        engine: Any = VllmLoss(source.name, settings.engine_args | said)
     else:
         engine = TransformersLoss(source, dtype=settings.dtype, batch_tokens=settings.batch_tokens)
     try:

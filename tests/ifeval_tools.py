@@ -21,21 +21,25 @@ def _has_punkt():
     return True
 
 
+HAS_PUNKT = _has_punkt()
 needs_punkt = pytest.mark.skipif(
-    not _has_punkt(), reason="IFEval needs NLTK's punkt_tab (NLTK_DATA), which is not here"
+    not HAS_PUNKT, reason="IFEval needs NLTK's punkt_tab (NLTK_DATA), which is not here"
 )
 
 
 def ifeval_answer(row):
     """A made-up answer to a prompt of IFEval, of a kind that some checkers take and others do not."""
     told = [str(value) for own in row["kwargs"] for value in own.values() if value is not None]
-    prompt, kind = row["prompt"], row["key"] % 6
+    said = {name: value for own in row["kwargs"] for name, value in own.items() if value}
+    plain = f"{said.get('first_word', 'Here')} is a paragraph of plain words."
+    prompt, kind = row["prompt"], row["key"] % 7
     texts = [
         f"{prompt}\n\nSo be it: {' '.join(told)}",
         prompt.upper() + " THIS IS AN ANSWER, IN CAPITAL LETTERS.",
         prompt.lower().replace(",", "") + " this is an answer in small letters.",
         f"<<A title>>\n\n* {prompt}\n* [place] *one* *two* **three**\n\nP.S. {' '.join(told)}",
         f"```json\n{json.dumps({'answer': prompt})}\n```",
+        "\n\n".join([plain] * (said.get("num_paragraphs") or 2)),
         f'"Das ist eine Antwort auf Deutsch. Sie ist kurz. {" ".join(told)}"',
     ]
     return texts[kind]

@@ -17,7 +17,8 @@ from evaluate_tools import (
     mmlu_rows,
     write_rows,
 )
-from ifeval_tools import needs_punkt
+from ifeval_tools import HAS_PUNKT, needs_punkt
+from shared_data import RealData
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.scripted import ScriptedEngine
@@ -214,12 +215,21 @@ def test_a_scorer_that_draws_draws_the_same_again(tmp_path):
 def test_a_real_model_at_a_real_server_is_evaluated(tmp_path, vllm_server, capsys):
     output = tmp_path / "out"
     arguments = ["gsm8k", "mmlu", "arc_c", "--base-url", vllm_server, "--output", str(output)]
+    if HAS_PUNKT:
+        prompts = write_rows(
+            tmp_path / "if.jsonl", RealData(whole=False).rows("ifeval_input_data.jsonl")[:2]
+        )
+        arguments = ["ifeval", *arguments, "--data", f"ifeval={prompts}"]
     arguments += ["--data", gsm8k(tmp_path, 2), "--max-tokens", "32", "--width", "2"]
     arguments += ["--data", f"mmlu={write_rows(tmp_path / 'mmlu.jsonl', mmlu_rows())}"]
     arguments += ["--data", f"arc_c={write_rows(tmp_path / 'arc.jsonl', arc_rows())}"]
     assert main([*arguments, "--final-max-tokens", "32", "--quiet"]) in (0, 1), capsys.readouterr()
     results = json.loads((output / "results.json").read_text())
     by_name = {one["benchmark"]: one for one in results["benchmarks"]}
+    if HAS_PUNKT:
+        ifeval = by_name.pop("ifeval")
+        assert [metric["n"] for metric in ifeval["metrics"]] == [2] * 4
+        assert ifeval["tokens"]["requests"] == 4
     assert [one["metrics"][0]["n"] for one in by_name.values()] == [2, 3, 3]
     # two drafts in one request, and an aggregation; of the others one answer each
     requests = [one["tokens"]["requests"] for one in by_name.values()]
@@ -303,6 +313,16 @@ def test_a_task_of_the_users_own_is_asked_for_by_its_name(tmp_path, monkeypatch)
     assert len({request.seed for request in requests}) == 3 * 2  # as often as the task says
     assert metrics(results) == {"mine": {"exact_match,none": 1.0}}  # as the harness has it
     assert results["benchmarks"][0]["task_version"] == "7"
+
+
+@pytest.mark.slow  # lm-eval reads all of its task files
+def test_a_task_that_decodes_otherwise_now_is_asked_anew(tmp_path, monkeypatch):
+    requests = answering(monkeypatch, lambda request: "2")
+    for temperature in (0.2, 0.2, 0.9):
+        asked = {"until": [], "do_sample": True, "temperature": temperature}
+        include = task_file(tmp_path, "mine", generation_kwargs=asked)
+        evaluate(tmp_path, "mine", *include, "--layers", "0", "--overwrite")
+    assert [request.sampling.temperature for request in requests] == [0.2] * 3 + [0.9] * 3
 
 
 @pytest.mark.slow  # lm-eval reads all of its task files

@@ -43,7 +43,7 @@ def draw(rows: Sequence[Row]) -> Figure:
             if (row["benchmark"], row["metric"]) != (benchmark, metric):
                 continue
             own = style(runs.index(row["run"]))
-            shown: dict[str, Any] = {"linestyle": "", "capsize": 3, **own}
+            shown: dict[str, Any] = {**own, "linestyle": "", "capsize": 3}
             x = [row[name] for name in FLOPS]
             if None not in x:
                 axes.plot(x, [row["value"]] * 2, color=own["color"], linewidth=0.8, alpha=0.6)

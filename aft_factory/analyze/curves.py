@@ -23,7 +23,7 @@ from aft_factory.records.record import Row
 from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.console import show
 from aft_factory.stage.declaring import REQUIRED, argument, setting
-from aft_factory.stage.plotting import COLOURS, PlotSettings, new_figure, plain, write_plot
+from aft_factory.stage.plotting import PlotSettings, new_figure, plain, style, write_plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,16 +100,18 @@ def draw(rows: Sequence[Row]) -> Figure:
     metric = list(rows[0])[2]
     figure = new_figure(8, 5)
     axes = figure.subplots()
-    styles = ("-", "--", "-.", ":")
     for number, name in enumerate(dict.fromkeys(row["run"] for row in rows)):
         own = [row for row in rows if row["run"] == name]
-        steps, colour = [row["step"] for row in own], COLOURS[number % len(COLOURS)]
-        style = styles[number // len(COLOURS) % len(styles)]
+        steps, shown = [row["step"] for row in own], style(number)
+        colour = shown["color"]
         about = own[0]["fluctuation"]
         label = plain(name) + ("" if about is None else f" (fluctuation {about:.3g})")
         axes.plot(steps, [row[metric] for row in own], color=colour, alpha=0.3, linewidth=1)
         axes.plot(
-            *(steps, [row["smoothed"] for row in own]), color=colour, linestyle=style, label=label
+            *(steps, [row["smoothed"] for row in own]),
+            color=colour,
+            linestyle=shown["linestyle"],
+            label=label,
         )
         if len(own) == 1:
             axes.plot(steps, [own[0][metric]], "o", color=colour)

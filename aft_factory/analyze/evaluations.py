@@ -60,10 +60,18 @@ def points(settings: PointsSettings) -> list[Row]:
             name = one["benchmark"]
             if settings.benchmark and name not in settings.benchmark:
                 continue
-            rows.append({"run": run, "model": content.get("model"), **_point(one, settings.metric)})
-            if first.setdefault(name, one)["data"] != one["data"]:
+            try:
+                point, missing = _point(one, settings.metric), sum(one["missing"])
+                others = first.setdefault(name, one)["data"] != one["data"]
+            except KeyError as error:
+                raise UsageError(
+                    f"{run}: {name}: its results lack {error}, as those of another version; the "
+                    "same `aft eval` with --overwrite writes them anew, from what was answered"
+                ) from None
+            rows.append({"run": run, "model": content.get("model"), **point})
+            if others:
                 _log.warning("%s: %s: not the same questions as those of the first run", run, name)
-            if missing := sum(one["missing"]):
+            if missing:
                 _log.warning(
                     "%s: %s: %d answers are missing, and count as wrong", run, name, missing
                 )

@@ -65,7 +65,7 @@ def numbers(rows: Sequence[Row]) -> list[Row]:
                 raise UsageError(
                     f"{found[key]['run']} and {row['run']} are one point ({row['benchmark']}, "
                     f"{panel} {x} of {point['series']}); leave one out: repeats of a run are "
-                    "`aft eval --repeats`"
+                    "`aft eval --repeats`, and models of one name get others by its --generator"
                 )
             found[key] = point
     _begin_depths(found)
@@ -122,7 +122,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     panels = [panel for panel in PANELS if any(row["panel"] == panel for row in rows)]
     names = list(dict.fromkeys(row["series"] for row in rows))
     figure = new_figure(4.2 * len(panels), 3.4 * len(benchmarks) + 0.4 + 0.22 * len(names) / 3)
-    grid = figure.subplots(len(benchmarks), len(panels), squeeze=False)
+    grid = figure.subplots(len(benchmarks), len(panels), squeeze=False, sharey="row")
     handles: dict[str, Any] = {}
     for line, (benchmark, metric) in zip(grid, benchmarks, strict=True):
         line[0].set_ylabel(plain(f"{benchmark}: {metric_shown(benchmark, metric)}"))

@@ -112,12 +112,12 @@ def write_results(folder: Path, content: Row) -> None:
 
 
 def read_results(folder: Path) -> Row:
-    """Return the results of an evaluation.
+    """Return the results of an evaluation, from its folder or from their file.
 
     Raises:
-        UsageError: If there are none in the folder.
+        UsageError: If there are none.
     """
-    path = folder / FILE
+    path = folder if folder.is_file() else folder / FILE
     try:
         content = orjson.loads(read_text(path))
         if content["benchmarks"] and all(one["metrics"] for one in content["benchmarks"]):

@@ -205,7 +205,14 @@ STRATEGIES = {
             needs=frozenset({"score"}),
             flops=lambda width: 2 * width,
         ),
-        Strategy("majority_vote", majority_vote, {"width": 5}, has_final=False, single=False),
+        Strategy(
+            "majority_vote",
+            majority_vote,
+            {"width": 5},
+            has_final=False,
+            single=False,
+            flops=lambda width: width,  # plain answers, which nothing scores
+        ),
         Strategy(
             "self_moa_seq",
             self_moa_seq,

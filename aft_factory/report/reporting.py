@@ -9,6 +9,7 @@ from typing import Any
 
 from aft_factory.engines.sampling import Usage
 from aft_factory.errors import UsageError
+from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.push.shown_settings import shown_settings
 from aft_factory.report.describing import described
 from aft_factory.report.layers import Layer, agreement, flags_of
@@ -172,4 +173,6 @@ def told(source: Source, numbers: Numbers, page: Page, output: object) -> list[s
         "elsewhere": f"{source.elsewhere} queries of the run are not in {source.rows}",
     }
     lines += [text for name, text in rows.items() if getattr(source, name)]
+    if source.rows is None and not isinstance(source.settings, EvalSettings):
+        lines.append("the rows are not known: --data FILE brings their references and their order")
     return lines

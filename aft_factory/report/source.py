@@ -195,8 +195,15 @@ def source_of(journal: Journal, path: Path, data: str | None) -> Source:
 
 
 def open_journal(path: Path) -> Journal:
-    """Open the journal of an output, or a journal, to be read."""
-    return Journal(journal_of(path), read_only=True)
+    """Open the journal of an output, or a journal, to be read.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    journal = journal_of(path)
+    if not journal.exists():
+        raise UsageError(f"{journal}: no such journal; of an output that was moved, name its own")
+    return Journal(journal, read_only=True)
 
 
 def named_output(path: Path) -> Path:

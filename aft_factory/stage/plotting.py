@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by the colour-blind; without yellow, too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
 
 Draw = Callable[[Sequence[Row]], "Figure"]
 
@@ -117,14 +118,15 @@ def csv_of(rows: Sequence[Row]) -> str:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Return the colour and the marker of one of several, by its number from 0.
+    """Return colour, marker and line of one of several, by its number from 0.
 
     Example:
         >>> style(7)
-        {'color': '#0072B2', 'marker': 's'}
+        {'color': '#0072B2', 'marker': 's', 'linestyle': '--'}
     """
     turn, colour = divmod(number, len(COLOURS))
-    return {"color": COLOURS[colour], "marker": MARKERS[(colour + turn) % len(MARKERS)]}
+    marker = MARKERS[(colour + turn) % len(MARKERS)]
+    return {"color": COLOURS[colour], "marker": marker, "linestyle": LINES[turn % len(LINES)]}
 
 
 def log_axis(axes: Axes) -> None:

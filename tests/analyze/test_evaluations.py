@@ -2,11 +2,14 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from evaluate_tools import answering, evaluate, gsm8k_rows, write_rows
 
 from aft_factory.analyze.__main__ import main
+from aft_factory.engines.engine import EngineError
+from aft_factory.stage.plotting import style
 
 EXACT = "exact_match,flexible-extract"
 CATEGORIES = {"writing": [8.0, 7.0], "math": [5.0, 6.0], "coding": [4.0, 4.0]}
@@ -161,6 +164,17 @@ def test_an_unknown_benchmark_or_metric_is_told(results, tmp_path, capsys, words
     assert problem in capsys.readouterr().err
 
 
+def test_results_of_another_version_are_told(results, tmp_path, capsys):
+    folder = results("old", width=3, layers=1)
+    path = tmp_path / "old" / "results.json"
+    content = json.loads(path.read_text())
+    del content["benchmarks"][0]["flops"]
+    path.write_text(json.dumps(content))
+    for name in ("scaling", "cost"):
+        assert main([name, folder, "--output", str(tmp_path / "s.png")]) == 2
+        assert "old: gsm8k: its results lack 'flops'" in capsys.readouterr().err
+
+
 def test_two_runs_of_one_point_are_refused(results, tmp_path, capsys):
     runs = [
         results("a", width=3, layers=1),
@@ -171,22 +185,72 @@ def test_two_runs_of_one_point_are_refused(results, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_smaller_widths_find_their_drafts_in_a_shared_journal(tmp_path, monkeypatch, plot):
-    """Real evaluations by lm-eval, a scripted model: what it is asked for K=3 and then for K=2."""
+def test_figures_of_real_evaluations_that_share_their_drafts(
+    tmp_path, monkeypatch, plot, tiny_llama
+):
+    """Real evaluations by lm-eval, a scripted model: what each asks, and what the plots make of it."""
     data = f"gsm8k={write_rows(tmp_path / 'gsm8k.jsonl', gsm8k_rows(4))}"
     requests = answering(monkeypatch, lambda request: f"#### {request.seed % 4}")
-    shared = ("--journal", str(tmp_path / "drafts.sqlite"), "--split-samples", "--layers", "1")
-    folders = []
-    for width, fresh in ((3, 4 * 3 + 4), (2, 4)):  # K=2: its final answers only
+    shared = ("--data", data, "--journal", str(tmp_path / "drafts.sqlite"), "--split-samples")
+    shared += ("--tokenizer", str(tiny_llama), "--repeats", "2")
+    found = {}
+    for name, fresh, samples, *flags in (  # by 4 questions and 2 seeds; greedy ones are alike
+        ("k3", 8 * 3 + 8, 8 * 4, "--width", "3", "--layers", "1"),
+        ("k2", 8, 8 * 3, "--width", "2", "--layers", "1"),  # its final answers only
+        ("revise", 8 + 8, 8 * 3, "--strategy", "sequential_revision", "--layers", "2"),
+        (
+            "vote3",
+            8 * 3,
+            8 * 3,
+            "--strategy",
+            "majority_vote",
+            "--width",
+            "3",
+            "--temperature",
+            "1",
+        ),
+        ("vote2", 0, 8 * 2, "--strategy", "majority_vote", "--width", "2", "--temperature", "1"),
+    ):
         del requests[:]
-        folders.append(tmp_path / f"k{width}")
-        code, results = evaluate(
-            folders[-1], "gsm8k", "--data", data, "--width", str(width), *shared
-        )
+        code, results = evaluate(tmp_path / name, "gsm8k", *shared, *flags)
         assert code == 0
-        assert len(requests) == fresh
+        assert (name, len(requests)) == (name, fresh)
         # what it would have taken by itself
-        assert results["benchmarks"][0]["tokens"]["samples"] == 4 * (width + 1)
-    found = [next(folder.rglob("results.json")).parent for folder in folders]
-    rows = plot("scaling", *map(str, found))
-    assert [row["x"] for row in rows if row["panel"] == "width"] == ["2", "3"]
+        assert results["benchmarks"][0]["tokens"]["samples"] == samples
+        found[name] = results["benchmarks"][0]
+    runs = [f"{name}={tmp_path / name / 'out'}" for name in found]
+    rows = plot("scaling", *runs)
+    assert {(row["series"], row["x"]) for row in rows if row["panel"] == "width"} == {
+        *(("parallel sampling (L=1)", width) for width in "23"),
+        *(("majority vote", width) for width in "23"),
+        ("propose and aggregate, L=2", "1"),
+    }
+    for row in rows:
+        own = found[row["run"]]["metrics"][0]
+        assert (float(row["value"]), float(row["error"])) == (own["value"], own["error"])
+        assert (row["error_over"], row["repeats"]) == ("runs", "2")
+    per_question = {
+        "tokens": lambda one: one["tokens"]["completion"] / 8,
+        "flops": lambda one: one["flops"]["exact"] / 8,
+    }
+    for panel, of in per_question.items():
+        at = {row["run"]: float(row["x"]) for row in rows if row["panel"] == panel}
+        assert at == {name: of(one) for name, one in found.items()}
+    costs = {row["run"]: row for row in plot("cost", *runs)}
+    for name, one in found.items():
+        assert float(costs[name]["flops_appendix_c"]) == one["flops"]["appendix_c"] / 8
+    assert all(value["flops_exact"] for value in costs.values())
+
+    # All of it again from the journal alone: of a model that answers nothing.
+    answering(monkeypatch, lambda request: EngineError("asked", "fatal"))
+    for name, flags in (("k3", ("--width", "3", "--layers", "1")),):
+        shutil.rmtree(tmp_path / name)
+        again = evaluate(tmp_path / name, "gsm8k", *shared, *flags)[1]["benchmarks"][0]
+        assert again == found[name]
+    assert plot("scaling", *runs) == rows
+    assert list(costs.values()) == plot("cost", *(f"{run}/results.json" for run in runs))
+
+
+def test_many_runs_in_one_plot_look_each_their_own_way():
+    looks = [tuple(style(number).values()) for number in range(28)]
+    assert len(set(looks)) == 28

@@ -384,6 +384,7 @@ def test_flops_are_those_of_appendix_c():
         ("sequential_revision", 2 * 2 + 1),
         ("parallel_sampling", 2 * 5 + 1),
         ("best_of_n", 2 * 5),
+        ("majority_vote", 5),
     ]:
         strategy = STRATEGIES[name]
         own = {

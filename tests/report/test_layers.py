@@ -71,6 +71,7 @@ def query(**changes):
         ({}, ["agree"]),
         ({"right": True, "voted": False}, ["right", "fixed", "agree"]),
         ({"right": False, "voted": True}, ["wrong", "broke", "agree"]),
+        ({"right": False, "voted": True, "problem": "refused"}, ["wrong", "agree", "rejected"]),
         ({"right": True, "voted": True}, ["right", "agree"]),
         ({"right": False, "voted": None}, ["wrong", "agree"]),
         ({"events": [{"event": "2 drafts shortened"}]}, ["agree", "shortened"]),

@@ -388,6 +388,65 @@ def evaluated(monkeypatch, capsys, tmp_path, script, rows, *flags):
     return results, reported
 
 
+def test_of_several_runs_in_one_journal_an_output_is_its_own(monkeypatch, capsys):
+    for name, width in (("wide.jsonl", "3"), ("narrow.jsonl", "2")):
+        flags = ("--journal", "both.journal", "--width", width, "--layers", "1")
+        run(monkeypatch, capsys, ROWS[:2], *flags, output=name)
+    for name, width in (("wide.jsonl", 3), ("narrow.jsonl", 2), ("both.journal", 2)):
+        assert report(capsys, name)[0] == 0
+        head, queries, _ = page()
+        assert {name: value for name, value, _ in head["settings"]}["width"] == width
+        assert [len(query["layers"][0]["drafts"]) for query in queries] == [width] * 2
+        assert len(head["sessions"]) == 1
+
+
+def test_a_folder_that_was_moved_is_read_where_it_is(monkeypatch, capsys):
+    Path("a").mkdir()
+    flags = ("--journal", "a/own.journal", "--width", "2", "--layers", "1")
+    run(monkeypatch, capsys, ROWS[:2], *flags, output="a/out.jsonl")
+    Path("a").rename("b")
+    assert report(capsys, "b/out.jsonl")[0] == 0
+    assert len(page()[1]) == 2
+
+
+def test_how_each_query_is_graded_is_said_and_so_is_that_it_cannot_be(made):
+    rows = [
+        {"id": "number", "query": "Hm?", "reference": "#### 2"},
+        {"id": "text", "query": "Hm? Hm?", "reference": "In words."},
+        {"id": "none", "query": "Hm? Hm? Hm?"},
+    ]
+    head, queries = made(rows, "--layers", "0")
+    assert head["grading"] == [
+        ["final numbers", 1],
+        ["the reference is a text, no number", 1],
+        ["no reference", 1],
+    ]
+    assert [query["right"] for query in queries] == [False, None, None]
+
+
+def test_of_a_benchmark_that_a_judge_scores_it_is_said_that_nothing_is_graded(made):
+    alpaca = [{"dataset": "x", "instruction": "Hm?", "output": "3", "generator": "another"}]
+    head, [query] = made(alpaca, "--layers", "0")
+    assert head["grading"] == [["its scorer is not run here (alpaca_eval)", 1]]
+    assert (query["right"], query["reference"]) == (None, None)
+
+
+def test_a_worked_answer_is_graded_as_the_runs_accuracy_is(made, capsys):
+    long = "She has 3 boxes and opens them, and in the end there are 72 of them"
+    script = by_numbers(72)
+    head, [query] = made([{"question": "Hm?", "answer": long}], "--layers", "0", script=script)
+    assert query["right"] is True
+    assert head["counts"]["right"] == 1
+
+
+def test_unknown_tokens_are_no_zeros():
+    from aft_factory.report.reporting import _listed
+
+    layers = [{"written": 5, "drafts": []}, {"written": None, "drafts": []}]
+    query = {"turns": [[{"content": "Hm?"}]], "flags": [], "layers": layers, "target": None}
+    assert _listed({**query, "id": "q", "seed": None})[3] is None
+
+
 @pytest.mark.slow  # loads lm-eval
 def test_an_evaluation_has_its_questions_of_each_seed(monkeypatch, capsys, tmp_path):
     pytest.importorskip("lm_eval")

@@ -74,6 +74,7 @@ def query(**changes):
         ({"right": False, "voted": True, "problem": "refused"}, ["wrong", "agree", "rejected"]),
         ({"right": True, "voted": True}, ["right", "agree"]),
         ({"right": False, "voted": None}, ["wrong", "agree"]),
+        ({"right": True, "voted": None}, ["right", "agree"]),
         ({"events": [{"event": "2 drafts shortened"}]}, ["agree", "shortened"]),
         ({"problem": "empty", "layers": []}, ["rejected"]),
         ({"done": False, "layers": []}, ["unfinished"]),
@@ -91,3 +92,5 @@ def test_drafts_of_other_texts_or_numbers_do_not_agree():
     two = [{"text": "one", "cut": False}, {"text": "two", "cut": False}]
     assert flags_of(query(layers=[{"drafts": two}])) == []
     assert flags_of(query(layers=[{"drafts": [two[0]]}, {"drafts": [two[0]]}])) == ["agree"]
+    dropped = {"text": "of no use", "cut": False, "lost": True}
+    assert flags_of(query(layers=[{"drafts": [two[0], two[0], dropped]}])) == ["agree"]

@@ -160,7 +160,8 @@ class EvalGrading:
 
 
 def _words(row: Row) -> str | None:
-    return next((row[name] for name in REFERENCES if isinstance(row.get(name), str)), None)
+    known = (row.get(name) for name in REFERENCES)
+    return next((str(one) for one in known if type(one) in (str, int, float)), None)
 
 
 def _known_telling(include: Sequence[str], benchmark: str, task: str) -> tuple[Telling | None, str]:

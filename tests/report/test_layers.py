@@ -12,12 +12,13 @@ def test_a_layer_adds_up_to_what_is_computed_by_hand():
     layer.add(["1", "2", "2", "3"], "3")  # 1 of 4; the vote is 2
     layer.add([None, None], "4")  # 0 of 2; nobody votes
     layer.add(["8", "9"], None)  # no reference: only the agreement counts
+    layer.add(["6", "7", "7", "6", "7"], "7")  # 3 of 5; the vote is 7, the first draft is wrong
     row = layer.row()
-    assert (row["queries"], row["drafts"], row["graded"]) == (4, 12, 3)
-    assert row["right"] == pytest.approx((0.5 + 0.25 + 0) / 3)
-    assert row["voted"] == pytest.approx(1 / 3)
-    assert row["passed"] == pytest.approx(2 / 3)
-    assert row["agreed"] == pytest.approx((2 / 4 + 2 / 4 + 1 / 2) / 3)
+    assert (row["queries"], row["drafts"], row["graded"]) == (5, 17, 4)
+    assert row["right"] == pytest.approx((0.5 + 0.25 + 0 + 0.6) / 4)
+    assert row["voted"] == pytest.approx(2 / 4)
+    assert row["passed"] == pytest.approx(3 / 4)
+    assert row["agreed"] == pytest.approx((2 / 4 + 2 / 4 + 1 / 2 + 3 / 5) / 4)
 
 
 def test_without_references_nothing_is_right_or_wrong():

@@ -414,14 +414,15 @@ def test_how_each_query_is_graded_is_said_and_so_is_that_it_cannot_be(made):
         {"id": "number", "query": "Hm?", "reference": "#### 2"},
         {"id": "text", "query": "Hm? Hm?", "reference": "In words."},
         {"id": "none", "query": "Hm? Hm? Hm?"},
+        {"id": "no text", "query": "Hm? Hm?", "answer": 2, "solution": True},
     ]
     head, queries = made(rows, "--layers", "0")
     assert head["grading"] == [
-        ["final numbers", 1],
+        ["final numbers", 2],
         ["the reference is a text, no number", 1],
         ["no reference", 1],
     ]
-    assert [query["right"] for query in queries] == [False, None, None]
+    assert [query["right"] for query in queries] == [False, None, None, False]
 
 
 def test_of_a_benchmark_that_a_judge_scores_it_is_said_that_nothing_is_graded(made):

@@ -56,7 +56,7 @@ def make_run(folder: Path, queries: int) -> None:
     def engine(own: Any = script, **options: Any) -> ScriptedEngine:  # a dry run has its own
         return ScriptedEngine(own, **options)
 
-    engines.ScriptedEngine = engine  # type: ignore[assignment, misc]
+    engines.ScriptedEngine = engine  # type: ignore[assignment, attr-defined]
     flags = ["--scripted", "--width", "5", "--layers", "2", "--quiet"]
     with contextlib.redirect_stdout(io.StringIO()):
         assert run([str(folder / "in.jsonl"), "--output", str(folder / "out.jsonl"), *flags]) == 0

@@ -22,7 +22,7 @@ from typing import Any
 
 from aft_factory.errors import AftError, MissingPackage, UsageError, suggest
 from aft_factory.evaluate.benchmarks import Benchmark, Part, Score
-from aft_factory.evaluate.lm_tasks import localised, near, shows_the_questions
+from aft_factory.evaluate.lm_tasks import is_one, localised, near, shows_the_questions
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.inference.queries import Query
 from aft_factory.records.files import write_whole
@@ -120,10 +120,13 @@ def task_manager(benchmark: Benchmark, include: Sequence[str]) -> Any:
         import lm_eval.tasks
     except ImportError:
         raise MissingPackage(f"{benchmark.name}: lm-eval", '"aft-factory[eval]"') from None
+    places = [Path(name).absolute() for name in include]
+    manager = lm_eval.tasks.TaskManager(include_path=places, include_defaults=False)
+    if is_one(benchmark.task, manager.task_index):
+        return manager
     # To read all of its files takes longer than to load one of its tasks.
     folder = Path(lm_eval.tasks.__file__).parent / (benchmark.folder or "")
-    places = [TASKS if benchmark.folder == "" else folder]
-    places += [Path(name).absolute() for name in include]
+    places.insert(0, TASKS if benchmark.folder == "" else folder)
     return lm_eval.tasks.TaskManager(include_path=places, include_defaults=False)
 
 

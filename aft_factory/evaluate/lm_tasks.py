@@ -82,6 +82,16 @@ def localised(benchmark: Benchmark, manager: Any, data: str, folder: Path) -> Pa
     return made
 
 
+def is_one(name: str, index: Any) -> bool:
+    """Tell whether a task is there that needs no other: neither a group nor a tag."""
+    entry = index.get(name)
+    return (
+        entry is not None
+        and entry.yaml_path is not None
+        and not isinstance(_config(index, name).get("task"), list)
+    )
+
+
 def _scored(config: Mapping[str, Any]) -> str:
     """Return the split that a task asks about."""
     return str(config.get("test_split") or config.get("validation_split"))

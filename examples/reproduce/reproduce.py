@@ -136,7 +136,7 @@ class Reproduction:
         write_csv(self.folder / "claims.csv", claims)
         gates = [f"{name}: {text}" for name, text in self.gates.items()]
         lines = [*gates, "", *table(values), "", *table(claims)]
-        text = "\n".join([*lines, "", f"{len(self.chains)} seeds; error: standard error"])
+        text = "\n".join([*lines, "", f"seeds: {len(self.chains)}; error: standard error"])
         write_whole(self.folder / "results.txt", f"{text}\n".encode())
         print(text)
 

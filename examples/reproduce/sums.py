@@ -125,7 +125,8 @@ def make_sets(
         `without_proposals` is `aft_on` without its drafts, which `aft convert` leaves out.
     """
     draw = random.Random(f"sets {seed}")
-    on = [aggregation(row, row["proposals"][:width], draw) for row in drafted]
+    asked = {row["id"]: row for row in questions}
+    on = [aggregation(asked[row["id"]], row["proposals"][:width], draw) for row in drafted]
     off = [
         aggregation(
             row, [draft(numbers_of(row["query"]), draw, task.slips) for _ in range(width)], draw

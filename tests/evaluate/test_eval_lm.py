@@ -304,8 +304,9 @@ def task_file(folder, name, **config):
     return ["--include", str(folder / "tasks")]
 
 
-@pytest.mark.slow  # lm-eval reads all of its task files
 def test_a_task_of_the_users_own_is_asked_for_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(lm_harness, "TASKS", None)  # of lm-eval's many files none is read
+    monkeypatch.setattr("lm_eval.tasks.__file__", None)
     requests = answering(monkeypatch, lambda request: "2")
     include = task_file(tmp_path, "mine", repeats=2)
     code, results = evaluate(tmp_path, "mine", *include, "--layers", "0")
@@ -315,7 +316,6 @@ def test_a_task_of_the_users_own_is_asked_for_by_its_name(tmp_path, monkeypatch)
     assert results["benchmarks"][0]["task_version"] == "7"
 
 
-@pytest.mark.slow  # lm-eval reads all of its task files
 def test_a_task_that_decodes_otherwise_now_is_asked_anew(tmp_path, monkeypatch):
     requests = answering(monkeypatch, lambda request: "2")
     for temperature in (0.2, 0.2, 0.9):
@@ -325,7 +325,6 @@ def test_a_task_that_decodes_otherwise_now_is_asked_anew(tmp_path, monkeypatch):
     assert [request.sampling.temperature for request in requests] == [0.2] * 3 + [0.9] * 3
 
 
-@pytest.mark.slow  # lm-eval reads all of its task files
 @pytest.mark.parametrize(
     ("config", "told"),
     [

@@ -41,8 +41,10 @@ def test_the_smoke_scale_is_every_kind_of_step_once(tmp_path):
         "seed 1: gate: has aft_on learned to aggregate?",
         "seed 1: sft, plain",
         "seed 1: sft, aggregate",
+        "seed 1: sft, vote_5",
         "seed 1: aft_on, plain",
         "seed 1: aft_on, aggregate",
+        "seed 1: aft_on, vote_5",
         "plot: curves",
         "results",
     ]
@@ -129,7 +131,7 @@ def test_llamafactory_takes_the_trainings(name, tmp_path):
 
     chain = Chain(scale(name), "base", tmp_path, 1)
     settings = chain.training("sft") | {"use_cpu": True}
-    model, data, training, finetuning, _ = get_train_args(settings)
+    _, data, training, finetuning, _ = get_train_args(settings)
     assert (training.seed, training.num_train_epochs) == (1, 1)
     assert data.template == scale(name).template
     assert finetuning.finetuning_type == scale(name).training["finetuning_type"]

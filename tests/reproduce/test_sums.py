@@ -29,7 +29,7 @@ def order(text):
 
 def drafted(splits, text):
     """The rows of `more` as `aft sample` leaves them, each with five drafts."""
-    return [row | {"proposals": [text(row)] * 5} for row in splits["more"]]
+    return [{"id": row["id"], "proposals": [text(row)] * 5} for row in splits["more"]]
 
 
 def test_an_answer_is_its_running_totals():

@@ -33,7 +33,7 @@ def kill_when(there, folder):
     process = subprocess.Popen(
         [*SMOKE, "--output", str(folder)], start_new_session=True, stdout=subprocess.DEVNULL
     )
-    until(lambda: there.exists() or process.poll() is not None, 300)
+    until(lambda: there.exists() or process.poll() is not None, 900)
     assert process.poll() is None, "it ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

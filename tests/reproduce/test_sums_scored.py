@@ -15,12 +15,12 @@ def chain(tmp_path):
     return Chain(read_scale(HERE / "smoke.yaml"), "base", tmp_path, 1)
 
 
-def test_lm_eval_scores_the_last_total_of_a_whole_answer(tmp_path, monkeypatch, chain):
+def test_lm_eval_scores_the_last_number(tmp_path, monkeypatch, chain):
     rows = make_splits(Sums(), dict.fromkeys(SPLITS, 6), 1)["test"]
     order = [row["query"] for row in rows]
     shape = [  # of the answer to each question, and whether it is right
         (lambda text: text, 1),
-        (lambda text: text + "\n", 1),
+        (lambda text: f"The sum is {text.rpartition('=')[2]}.\n", 1),
         (lambda text: text[:-1], 0),
         (lambda text: text.rpartition("=")[0], 0),
         (lambda text: f"{text}+1={sum(numbers_of(order[4])) + 1}", 0),
@@ -74,10 +74,9 @@ def test_the_gate_on_votes_is_of_the_gates_questions(chain):
     for how, right in (("plain", 700), ("vote_5", 800)):
         where = chain.place("sft", how, "gate") / "aft_sums" / "seed1"
         where.mkdir(parents=True)
-        rows = [
-            {"doc_id": number, "exact_match": float(number < right)}
-            for number in reversed(range(1000))
-        ]
+        rows = [{"doc_id": number, "exact_match": float(number < right)} for number in range(1000)]
+        if how == "vote_5":  # they are paired by question, not by their places
+            rows.reverse()
         (where / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     gate = chain.vote_gate()
     assert gate.passed

@@ -109,6 +109,8 @@ def test_over_seeds_the_larger_of_two_errors_counts():
         ((0.011, 0.011, 0.011), 0.009, True),
         ((0.01, 0.02, 0.12), 0.001, False),  # the seeds differ too much: .05, error .035
         ((0.0, 0.0, 0.0), 0.0, False),
+        ((0.1, 0.1, 0.1, 0.1, 0.1), 0.001, True),
+        ((0.1, 0.1, 0.1, 0.1, -0.01), 0.001, False),  # .078, error .022, but not with every seed
     ],
 )
 def test_a_claim_holds_with_every_seed_and_beyond_two_standard_errors(values, error, expected):

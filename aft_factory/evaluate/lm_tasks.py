@@ -88,7 +88,7 @@ def is_one(name: str, index: Any) -> bool:
     return (
         entry is not None
         and entry.yaml_path is not None
-        and not isinstance(_config(index, name).get("task"), list)
+        and not isinstance(config_of(index, name).get("task"), list)
     )
 
 

@@ -228,8 +228,8 @@ class Chain:
         aft_on, plain = self.state("aft_on"), self.state("sft_queries")
         if what == "steps":
             return int(aft_on["global_step"])
-        of_step = plain["num_input_tokens_seen"] / plain["global_step"]
-        return max(1, round(aft_on["num_input_tokens_seen"] / of_step))
+        of_step: float = plain["num_input_tokens_seen"] / plain["global_step"]
+        return max(1, round(float(aft_on["num_input_tokens_seen"]) / of_step))
 
     def state(self, model: str) -> Any:
         """Return what LLaMA-Factory tells of a training."""

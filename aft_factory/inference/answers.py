@@ -16,13 +16,12 @@ of ten and percent signs are not read: "50%" is 50, as GSM8K's references have i
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from decimal import Decimal, Inexact, localcontext
 from fractions import Fraction
-from functools import cache
 
+from aft_factory.inference.numerals import SPACED, in_ascii, in_english
 from aft_factory.prompts.markers import MARKERS
 
 _CONTROL = re.compile("|".join(map(re.escape, MARKERS)))
@@ -38,29 +37,6 @@ _NUMBER = re.compile(
 )
 _CUT_NUMBER = re.compile(r"(?<![0-9.,/])[0-9][0-9.,/]*+\Z")  # more of it may have followed
 _LONGEST_FRACTION = 100  # characters; what is longer is a model that ran away, not an answer
-
-# How numbers are written. Blanks that keep a number together become no-break spaces.
-_SIGNS = dict(zip("−‐‑‒–⁄∕’٫٬", "-----//'.,", strict=True))
-_LATEX_BLANK = r"(?:\\[,;:> ]|~)"
-_LATEX = (
-    (re.compile(rf"\{{{_LATEX_BLANK}\}}|{_LATEX_BLANK}"), "\xa0"),
-    (re.compile(r"(?:\\text)?\{,\}"), ","),
-    (re.compile(r"\\!|\\(?=[$%])"), ""),
-)
-_LATEX_FRACTION = re.compile(
-    r"(?P<before>[0-9]?)\\(?:[cdt]|nice)?frac\s*+(?:\{\s*+(-?[0-9.]++)\s*+\}|([0-9]))"
-    r"\s*+(?:\{\s*+(?P<minus>-?)([0-9.]++)\s*+\}|([0-9]))"
-)
-_CHAIN = re.compile(r"(?<![0-9])[0-9]++(?:[.,'_\xa0][0-9]++)++")
-_GROUPED = re.compile(
-    r"""(?P<whole>[0-9]{1,3}(?P<by>[.,'_\xa0])[0-9]{3}(?:(?P=by)[0-9]{3})*+
-                 |[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3})
-        (?:(?!(?P=by))[.,](?P<decimals>[0-9]++))?""",
-    re.VERBOSE,
-)
-# A minus may stand apart from its number; at the start of a line it is the point of a list.
-_APART = re.compile(r"((?:####|[{=]|\banswer:|\bis:?)[ *$]*+-) (?=[$.0-9])", re.IGNORECASE)
-_SPACED = re.compile(r"(?<![0-9.,])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})++(?![0-9])")
 
 # In square brackets it is in capitals: "[Reasoning]" is a heading.
 _THOUGHT_START, _THOUGHT_END = (
@@ -94,6 +70,11 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*+\{")
 _STATED = re.compile(
     r"(?<![a-z0-9])answer[\W_]{0,4}?(?:is\b(?!\s+(?:not|[a-z]+\s+(?:in|by|from|after|with))\b)|[:=])"
     r"(?:[\s:*_$]|\\[\[(])*+(?:[a-z]\w*+ ?= ?)?",
+    re.IGNORECASE,
+)
+_TURNED = re.compile(  # "42 is the answer", but not "of part 1"
+    r"(?<![\w.)-])(-?[$£€¥]?[0-9][0-9.,/]*+%?[*$]{0,3}(?: [a-z]+)?) is (?:the|our|my)"
+    r" (?:(?:final|correct|right) )?answer\b(?! (?:to|for|of|in)\b)",
     re.IGNORECASE,
 )
 _EQUALS = re.compile(r"\b(?:equals|is equal to)\b", re.IGNORECASE)
@@ -155,46 +136,9 @@ def majority(answers: Sequence[str | None]) -> int | None:
 
 def _plain(text: str) -> str:
     """The response without its thoughts, its numbers as English has them in ASCII."""
-    text = text if text.isascii() else re.sub(r"[^\x00-\x7f]", lambda m: _ascii(m[0]), text)
-    text = _THOUGHT_START.split(_THOUGHT_END.split(text)[-1])[0]
-    if "\\" in text or "~" in text or "{,}" in text:  # that tells it sooner than a pattern
-        for pattern, plain in _LATEX:
-            text = pattern.sub(plain, text)
-    text = _CHAIN.sub(lambda m: _ungrouped(m[0]), text).replace("\xa0", " ")
-    if " 0" in text:
-        text = _SPACED.sub(lambda m: m[0].replace(" ", "") if " 0" in m[0] else m[0], text)
-    text = _LATEX_FRACTION.sub(
-        lambda m: (
-            f"{m['before']}{m['before'] and ' '}{m['minus'] or ''}{m[2] or m[3]}/{m[5] or m[6]}"
-        ).replace("--", ""),
-        text,
-    )
-    return _APART.sub(r"\1", text) if "- " in text else text
-
-
-@cache
-def _ascii(character: str) -> str:
-    if character.isdecimal():  # of any script; superscripts are none
-        return str(unicodedata.decimal(character))
-    category, form = unicodedata.category(character), unicodedata.decomposition(character)
-    if category == "Zs":
-        return "\xa0"
-    if category == "Cf":  # such as the zero-width space of a broken marker
-        return ""
-    if form.startswith(("<wide>", "<small>")):
-        return unicodedata.normalize("NFKC", character)
-    if form.startswith("<fraction>"):
-        return r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", character).split("⁄"))
-    return _SIGNS.get(character, character)
-
-
-def _ungrouped(digits: str) -> str:
-    """Join the groups of one number: "1,234.5", "1 234,5", "1.234.567", "12,34,567"."""
-    match = _GROUPED.fullmatch(digits)
-    if not match or (match["by"] == "." and not match["decimals"] and digits.count(".") == 1):
-        return digits  # several numbers; or "1.234", which are decimals
-    whole = re.sub("[^0-9]", "", match["whole"])
-    return f"{whole}.{match['decimals']}" if match["decimals"] else whole
+    text = _THOUGHT_START.split(_THOUGHT_END.split(in_ascii(text))[-1])[0]
+    text = in_english(text)
+    return _TURNED.sub(r"the answer is \1", text) if "answer" in text else text
 
 
 def _until(text: str, start: int, *patterns: re.Pattern[str]) -> str:
@@ -264,7 +208,7 @@ def _behind(opening: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str]
 
 def _result(place: re.Match[str], text: str) -> Iterator[tuple[int, re.Match[str]]]:
     """The result of a few words: of "8 * 9 = 72 apples" what follows the `=`."""
-    text = _EQUALS.sub("=", _SPACED.sub(lambda m: m[0].replace(" ", ""), text))
+    text = _EQUALS.sub("=", SPACED.sub(lambda m: m[0].replace(" ", ""), text))
     number = result = _NUMBER.search(text)
     while result is not None:
         number = result

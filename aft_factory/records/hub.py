@@ -7,6 +7,8 @@ set comes over the network once, as far as it is read; who reads it again gets w
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import pickle
 import re
 import tempfile
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 
 from aft_factory.errors import AftError, MissingPackage, UsageError
 
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 _END = object()
 
@@ -54,9 +57,13 @@ class HubSet(NamedTuple):
         datasets = import_datasets()
         choices = "--data-subset, --split and --data-revision choose"
         with explained(f"{self.name}: no such file, and the hub does not give it ({choices})"):
-            yield from datasets.load_dataset(
-                self.name, self.subset, split=self.split, revision=self.revision, streaming=True
+            sets = datasets.load_dataset(
+                self.name, self.subset, revision=self.revision, streaming=True
             )
+            if self.split not in sets:
+                raise ValueError(f"Bad split: {self.split}. Available splits: {list(sets)}")
+            tell_of_splits(self.name, self.split, tuple(sets))
+            yield from sets[self.split]
 
 
 class _Fetched:
@@ -128,6 +135,14 @@ def fetched_once() -> Iterator[None]:
         _fetched.reset(token)
         for one in sets.values():
             one.close()
+
+
+@functools.cache
+def tell_of_splits(name: str, split: str, splits: tuple[str, ...]) -> None:
+    """Tell once which splits are left out where none was named."""
+    others = ", ".join(other for other in splits if other != split)
+    if others and split == HubSet._field_defaults["split"]:
+        _log.warning("%s: the split %s is read, and not %s; --split chooses", name, split, others)
 
 
 def is_hub_name(name: str, suffixes: tuple[str, ...]) -> bool:

@@ -22,7 +22,13 @@ from aft_factory.records.files import (
     other_encoding,
     readable,
 )
-from aft_factory.records.hub import HubSet, explained, import_datasets, is_hub_name
+from aft_factory.records.hub import (
+    HubSet,
+    explained,
+    import_datasets,
+    is_hub_name,
+    tell_of_splits,
+)
 from aft_factory.records.parquet import read_parquet
 
 MOST_NO_JSON = 10  # lines at the start of a file of which none is JSON: it is something else
@@ -201,6 +207,7 @@ def _read_folder(path: Path, split: str) -> Iterator[Line]:
         if isinstance(table, datasets.DatasetDict):
             if split not in table:
                 raise UsageError(f"{path}: no split {split!r}; it has: {', '.join(table)}")
+            tell_of_splits(str(path), split, tuple(table))
             table = table[split]
         for number, value in enumerate(table, start=1):
             yield Line(readable(str(path)), number, value)

@@ -457,6 +457,10 @@ def test_no_text_made_of_an_answers_parts_ends_a_run(words):
         (r"\boxed{x = 3, y = 4}", "3"),
         (r"\boxed{1 / 2}", "0.5"),
         ("__Answer__: 42. Because 3", "42"),
+        ("42 is the answer. There were 7 days.", "42"),
+        ("So $72$ is the final answer.\n\nCheck: 8 * 9.", "72"),
+        ("Thus, 1,234 dollars is our answer (not 7).", "1234"),
+        ("7 is the answer to part 1. Then 7 + 3 = 10.", "10"),
     ],
 )
 def test_restated_tasks_equations_and_units_do_not_hide_the_answer(text, answer):

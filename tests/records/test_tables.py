@@ -484,15 +484,18 @@ def test_what_is_no_table_is_refused(tmp_path, name, message):
     assert str(caught.value).startswith(message.format(path=path))
 
 
-def test_datasets_folders(tmp_path):
+def test_datasets_folders(tmp_path, caplog):
     import datasets
 
     train, test = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS[:1])
     train.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": train, "test": test}).save_to_disk(tmp_path / "two")
     assert values(tmp_path / "one") == ROWS
-    assert values(tmp_path / "two") == ROWS
     assert values(tmp_path / "two", split="test") == ROWS[:1]
+    assert caplog.messages == []
+    assert values(tmp_path / "two") == values(tmp_path / "two") == ROWS
+    told = "the split train is read, and not test; --split chooses"
+    assert caplog.messages == [f"{tmp_path / 'two'}: {told}"]
     with pytest.raises(UsageError, match="no split 'dev'; it has: train, test"):
         values(tmp_path / "two", split="dev")
 

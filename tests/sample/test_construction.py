@@ -340,6 +340,16 @@ def test_what_became_of_an_aggregation_is_in_its_row(scripted, tmp_path):
     assert {record.meta["aggregating"]["finish_reason"] for record in records(output)} == {"stop"}
 
 
+def test_rows_tell_the_seed_of_each_stage(scripted, tmp_path):
+    scripted(lambda r: ["Four."] * r.n)
+    source, drafts = write_rows(tmp_path / "in.jsonl", PROMPTS[:1]), tmp_path / "drafts.jsonl"
+    assert sample([source, "--output", str(drafts), "--scripted", "--quiet", "--seed", "7"]) == 0
+    made = ["--output", str(tmp_path / "out.jsonl"), "--scripted", "--quiet", "--seed", "8"]
+    assert aggregate([str(drafts), *made]) == 0
+    [record] = records(tmp_path / "out.jsonl")
+    assert [record.meta[stage]["seed"] for stage in ("sampling", "aggregating")] == [7, 8]
+
+
 def test_a_pseudo_aggregation_never_saw_the_proposals(scripted, tmp_path):
     asked = scripted(lambda r: ["Four."])
     source, output = write_rows(tmp_path / "in.jsonl", RECORDS[:1]), tmp_path / "out.jsonl"

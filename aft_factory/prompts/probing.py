@@ -129,7 +129,9 @@ def fitting_prelude(
     """
     problems = []
     if not opened(chat, tokens)[1]:
-        raise UsageError(f"this is no chat template of conversations: {unshown(chat, tokens)}")
+        raise UsageError(
+            f"proposals do not get through this chat template: {unshown(chat, tokens)}"
+        )
     for form in FORMS:
         candidate = replace(prelude, form=form)
         problem = first_loss(candidate.before(chat), tokens)

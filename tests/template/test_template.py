@@ -310,7 +310,7 @@ def test_a_chat_template_that_loses_the_drafts_is_refused(tmp_path, capsys):
     path.write_text("{{ messages[0].content[:40] }}|{{ messages[-1].content[:40] }}")
     code, out, err = run(capsys, path)
     assert (code, out) == (2, "")
-    assert "this is no chat template of conversations: it does not show a plain query" in err
+    assert "proposals do not get through this chat template: it does not show a plain query" in err
     path.write_text(
         "{{ messages[-1].content }}{{ messages[:-1] | map(attribute='content') | join | truncate(9) }}"
     )

@@ -76,7 +76,7 @@ class Reproduction:
                 for inference in self.scale.asked
             ]
         sets = [name for name in self.scale.models if name in self.scale.models[name]["rows"]]
-        words = ["plain", *sets, "--dataset-dir", first.folder, "--model", self.base]
+        words = ["more", *sets, "--dataset-dir", first.folder, "--model", self.base]
         return [*words, "--template", self.scale.template, "--cutoff-len", self.scale.cutoff_len]
 
     def run(self) -> int:

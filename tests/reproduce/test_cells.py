@@ -79,6 +79,13 @@ def test_the_real_scales_train_all_models_with_three_seeds_and_ask_1000_question
     assert claims <= {f"{model}/{how}" for model in found.models for how in found.inferences}
 
 
+def test_perplexity_is_of_all_sets_of_the_same_questions(tmp_path):
+    cells = Reproduction(scale("135m"), tmp_path).cells()
+    [plot] = [cell for cell in cells if cell.name == "plot: perplexity"]
+    sets = ["more", "aft_on", "aft_off", "without_proposals", "pseudo"]
+    assert plot.command[3 : 4 + len(sets)] == ["perplexity", *sets]
+
+
 @pytest.mark.parametrize("name", SCALES)
 def test_a_dry_run_lists_the_cells_and_leaves_nothing(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -168,6 +168,7 @@ def _job(
         # By the formula of one width and depth; those differ by benchmark.
         strategy=replace(usual.strategy, flops=None),
         used={"requests": content_id([], [read_text(requests)])},
+        exports=False,
     )
     count = sum(len(plan.part.queries) for plan in plans) * settings.repeats
     files = Files(str(requests), output, None, overwrite=True, quiet=quiet)

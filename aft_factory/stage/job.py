@@ -65,9 +65,10 @@ class Job(JobFiles):
                 ) from error
             if ended:
                 return self.write_outputs(journal)
+        writes = "; with --export it writes what is done so far" if self.stage.exports else ""
         print(
             f"stopped; everything answered is in {self.journal_path}. The same command goes on "
-            "from there; with --export it writes what is done so far.",
+            f"from there{writes}.",
             file=sys.stderr,
         )
         return None

@@ -60,6 +60,7 @@ class Stage:
         columns: What the rows of a benchmark are known to hold.
         used: DraftingOptions that were used where none were given, for the summary.
         following: From its output to the command that comes next, in words.
+        exports: Whether the command has `--export`.
     """
 
     read_row: Callable[[Any], Query]
@@ -80,6 +81,7 @@ class Stage:
     columns: frozenset[str] = frozenset()
     used: Mapping[str, Any] = field(default_factory=dict)
     following: Callable[[Path], Sequence[str | Path]] = lambda _: ()
+    exports: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from shared_data import WHOLE
 
 from aft_factory.evaluate import alpaca
 from aft_factory.evaluate.__main__ import main
+from aft_factory.evaluate.telling import verdicts_in
 
 pytest.importorskip("alpaca_eval", reason='not installed: pip install "aft-factory[eval]"')
 
@@ -74,6 +75,11 @@ def test_answers_are_judged_and_counted_by_alpaca_evals_own_code(
     assert "4 of 805" in capsys.readouterr().out
     outputs = json.loads((tmp_path / "out/alpaca_eval/seed42/model_outputs.json").read_text())
     assert outputs[0]["output"] == "Numbers are many."
+    # the share by which each was preferred, as a report shows it
+    kept = verdicts_in(tmp_path / "out/alpaca_eval/seed42", "alpaca_eval")
+    assert list(kept) == [row["instruction"] for row in outputs]
+    for [(turn, what, share)] in kept.values():
+        assert (turn, what, share) == (0, "preferred", pytest.approx(0.5, abs=1e-6))
 
 
 def test_no_judgment_is_paid_twice(tmp_path, monkeypatch):

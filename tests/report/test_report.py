@@ -11,8 +11,12 @@ from asking_tools import babble, fails, read_lines, write_lines
 from report_tools import HOSTILE, page, report, run
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.sampling import Completion
-from aft_factory.report.describing import _parts
+from aft_factory.engines.sampling import Completion, Usage
+from aft_factory.inference.outcome import Outcome
+from aft_factory.inference.queries import Query
+from aft_factory.report.describing import _parts, described
+from aft_factory.report.grading import NUMBERS, Grading
+from aft_factory.run.replaying import Attempt, Replayed
 from aft_factory.sample.__main__ import main as sample
 
 ROWS = [
@@ -438,6 +442,25 @@ def test_a_worked_answer_is_graded_as_the_runs_accuracy_is(made, capsys):
     head, [query] = made([{"question": "Hm?", "answer": long}], "--layers", "0", script=script)
     assert query["right"] is True
     assert head["counts"]["right"] == 1
+
+
+def test_a_dropped_draft_has_no_vote():
+    def attempt(text, finish):
+        request = {"key": text, "model": "m", "sampling": {"temperature": 1.0}, "seconds": 1.0}
+        return Attempt(0, Completion(text, finish_reason=finish), request, Usage(1))
+
+    cut = [attempt(f"The answer is 9. {i}", "length") for i in range(2)]
+    used, last = Completion("The answer is 2."), Completion("The answer is 2.")
+    found = Replayed(
+        drafts={(0, 0): {2: used}, (0, 1): {0: last}},
+        attempts={(0, 0): {i: [one] for i, one in enumerate(cut)}},
+        chosen=[(1, 0)],
+    )
+    query = Query("q", [[{"role": "user", "content": "Hm?"}]], {})
+    grading = Grading("final numbers", NUMBERS, "2")
+    shown = described(query, Outcome(answers=[last.text]), found, grading)
+    assert [draft["told"] for draft in shown["layers"][0]["drafts"]] == ["9", "9", "2"]
+    assert shown["voted"] is True
 
 
 def test_unknown_tokens_are_no_zeros():

@@ -107,9 +107,11 @@ async def open_engines(
 
         engines: dict[str, Engine] = {}
         in_flight = settings.in_flight or DEFAULT_IN_FLIGHT
-        if settings.ray is not None and not settings.base_url:
+        if settings.ray is not None:
             from aft_factory.stage.replicas import open_replicas
 
+            if others:
+                raise UsageError("--ray: replicas are of one model; name servers by --base-url")
             replicas = await stack.enter_async_context(open_replicas(settings))
             engines[""] = replicas
             in_flight = settings.in_flight or replicas.in_flight or in_flight * replicas.count

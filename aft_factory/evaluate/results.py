@@ -20,6 +20,7 @@ from aft_factory.records.files import read_text, write_whole
 from aft_factory.records.record import Row
 from aft_factory.run.decoding import BY_ROW
 from aft_factory.run.settings import SAMPLED
+from aft_factory.stage.kept import without_secrets
 
 FILE = "results.json"
 
@@ -37,7 +38,7 @@ def results_of(
         "seeds": seeds(settings),
         "benchmarks": [_benchmark(plan, settings, asked, scores) for plan in plans],
         "seconds": asked.summary["seconds"],
-        "settings": asdict(settings),
+        "settings": without_secrets(asdict(settings)),
     }
 
 

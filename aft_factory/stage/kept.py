@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError
@@ -17,12 +18,30 @@ from aft_factory.stage.job_settings import JobSettings
 S = TypeVar("S", bound=JobSettings)
 PLACES = ("journal", "rejects", "task_output")  # of files: each command names its own
 
+# Of an address, what may be a secret: a login, and the values of its query.
+_LOGIN = re.compile(r"(?<=://)[^\s?#]+@")
+_VALUE = re.compile(r"(?<=[?&])([^\s=&#]+)=[^\s&#]+")
+
 _log = logging.getLogger(__name__)
+
+
+def without_secrets(value: Any) -> Any:
+    """Return the value of a setting without the logins and keys in its addresses.
+
+    Example:
+        >>> without_secrets(["http://me:pw@host/v1?key=1"])
+        ['http://host/v1?key=...']
+    """
+    if isinstance(value, str):
+        return _VALUE.sub(r"\1=...", _LOGIN.sub("", value)) if "://" in value else value
+    if isinstance(value, dict):
+        return {key: without_secrets(item) for key, item in value.items()}
+    return list(map(without_secrets, value)) if isinstance(value, list) else value
 
 
 def keepable(settings: JobSettings) -> str:
     """Return settings as the JSON that a journal keeps."""
-    content = {"command": type(settings).__name__, "settings": asdict(settings)}
+    content = {"command": type(settings).__name__, "settings": without_secrets(asdict(settings))}
     return json.dumps(content, default=str)  # which has a word for infinity
 
 
@@ -54,7 +73,7 @@ def kept_settings(path: Path, today: S, given: Iterable[str], run: str | None = 
     then = {key: value for key, value in content["settings"].items() if key in known}
     settings = build(kind, [(str(path), then)])
     for name in given:
-        old, new = getattr(settings, name), getattr(today, name)
+        old, new = getattr(settings, name), without_secrets(getattr(today, name))
         if name not in PLACES and old != new:
             shown = f"--export writes by the run's own settings: {name} is {old!r}"
             _log.warning("%s, not %r", shown, new)

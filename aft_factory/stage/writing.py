@@ -25,6 +25,7 @@ from aft_factory.records.tables import Line
 from aft_factory.stage.console import show
 from aft_factory.stage.following import following
 from aft_factory.stage.job_settings import JobSettings
+from aft_factory.stage.kept import without_secrets
 from aft_factory.stage.output import Outputs, read_summary, summary_path
 from aft_factory.stage.reading import check_paths
 from aft_factory.stage.stage import Files, Stage
@@ -164,7 +165,7 @@ class JobFiles:
                 "sessions": sessions,
                 "run": fingerprint,
                 "session": self.session,
-                "settings": asdict(self.settings) | dict(self.stage.used),
+                "settings": without_secrets(asdict(self.settings)) | dict(self.stage.used),
                 "input": self.files.source,
                 **self.stage.tally.summary(),
             }

@@ -497,6 +497,23 @@ def test_words_of_a_server_do_not_steer_the_terminal():
 # Keys
 
 
+def test_a_login_in_an_address_is_used_and_stands_in_no_file_nor_message(tmp_path, capsys):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"query": "?"}\n')
+    with serving() as server:
+        url = server.url.replace("://", "://me:topsecret@") + "?api-version=a1b2"
+        argv = [str(source), "--output", str(output), "--base-url", url, "--layers", "0"]
+        assert main(argv) == 0
+        assert main([*argv, "--export", "--overwrite"]) == 0
+    said = "".join(capsys.readouterr())
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert not [name for name, data in left.items() if b"topsecret" in data or b"a1b2" in data]
+    assert "topsecret" not in said
+    assert "export writes by" not in said
+    settings = json.loads(left["out.summary.json"])["settings"]
+    assert settings["base_url"] == [server.url + "?api-version=..."]
+
+
 def test_each_server_gets_its_own_key(monkeypatch, tmp_path, capsys):
     source = tmp_path / "in.jsonl"
     source.write_text('{"query": "?"}\n{"query": "!"}\n')

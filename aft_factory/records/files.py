@@ -25,11 +25,14 @@ CODECS = {".gz": "gzip", ".zst": "zstd"}
 CHUNK = 1 << 20
 TRIED = 4096  # bytes, to see whether there is room
 MARK = "\ufeff"  # the byte order mark, which editors put before a text
-OTHERS = {  # how a text in another encoding begins; the longer ones first
+OTHERS = {  # how a text in another encoding begins, or what is none; the longer ones first
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
+    b"\x1f\x8b": "gzip, whose name should end in .gz",
+    b"\x28\xb5\x2f\xfd": "zstd, whose name should end in .zst",
+    b"PAR1": "Parquet, whose name should end in .parquet",
 }
 
 

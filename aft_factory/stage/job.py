@@ -32,7 +32,7 @@ from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import keepable
 from aft_factory.stage.left import open_left
 from aft_factory.stage.progress import Progress
-from aft_factory.stage.reading import ReadSettings
+from aft_factory.stage.reading import ReadSettings, check_again
 from aft_factory.stage.signals import graceful
 from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe
@@ -202,7 +202,11 @@ def survey(source: str, settings: JobSettings) -> tuple[int, list[Row]]:
 
     These are the first that is an object, and each that is the first with something in a column; of
     the whole input, so that all shards take it for the same.
+
+    Raises:
+        UsageError: If the input cannot be read again, as it will be.
     """
+    check_again(source)
     count, rows = 0, list[Row]()
     seen: set[Any] = set()
     for line in ReadSettings.lines(settings, source):

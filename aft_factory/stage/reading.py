@@ -124,6 +124,20 @@ def at_least(settings: object, *limits: tuple[str, int], most: int = sys.maxsize
     ]
 
 
+def check_again(name: str) -> None:
+    """Refuse what cannot be read again, where rows are read more than once: it would never end.
+
+    Raises:
+        UsageError: If it is a pipe or a device.
+    """
+    path = Path(name)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(
+            f"{name}: expected a file, as rows are read more than once, and a pipe gives them "
+            "once; save them first"
+        )
+
+
 def check_paths(reads: Sequence[str], writes: Sequence[tuple[str, Path | None]]) -> None:
     """Refuse to write two things into one file, or over an input, or where nothing can be written.
 

@@ -782,6 +782,21 @@ def test_another_encoding_is_one_error_that_names_it(tmp_path, encoding):
         list(read_rows(str(path)))
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (gzip.compress(b'{"a": 1}'), r"gzip, whose name should end in \.gz"),
+        (b"\x28\xb5\x2f\xfd\x04\0", r"zstd, whose name should end in \.zst"),
+        (b"PAR1\x15\x04PAR1", r"Parquet, whose name should end in \.parquet"),
+    ],
+)
+def test_what_is_no_text_under_the_name_of_one_is_told_by_what_it_is(tmp_path, data, told):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=rf"t\.jsonl: expected JSON in UTF-8, got {told}"):
+        list(read_rows(str(path)))
+
+
 AS_PEOPLE_HAVE_THEM = {
     "array.jsonl": 9,
     "concat.json": 9,

@@ -182,3 +182,14 @@ def test_a_link_is_followed_to_where_it_leads(tmp_path):
     (tmp_path / "out.jsonl").symlink_to(tmp_path / "file" / "out.jsonl")
     with pytest.raises(ValueError, match=f"cannot be written: {tmp_path}/file: Not a directory"):
         check_place(tmp_path / "out.jsonl")
+
+
+@pytest.mark.parametrize("command", ["run", "sample", "aggregate"])
+def test_rows_from_a_pipe_which_are_read_once_are_refused_before_it_is_opened(
+    command, tmp_path, capsys
+):
+    pipe = tmp_path / "in.jsonl"
+    os.mkfifo(pipe)  # nobody writes to it: whoever opens it waits for ever
+    main = importlib.import_module(f"aft_factory.{command}.__main__").main
+    assert main([str(pipe), "--output", str(tmp_path / "out.jsonl"), "--scripted"]) == 2
+    assert f"{pipe}: expected a file, as rows are read more than once" in capsys.readouterr().err

@@ -77,8 +77,7 @@ def numbers(rows: Sequence[Row]) -> list[Row]:
 
 def _places(row: Row) -> Iterator[tuple[str, str, float | None]]:
     """Go through the panels that a run has a place in: the panel, its series there, and where."""
-    width = 1 if row["strategy"] == "sequential_revision" else row["width"]
-    layers = 1 if row["strategy"] == "parallel_sampling" else row["layers"]
+    width, layers = row["width"], row["layers"]
     strategy = AFT if row["strategy"] in SAME else row["strategy"]
     name = strategy.replace("_", " ")
     by_width = by_depth = name

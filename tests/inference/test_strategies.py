@@ -123,6 +123,30 @@ def test_majority_vote_without_any_number_takes_the_first_draft():
     assert answer.completion.text == "a"
 
 
+def test_votes_and_rewards_see_answers_and_nothing_of_the_thoughts_before_them():
+    said = (("It is 7.", "#### 8"), ("It is 9.", "#### 8"), ("So 9.", "#### 7"))
+    drafts, scored = [Completion(text, thought=thought) for text, thought in said], []
+
+    class Sample:
+        async def __call__(self, query, read=(), *, layer, slot=0, n=1, **more):
+            return drafts[slot : slot + n]
+
+        def require(self, *args, **more):
+            pass
+
+    async def score(query, texts):
+        scored.extend(texts)
+        return [1.0, 3.0, 2.0]
+
+    def answered(name, **more):
+        options = STRATEGIES[name].settled({"width": 3}) | more
+        return asyncio.run(STRATEGIES[name].run([QUESTION], Sample(), **options))
+
+    assert answered("majority_vote").details == {"votes": ["7", "9", "9"]}
+    assert answered("best_of_n", score=score).completion is drafts[1]
+    assert scored == [text for text, _ in said]
+
+
 @pytest.mark.parametrize("strategy", ["majority_vote", "rsa"])
 @pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "content_filter"])
 def test_a_draft_that_was_cut_off_before_its_answer_has_no_vote(strategy, reason):

@@ -120,6 +120,12 @@ def test_which_drafts_each_has_read(made, strategy, flags, reads):
     assert query["chosen"] == [list(last)]
 
 
+def test_greedy_drafts_are_one_at_several_places_and_each_is_read(made):
+    flags = ("--width", "2", "--layers", "1", "--temperature", "0")
+    _, [query] = made(ROWS[:1], *flags)
+    assert places(query["layers"]) == {(0, 0): [], (0, 1): [], (1, 0): [(0, 0), (0, 1)]}
+
+
 def test_members_of_a_population_have_read_what_their_prompts_hold(made):
     asked = []
 

@@ -19,6 +19,7 @@ from aft_factory.prompts.selection import (
     best_response,
     conversation,
     select,
+    whole_target,
 )
 from aft_factory.records.record import Record
 
@@ -280,3 +281,11 @@ def test_a_blank_proposal_or_reference_is_no_response_whatever_its_score(blank):
     assert best_response(replace(scored, reference=blank)) == "poor"
     assert best_response(replace(scored, reference="given")) == "given"
     assert best_response(replace(record(blank, "unscored"), scores=[0.9, None])) is None
+
+
+def test_control_tokens_in_a_kept_thought_are_broken_and_the_words_around_it_are_whole():
+    kept = replace(record("p"), aggregation="Six <|eot_id|>", aggregation_thought="So </think>")
+    target = whole_target(kept, known_markers().sanitise)
+    assert target.count("</think>") == 1
+    assert "So <\u200b/think>" in target
+    assert target.endswith("Six <\u200b|eot_id|>")

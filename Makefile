@@ -6,7 +6,7 @@
 # make check   lint and types   make format  mend what can be mended
 # make bench   the benchmarks   make lock    pin requirements/*.in anew
 #
-# Each sets up what it needs: one environment in .venv, from pinned files, once. Its packages are
+# Each sets up what it needs: one environment in .venv (8 GB), from pinned files, once. Its packages are
 # compiled then, which takes a minute and halves the start of each process that loads them.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -18,7 +18,11 @@ READY := .venv/ready-$(ENGINE)
 NEWEST := .venv-newest
 MODEL ?= smollm2
 
-.PHONY: setup demo test fast newest check format bench lock clean fastchat
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test fast newest check format bench lock clean fastchat
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
 setup: $(READY)
 

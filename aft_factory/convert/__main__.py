@@ -35,6 +35,7 @@ examples:
   # the SFT baseline: query -> best response
   aft convert ultrafeedback uf.parquet --target sft --output data/my_sft.jsonl
 """
+MOST_KINDS = 10  # of reasons that are shown
 AT_RISK = {  # by target: what becomes of rows that are longer than cutoff_len
     "aggregation": "The plugin shortens their proposals to fit. Without it (--target sharegpt) "
     "LLaMA-Factory cuts them, and the query is lost first, unless --tokenizer and --cutoff-len "
@@ -97,8 +98,13 @@ def describe(
         text.append(f"  {summary.plain} rows written once more without proposals (--mix-plain)")
     if summary.rejected:
         text[0] += f" ({rejects.path})" if rejects.path else ""
-        ranked = sorted(rejects.by_field.items(), key=lambda item: -item[1][0])
-        text += [f"  {count} x {name}: {first}" for name, (count, first) in ranked[:10]]
+        ranked = sorted(rejects.by_kind.items(), key=lambda item: -item[1][0])
+        shown = ranked[:MOST_KINDS]
+        text += [f"  {count} x {name}: {first}" for (name, _), (count, first) in shown]
+        if others := summary.rejected - sum(count for _, (count, _) in shown):
+            text.append(f"  {others} x other reasons, each with its row among the rejects")
+    if summary.notes and summary.rejected:
+        text.append("only told, and no reason to reject a row:")
     text += [f"  {count} x {note}" for note, count in summary.notes.most_common()]
     if summary.beside:
         text.append(told_beside(summary.beside))

@@ -62,9 +62,14 @@ def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
         return []
     if entry is not None:
         names = f"dataset_dir: {entry.file.parent}, dataset: {entry.name}"
+        kind = "sft" if settings.target == "sft" else "aft"
         return [
             f"registered as {entry.name!r} in {entry.file}; train with {names}, "
-            f"template: {_templates(settings)}"
+            f"template: {_templates(settings)}",
+            *following(
+                *("llamafactory-cli", "train", f"examples/{kind}_llama.yaml"),
+                *(f"dataset_dir={entry.file.parent}", f"dataset={entry.name}"),
+            ),
         ]
     if summary.bare == summary.written and settings.target != "sft":
         made = output.with_name("sampled.jsonl")

@@ -164,8 +164,9 @@ def _read_pair(row: Mapping[str, Any], columns: Columns) -> tuple[Asked, list[_R
     # The whole conversation where it has one: `prompt` may be one message of it, but no other.
     if before:
         asked = replace(columns, messages="chosen").query_of({**row, "chosen": before})
-        ignored = (columns.ignore or "").split(",")
-        beside = {key: row[key] for key in MESSAGE_KEYS if key in row and key not in ignored}
+        beside = {
+            key: row[key] for key in MESSAGE_KEYS if key in row and key not in columns.ignored
+        }
         said = [*(message["content"] for message in asked.messages), chosen, rejected]
         refuse_leftovers(beside, said, asked.used)
     else:

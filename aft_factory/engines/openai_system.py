@@ -26,8 +26,8 @@ async def takes_system(server: Server, model: str) -> bool:
     whole = [Message(role="system", content=" ".join(["Be", "brief."] * (WORDS // 2))), asked]
     body: dict[str, Any] = {"model": model, "max_tokens": 1}
     answer = await server.try_out(body | {"messages": whole})
-    if answer is None:  # for the system message, or for anything else?
-        return await server.try_out(body | {"messages": [asked]}) is None
+    if answer is None:  # for the system message, or for anything else, or is it gone meanwhile?
+        return not await server.try_out(body | {"messages": [asked]})
     if not _read_little(answer):
         return True
     # It dropped the message, unless it counts so few tokens of any.

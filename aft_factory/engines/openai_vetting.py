@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,12 @@ from aft_factory.engines.openai_fields import LENGTHS, Fields, hint
 LEAD = 1.0  # seconds that the first request goes ahead: a refusal comes sooner than an answer
 MOST_SETTINGS = 1000  # remembered: those who ask a server of ours may name any
 SHORT_QUESTION = "Say hello."
+# What servers say of a conversation that they have nothing to render with; not of its variables.
+TEMPLATE = re.compile(r"chat[ _]template(?!_)", re.IGNORECASE)
+NO_TEMPLATE = (
+    "the served model has no chat template that renders even a short question: start the server "
+    "with one (vLLM's --chat-template), or serve a model that has one; its words"
+)
 QUESTION = (
     "messages",
     "prompt",
@@ -165,6 +172,8 @@ class Vetting:
             except EngineError as again:
                 if again.kind != "refused":
                     return
+                if "messages" in sent and TEMPLATE.search(again.problem):
+                    raise self._denied(f"{self._url}: {NO_TEMPLATE}: {again.problem}") from error
                 named = self._fields.blamed(again.problem, sent) or named
             else:
                 settings.passed = settings.answered = True
@@ -172,7 +181,10 @@ class Vetting:
         raise self._refused(error, named) from error
 
     def _refused(self, error: EngineError, named: Sequence[str]) -> EngineError:
-        problem = f"{self._url} refuses these settings: {error.problem}{self._advice(named)}"
+        words = f"refuses these settings: {error.problem}{self._advice(named)}"
+        return self._denied(f"{self._url} {words}")
+
+    def _denied(self, problem: str) -> EngineError:
         refusal = EngineError(problem, "fatal")
         self._deny(refusal)
         return refusal

@@ -31,6 +31,7 @@ from aft_factory.prompts.tokenizer import (
     resolve_chat_template,
 )
 from aft_factory.records.files import read_text, readable
+from aft_factory.records.hub import is_missing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -59,7 +60,9 @@ def check_name(model: str) -> None:
     Raises:
         UsageError: If it is neither.
     """
-    if not Path(model).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model):
+    if is_missing(model) or (
+        not Path(model).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model)
+    ):
         raise UsageError(f"no model folder {model!r}")
 
 

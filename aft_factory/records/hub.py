@@ -23,6 +23,7 @@ from aft_factory.errors import AftError, MissingPackage, UsageError
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 _END = object()
+PATIENCE = 5.0  # seconds
 
 
 class HubSet(NamedTuple):
@@ -57,9 +58,10 @@ class HubSet(NamedTuple):
         datasets = import_datasets()
         choices = "--data-subset, --split and --data-revision choose"
         with explained(f"{self.name}: no such file, and the hub does not give it ({choices})"):
-            sets = datasets.load_dataset(
-                self.name, self.subset, revision=self.revision, streaming=True
-            )
+            with waiting_for(f"the data set {self.name} of the hub"):
+                sets = datasets.load_dataset(
+                    self.name, self.subset, revision=self.revision, streaming=True
+                )
             if self.split not in sets:
                 raise ValueError(f"Bad split: {self.split}. Available splits: {list(sets)}")
             tell_of_splits(self.name, self.split, tuple(sets))
@@ -148,6 +150,51 @@ def tell_of_splits(name: str, split: str, splits: tuple[str, ...]) -> None:
 def is_hub_name(name: str, suffixes: tuple[str, ...]) -> bool:
     """Tell whether this may be OWNER/NAME of a data set; with such a suffix it is a file's."""
     return _NAME.fullmatch(name) is not None and Path(name).suffix.lower() not in suffixes
+
+
+def is_missing(name: str) -> bool:
+    """Tell whether a name is surely that of a path which is not there, and none of a hub's.
+
+    So it is where it can be nothing else, or where its first folder is here.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return False
+    outer = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+    return outer or len(path.parts) > 2 or name.startswith((".", "~")) or name.endswith("/")
+
+
+def hub_answers(name: str) -> bool:
+    """Tell whether the hub can be reached for a model's files, if that is where they are.
+
+    It is asked once: what reads them asks for each of them again and again, minutes long.
+    """
+    if Path(name).exists():
+        return True
+    try:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        return True
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=PATIENCE)
+    except (HfHubHTTPError, HFValidationError):
+        return True  # which is an answer, too
+    except Exception:  # of whatever package carries the bytes
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Say what is waited for, where that takes longer than a few seconds."""
+    timer = threading.Timer(PATIENCE, _log.warning, ["still waiting for %s", what])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def import_datasets() -> Any:

@@ -131,7 +131,7 @@ def _main_column(row: Mapping[str, Any]) -> str:
     raise RecordError(
         "messages",
         f"missing; expected one of {', '.join(names)}; {_has(row)}; "
-        "name another: column query=NAME",
+        "name another: --column query=NAME",
     )
 
 

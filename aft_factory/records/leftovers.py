@@ -84,8 +84,8 @@ def refuse_leftovers(row: Mapping[str, Any], said: Iterable[str], read: Collecti
         raise RecordError(
             str(name),
             f"may belong to the query, which was read from other columns, got {kind(value)}; "
-            "name the columns of the query (messages=COLUMN, system=COLUMN ...), or leave this "
-            f"one out of it (ignore={name})",
+            "name the columns of the query (--column query=NAME, --column system=NAME ...), or "
+            f"leave this one out of it (--column ignore={name})",
         )
 
 

@@ -185,9 +185,14 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
     )
 
 
-def note_beside(record: Record, row: Mapping[str, Any], found: set[str]) -> None:
-    """Add the columns of a row that hold something and were read as no part of its record."""
-    for name in record.meta.keys() & row.keys() - found:
+def note_beside(
+    record: Record, row: Mapping[str, Any], found: set[str], columns: Columns = USUAL_COLUMNS
+) -> None:
+    """Add the columns of a row that hold something and are no part of its record.
+
+    Those that the user has left out by name are none to be told of.
+    """
+    for name in record.meta.keys() & row.keys() - found - set(columns.ignored):
         if not is_blank(row[name]):
             found.add(name)
 

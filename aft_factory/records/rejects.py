@@ -12,6 +12,10 @@ from aft_factory.records.files import check_writable, named, replacing
 from aft_factory.records.record import Row
 from aft_factory.records.tables import Line
 
+MOST_KINDS = 1000  # of reasons told apart; a field's others are counted together
+# What differs between reasons of one kind: what was got, what is quoted, numbers.
+VALUE = re.compile(r"(?:, got|; the row has:|: ).*|'[^']*'|\d+", re.DOTALL)
+
 
 def rejects_path(output: Path) -> Path:
     """Return where the rejects of an output go: `out.rejects.jsonl` for `out.jsonl`.
@@ -48,6 +52,8 @@ class Rejects:
         self._until = until
         self.count = 0
         self.by_field: dict[str, tuple[int, str]] = {}  # field: how often, the first reason
+        # By field and what its reason says but for the values: the same.
+        self.by_kind: dict[tuple[str, str], tuple[int, str]] = {}
         if path is not None:
             check_writable(path, overwrite=overwrite)
         self._stack = contextlib.ExitStack()
@@ -62,6 +68,11 @@ class Rejects:
         key = re.sub(r"\[\d+\]", "[]", field or "row")
         count, first = self.by_field.get(key, (0, reason))
         self.by_field[key] = (count + 1, first)
+        sort = (key, VALUE.sub("", reason))
+        if len(self.by_kind) >= MOST_KINDS and sort not in self.by_kind:
+            sort = (key, "")
+        count, first = self.by_kind.get(sort, (0, reason))
+        self.by_kind[sort] = (count + 1, first)
         if self.path is None:
             return
         if self._stream is None:

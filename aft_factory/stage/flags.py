@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,8 +45,11 @@ class Parser(argparse.ArgumentParser):
             description=description,
             epilog=examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # what is meant is asked, not guessed
         )
         self._groups: dict[str, argparse._ArgumentGroup] = {}
+        self.pairs: list[str] = []  # flags that take one KEY=VALUE each
+        self.usual: dict[str, Any] = {}  # by argument, what most give
         self.group(COMMON)  # comes first
 
     def group(self, title: str) -> argparse._ActionsContainer:
@@ -55,13 +60,41 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return what the words say."""
-        found, rest = self.parse_known_args(args, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        for flag, first, more in zip(words, words[1:], words[2:], strict=False):
+            if flag in self.pairs and re.match(r"\w+=", more) and not Path(more).exists():
+                self.error(f"repeat {flag} for each: {flag} {first} {flag} {more}")
+        found, rest = self.parse_known_args(words, namespace)
         if wrong := [word.partition("=")[0] for word in rest if word.startswith("-")]:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            self.error(f"unknown flag {wrong[0]}; {suggest(wrong[0], flags)}")
+            self.error(f"unknown flag {wrong[0]}; {self._meant(wrong[0])}")
         if rest:
             self.error(f"one word too many: {rest[0]!r}; usage: {self.usage}")
         return found
+
+    def _meant(self, wrong: str) -> str:
+        """Say what a flag that is none may be: by its letters, its beginning or what one is for."""
+        name = wrong.lstrip("-").casefold()
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        if name in (action.dest for action in self._actions if not action.option_strings):
+            return f"{name.upper()} stands without a flag: {self.usage}"
+        spoken = name.replace("-", " ")
+        found = [flag for flag in flags if flag.lstrip("-").casefold() == name]
+        found = found or [flag for flag in flags if flag.startswith(f"--{name}-")]
+        found = found or [
+            action.option_strings[-1]
+            for action in self._actions
+            if " " in spoken and (action.help or "").startswith(spoken)
+        ]
+        return f"did you mean {found[0]!r}?" if len(found) == 1 else suggest(wrong, flags)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Tell a file that stands where one of a few words does."""
+        usual = self.usual.get(action.dest)
+        if usual and action.choices and value not in action.choices and Path(value).exists():
+            known = ", ".join(map(str, action.choices))
+            line = f"{self.prog} {usual} {shlex.quote(value)}"
+            self.error(f"{value} is no {action.dest} ({known}) but a file; did you mean: {line}")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> Any:
         """Say what is wrong, in one line."""
@@ -103,7 +136,10 @@ def add_flags(parser: Parser, *kinds: type[Any], **texts: str) -> None:
         else:
             metavar = one.field.metadata["metavar"] or METAVARS.get(one.kind)
             options |= {"metavar": metavar} | _taken(one)
+        if one.kind is dict:
+            parser.pairs += one.flags
         if one.form == "argument":
+            parser.usual[name] = None if one.required else default
             parser.add_argument(name, **options)
         else:
             group.add_argument(*one.flags, required=one.required, **options)

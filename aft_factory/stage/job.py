@@ -226,9 +226,11 @@ def note_of_columns(rows: Sequence[Row], stage: Stage, columns: Columns) -> str 
     for row in rows:
         if stage.columns:
             beside |= {
-                name for name in row if name not in stage.columns and not is_blank(row[name])
+                name
+                for name in row
+                if name not in (*stage.columns, *columns.ignored) and not is_blank(row[name])
             }
             continue
         with contextlib.suppress(RecordError):  # which is told of its row
-            note_beside(record_from_row(row, columns), row, beside)
+            note_beside(record_from_row(row, columns), row, beside, columns)
     return told_beside(beside) if beside else None

@@ -237,6 +237,11 @@ class AskSettings(RaySettings, TokenizerSettings, JobSettings):
         for name in ("adapter", "engine_args"):
             if getattr(self, name) and self.base_url:
                 problems.append(f"{name}: for a model in this process, not for --base-url")
+        if self.chat_template != "auto" and self.base_url and self.tokenizer is None:
+            problems.append(
+                "chat_template: a server renders by its own; start it with that one (vLLM's "
+                "--chat-template). Here it only fits drafts to the context, with --tokenizer"
+            )
         for name in ("tokenizer", "omit", "context", "api_key_env"):
             if getattr(self, name) and not self.base_url:
                 problems.append(f"{name}: for servers, needs --base-url")

@@ -88,6 +88,10 @@ class ReadSettings(Settings):
         for field, name in self.column.items():
             if field not in FIELDS and name in FIELDS:
                 raise UsageError(f"column: the field comes first: {name}={field}")
+            one, _, other = name.partition(",")
+            if other.partition("=")[0].strip() in FIELDS and "=" in other:
+                repeated = f"--column {field}={one} --column {other.strip()}"
+                raise UsageError(f"column: repeat --column for each: {repeated}")
         return Columns.from_mapping(self.column)
 
     def lines(

@@ -49,11 +49,10 @@ def test_following_the_last_lines_leads_from_queries_to_a_data_set_for_training(
         code, lines = aft(*words)
         stages.append(words[0])
         assert code == 0
-        words = shlex.split(lines[-1].removeprefix("next: aft "))[
-            : None if "next" in lines[-1] else 0
-        ]
+        ours = lines[-1].startswith("next: aft ")
+        words = shlex.split(lines[-1].removeprefix("next: aft ")) if ours else []
     assert stages == ["convert", "sample", "rank", "aggregate", "convert"]
-    assert lines[-1] == (
+    assert lines[-2] == (
         "registered as 'my_aft' in dataset_info.json; train with dataset_dir: ., dataset: my_aft, "
         "template: aft_llama3 (or aft_ before another template)"
     )
@@ -101,9 +100,18 @@ def test_a_training_file_that_is_not_registered_tells_how(aft):
         "next: the same command with --register d --overwrite makes it a data set of LLaMA-Factory's"
     )
     words = ("convert", "proposals", "in.jsonl", "--output", "d/x.jsonl", "--register", "d")
-    assert aft(*words, "--overwrite")[1][-1] == (
+    assert aft(*words, "--overwrite")[1][-2:] == [
         "registered as 'x' in d/dataset_info.json; train with dataset_dir: d, dataset: x, "
-        "template: aft_llama3 (or aft_ before another template)"
+        "template: aft_llama3 (or aft_ before another template)",
+        "next: llamafactory-cli train examples/aft_llama.yaml dataset_dir=d dataset=x",
+    ]
+
+
+def test_the_baselines_file_is_trained_by_the_baselines_settings(aft):
+    write_lines(Path("in.jsonl"), [row | {"reference": "It is six."} for row in ROWS])
+    words = ("convert", "proposals", "in.jsonl", "--output", "x.jsonl", "--register", ".")
+    assert aft(*words, "--target", "sft")[1][-1] == (
+        "next: llamafactory-cli train examples/sft_llama.yaml dataset_dir=. dataset=x"
     )
 
 
@@ -122,7 +130,7 @@ def test_the_templates_to_train_with_are_those_of_the_rows(aft, flags, templates
     Path("my own.jinja").write_text("{% for p in proposals %}{{ p }}\n{% endfor %}")
     write_lines(Path("in.jsonl"), ROWS)
     words = ("convert", "proposals", "in.jsonl", "--output", "x.jsonl", "--register", ".")
-    assert aft(*words, *flags)[1][-1].endswith(f"dataset: x, template: {templates}")
+    assert aft(*words, *flags)[1][-2].endswith(f"dataset: x, template: {templates}")
 
 
 def test_where_no_row_has_proposals_the_columns_are_listed(aft):
@@ -222,6 +230,40 @@ def test_a_column_named_the_wrong_way_round_is_turned(aft):
     write_lines(Path("in.jsonl"), OWN)
     code, lines = aft("stats", "in.jsonl", "--column", "ask=query")
     assert (code, lines) == (2, ["error: column: the field comes first: query=ask"])
+
+
+def test_columns_are_named_one_by_one(aft):
+    write_lines(Path("in.jsonl"), OWN)
+    told = "error: column: repeat --column for each: --column query=ask --column proposals=drafts"
+    assert aft("stats", "in.jsonl", "--column", "query=ask,proposals=drafts") == (2, [told])
+    write_lines(Path("comma.jsonl"), [{"a,b": "How many?", "drafts": ["1"]}])  # names as they are
+    code, _ = aft("stats", "comma.jsonl", "--column", "query=a,b", *DRAFTS)
+    assert code == 0
+
+
+@pytest.mark.parametrize("command", ["convert", "aggregate"])
+def test_a_column_that_the_user_left_out_is_not_told_as_left_out_by_us(aft, command, caplog):
+    rows = [row | {"context": "In a barn.", "note": "x"} for row in ROWS]
+    write_lines(Path("in.jsonl"), rows)
+    words = ("proposals", "in.jsonl") if command == "convert" else ("in.jsonl",)
+    _, lines = aft(command, *words, "--output", "out.jsonl", "--column", "ignore=context")
+    [told] = [line for line in [*lines, *caplog.messages] if line.startswith("in no prompt")]
+    assert (told.endswith("by their names: note"), "context" in told) == (True, False)
+
+
+def test_rejects_are_counted_by_kind_apart_from_what_is_only_told(aft):
+    good = {"query": "How many?", "proposals": ["1"], "aggregation": "One."}
+    rows = [
+        *(good | {"proposals": value} for value in ("none", "", 7)),
+        *(good, good, {"query": "Why?", "aggregation": "So."}),
+    ]
+    write_lines(Path("in.jsonl"), rows)
+    _, lines = aft("convert", "proposals", "in.jsonl", "--output", "out.jsonl")
+    at = lines.index("only told, and no reason to reject a row:")
+    rejected = int(lines[0].partition(" written to out.jsonl, ")[2].partition(" ")[0])
+    assert sum(int(line.split(" x ")[0]) for line in lines[1:at]) == rejected > 0
+    assert "  1 x rows that ask what an earlier one asks" in lines[at:]
+    assert any("rows without proposals" in line for line in lines[at:])
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def refusing(messages):
 SERVERS = {
     "takes them": (counted, True, 1),
     "refuses them": (refusing, False, 2),
+    "refuses one and is gone": (lambda m: None if len(m) > 1 else {}, True, 2),
     "refuses everything": (lambda messages: None, True, 2),
     "drops them": (lambda messages: counted(without(messages)), False, 2),
     "drops them for a default of its own": (lambda m: counted(without(m), 40), False, 2),

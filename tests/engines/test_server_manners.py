@@ -182,6 +182,40 @@ def test_settings_that_do_not_even_do_for_a_short_question_end_everything():
     assert sent[1] | {"messages": 0} == sent[0] | {"messages": 0}
 
 
+# As vLLM 0.23 says it, and transformers 5.
+TEMPLATELESS = (
+    "As of transformers v4.44, default chat template is no longer allowed, so you must provide a "
+    "chat template if the tokenizer does not define one.",
+    "Cannot use chat template functions because tokenizer.chat_template is not set",
+)
+
+
+@pytest.mark.parametrize("words", TEMPLATELESS)
+@pytest.mark.parametrize("command", ["run", "aggregate"])
+def test_a_served_model_without_chat_template_is_one_error_before_anything_is_paid(
+    command, words, tmp_path, capsys
+):
+    source = tmp_path / "in.jsonl"
+    rows = [{"query": text, "proposals": ["Six", "6"]} for text in QUESTIONS]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    do = {"run": main, "aggregate": aggregate}[command]
+    with serving(answer=lambda *_: refuse(words)) as server:
+        argv = [str(source), "--output", str(tmp_path / "out.jsonl"), "--base-url", server.url]
+        assert do([*argv, "--quiet"]) == 2
+    told = "".join(capsys.readouterr())
+    assert told.count("the served model has no chat template") == 1
+    assert "start the server with one (vLLM's --chat-template), or serve a model that has" in told
+    assert words in told
+    assert "takes no system message" not in told
+    assert "refuses these settings" not in told
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_variable_that_a_chat_template_does_not_take_is_no_missing_chat_template():
+    [error, *_], _ = gathered(lambda *_: refuse("chat_template_kwargs: not for this model"))
+    assert "refuses these settings" in str(error)
+
+
 def test_what_the_short_question_is_refused_for_tells_the_flag():
     def answer(_, body):
         short = body["messages"][0]["content"] == SHORT_QUESTION

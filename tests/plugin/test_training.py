@@ -11,6 +11,7 @@ import pytest
 from conftest import demo_rows
 from llamafactory_tools import write_dataset
 
+from aft_factory.plugin.trained import serving_with
 from aft_factory.prompts.prelude import made_by
 from aft_factory.prompts.tokenizer import resolve_chat_template
 
@@ -91,8 +92,8 @@ def test_the_merged_model_carries_our_chat_template(training, tiny_llama):
     told = output.partition(f"aft-factory: trained {folder / 'adapter'}; next:\n")[2].splitlines()
     assert output.count("; next:\n") == 1
     assert told[1:3] == [
-        f"  vllm serve {merged}",
-        f"  aft run queries.jsonl --output answers.jsonl --model {merged} "
+        f"  {shlex.join(serving_with(str(merged)))}",
+        f"  aft run queries.jsonl --output answers.jsonl --tokenizer {merged} "
         "--base-url http://localhost:8000/v1",
     ]
     _, *words = shlex.split(told[0])

@@ -9,13 +9,17 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from flaky_server import until
 from hub_server import hub_of
 
+from aft_factory.engines.vllm_loading import check_name
 from aft_factory.errors import UsageError
 from aft_factory.pipeline.steps import check_ready, read_pipeline
-from aft_factory.records.hub import fetched_once
+from aft_factory.prompts.tokenizer import load_tokenizer
+from aft_factory.records.hub import fetched_once, waiting_for
 from aft_factory.records.tables import read_rows
 from aft_factory.stats.__main__ import main as stats
 
@@ -239,6 +243,44 @@ def test_a_name_of_a_file_is_not_looked_for_on_the_hub(stream, name):
     with pytest.raises(UsageError, match=r"no such file, and not the OWNER/NAME of a data set"):
         list(values(name))
     assert taken == []
+
+
+def test_a_name_whose_folder_is_here_is_none_of_the_hub(stream, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    taken = stream({"a": 1})
+    Path("my").mkdir()
+    with pytest.raises(UsageError, match=r"my/rows: no such file; my/ is here and has none"):
+        list(values("my/rows"))
+    with pytest.raises(UsageError, match=r"cannot load the tokenizer 'my/model': no such folder"):
+        load_tokenizer("my/model")
+    with pytest.raises(UsageError, match=r"no model folder 'my/model'"):
+        check_name("my/model")
+    assert taken == []
+    assert list(values("your/rows")) == [{"a": 1}]
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    asked = []
+
+    def unreachable(url, **_):
+        asked.append(url)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    with pytest.raises(UsageError, match=r"'your/model': no such folder, and the hub cannot be"):
+        load_tokenizer("your/model")
+    assert len(asked) == 1
+
+
+def test_what_takes_long_is_told(monkeypatch, caplog):
+    monkeypatch.setattr("aft_factory.records.hub.PATIENCE", 0.01)
+    with waiting_for("the moon"):
+        until(lambda: caplog.messages)
+    assert caplog.messages == ["still waiting for the moon"]
+    monkeypatch.setattr("aft_factory.records.hub.PATIENCE", 60)
+    with waiting_for("the sun"):
+        pass
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("flag", ["--data-subset", "--data-revision"])

@@ -391,6 +391,13 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_asked(run, tmp_path,
     assert words in err
 
 
+def test_a_chat_template_that_does_not_reach_the_server_is_refused(run):
+    engine = ("--base-url", "http://127.0.0.1:9/v1", "--chat-template", "llama3")
+    code, _, _, err = run(ROWS, engine=engine)
+    assert code == 2
+    assert "chat_template: a server renders by its own; start it with that one (vLLM's" in err
+
+
 def test_without_an_engine_it_says_which_flags_name_one(run):
     assert "--model DIR_OR_NAME or --base-url URL" in run(ROWS, engine=())[3]
 

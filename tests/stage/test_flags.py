@@ -61,6 +61,19 @@ def rows(tmp_path, monkeypatch):
         (["--widht=3"], "unknown flag --widht; did you mean '--width'?"),
         (["--base_url", "x"], "unknown flag --base_url; did you mean '--base-url'?"),
         (["--zzz"], "unknown flag --zzz; --help lists those known"),
+        (["--k", "3"], "unknown flag --k; did you mean '-K'?"),
+        (
+            ["--aggregator-prompt", "x"],
+            "unknown flag --aggregator-prompt; did you mean '--template'?",
+        ),
+        (
+            ["--input", "x"],
+            "unknown flag --input; INPUT stands without a flag: aft run INPUT [FLAGS]",
+        ),
+        (
+            ["--column", "query=a", "proposals=b"],
+            "repeat --column for each: --column query=a --column proposals=b",
+        ),
         (["--top-p", "high"], "argument --top-p: invalid float value: 'high'"),
         (["more.jsonl"], "one word too many: 'more.jsonl'; usage: aft run INPUT [FLAGS]"),
     ],
@@ -83,6 +96,16 @@ def test_a_wrong_flag_of_every_command_is_told_in_one_line(rows, capsys):
         words = NEEDED.get(name, [rows])
         err = told(capsys, name, *words, "--zzz")
         assert (err.startswith("error: unknown flag --zzz"), err.count("\n")) == (True, 1)
+
+
+def test_a_part_of_a_flag_is_not_taken_for_it(rows, capsys):
+    words = ("aggregate", rows, "--output", "o.jsonl", "--scripted", "--keep")
+    assert "unknown flag --keep; did you mean '--keep-thoughts'?" in told(capsys, *words)
+
+
+def test_a_file_where_a_source_is_named_tells_the_usual_one(rows, capsys):
+    assert f"did you mean: aft convert proposals {rows} (" in told(capsys, "convert", rows)
+    assert "did you mean" not in told(capsys, "convert", "missing.jsonl")
 
 
 def test_k_and_l_are_width_and_layers(rows, capsys):

@@ -34,11 +34,10 @@ from aft_factory.prompts.tokenizer import resolve_chat_template
 from aft_factory.records import exact_json
 from aft_factory.records.columns import Columns
 from aft_factory.records.fields import OBJECT, names_of
-from aft_factory.records.record import Record, Row, content_id, note_beside, required_aggregation
+from aft_factory.records.record import Record, Row, note_beside, required_aggregation
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
-from aft_factory.stage.totals import FirstTimes
 
 DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
 FIT_CHUNK = 128  # rows tokenized as one parallel batch
@@ -129,7 +128,6 @@ class Conversion:
         summary = Summary()
         rows = self._fitted(self._records(lines, rejects, summary), rejects, summary)
         to_row = TARGETS[self.target][1]
-        first_time = FirstTimes()
 
         def write(record: Record) -> None:
             row = to_row(record, self.options, self.markers)
@@ -146,8 +144,6 @@ class Conversion:
                 rejects.add(line, f"cannot be written: {error}", "row")
                 continue
             summary.written += 1
-            if not first_time(content_id(record.messages, []).encode()):
-                summary.notes["rows that ask what an earlier one asks"] += 1
             summary.bare += not record.proposals
             summary.unread = summary.unread or bool(record.meta)
             summary.untrainable += not (record.aggregation or "").strip()

@@ -705,6 +705,7 @@ def test_ultrafeedback_from_end_to_end(convert, real):
     assert out.splitlines() == [
         f"read {count} rows: {count - 1} written to sft.jsonl, 1 rejected (sft.rejects.jsonl)",
         "  1 x reference: missing or empty; no response to train the baseline on",
+        "only told, and no reason to reject a row:",
         "  4 x duplicate responses left out",
         "  2 x empty responses left out",
         "in no prompt, as they are no part of a query by their names: source_index",

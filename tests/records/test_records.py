@@ -211,7 +211,7 @@ def messages(*contents):
 REFUSED = {
     "no object": ([1], "row: expected an object, got list [1]"),
     "null": (None, "row: expected an object, got nothing"),
-    "no query": ({"proposals": ["a"]}, "messages: missing; expected one of messages, conversations, conversation, query, instruction, prompt, question, turns, input; the row has: proposals; name another: column query=NAME"),
+    "no query": ({"proposals": ["a"]}, "messages: missing; expected one of messages, conversations, conversation, query, instruction, prompt, question, turns, input; the row has: proposals; name another: --column query=NAME"),
     "query a number": ({"query": 3}, "query: expected a text or a list of messages, got int 3"),
     "query an object": ({"query": USER}, "query: expected a text or a list of messages, got dict {'content': 'How many pails?', 'role': 'user'}"),
     "no messages": ({"messages": []}, "messages: expected a text or a list of messages, got list []"),

@@ -108,13 +108,13 @@ def test_code_that_a_tokenizer_brings_is_run_if_the_engine_arguments_say_so(with
             engine_tokenizer(str(with_code), {"tokenizer_mode": "auto"}, flag)
 
 
-def test_a_slow_tokenizer_is_asked_for(monkeypatch):
+def test_a_slow_tokenizer_is_asked_for(monkeypatch, tmp_path):
     from transformers import AutoTokenizer
 
     asked = []
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **more: asked.append(more))
     for mode in ("slow", "auto"):
-        engine_tokenizer("org/tok", {"tokenizer_mode": mode})
+        engine_tokenizer(str(tmp_path), {"tokenizer_mode": mode})
     assert asked == [
         {"trust_remote_code": False, "use_fast": False},
         {"trust_remote_code": False},

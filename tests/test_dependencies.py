@@ -5,6 +5,7 @@ import graphlib
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from conftest import ROOT
@@ -152,3 +153,10 @@ def test_the_package_and_every_help_load_nothing_heavy(command):
 def test_no_module_is_longer_than_300_lines():
     long = {p.name: n for p in FILES if (n := len(p.read_text().splitlines())) > 301}
     assert long == {}
+
+
+def test_no_two_files_of_tests_have_one_name():
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [
+        name for name, count in names.items() if count > 1
+    ] == []  # or pytest takes one for both

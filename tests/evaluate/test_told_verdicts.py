@@ -1,4 +1,4 @@
-"""What harnesses have said of answers, read from what they leave. Run: pytest tests/evaluate/test_telling.py"""
+"""What harnesses have said of answers, read from what they leave. Run: pytest tests/evaluate/test_told_verdicts.py"""
 
 import json
 

@@ -65,6 +65,13 @@ def is_url(text: str) -> bool:
     return known and parts.scheme in ("http", "https") and text.isprintable()
 
 
+def shown_url(url: str) -> str:
+    """Return a URL without what may be a secret: a login, and its query."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+
+
 def default_key() -> str:
     """Return the key that servers are asked with where no variable is named.
 

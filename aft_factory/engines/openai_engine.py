@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from aft_factory.engines.engine import EngineError, Heard, default_key, is_url
+from aft_factory.engines.engine import EngineError, Heard, default_key, is_url, shown_url
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.openai_offers import choose
 from aft_factory.engines.openai_replies import read_reply
@@ -122,7 +122,7 @@ class OpenAIEngine:
                 default_query=dict(parse_qsl(query)),
             )
             _check_headers(client.default_headers)
-            servers.append(Server(_shown_url(place), client, http, omit, connect))
+            servers.append(Server(shown_url(place), client, http, omit, connect))
         try:
             servers, name, told = await choose(servers, model)
         except BaseException:
@@ -243,16 +243,9 @@ class OpenAIEngine:
 def _plain_url(url: str) -> str:
     """Return a server's URL, of which the address of an endpoint may have been given."""
     place, mark, query = url.strip().partition("?")
-    for endpoint in ("/completions", "/chat"):
+    for endpoint in ("/chat/completions", "/completions"):
         place = place.rstrip("/").removesuffix(endpoint)
     return place.rstrip("/") + mark + query
-
-
-def _shown_url(url: str) -> str:
-    """Return a URL without a password in it."""
-    scheme, _, rest = url.partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
 def _decoding(sampling: Sampling, seed: int) -> dict[str, Any]:

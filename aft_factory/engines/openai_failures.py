@@ -147,10 +147,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _delay_in(value: Any) -> float | None:
+def _delay_in(value: Any, depth: int = 0) -> float | None:
     """Return the seconds to wait that the body of an error asks for (`"retryDelay": "17s"`)."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     said = value.get("retryDelay") if isinstance(value, dict) else None
     if seconds := re.fullmatch(r"(\d+(?:\.\d+)?)s", said) if isinstance(said, str) else None:
         return float(seconds[1])
-    return next((found for one in inner if (found := _delay_in(one)) is not None), None)
+    found = (_delay_in(one, depth + 1) for one in inner if depth < DEEPEST)
+    return next((seconds for seconds in found if seconds is not None), None)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
-from aft_factory.engines.engine import EngineError, Heard
+from aft_factory.engines.engine import EngineError, Heard, shown_url
 from aft_factory.engines.openai_replies import models_in, parse_answer, parse_body
 from aft_factory.engines.openai_streams import Joining, lines_of
 from aft_factory.engines.sampling import Told
@@ -71,7 +71,8 @@ def moved(response: Any) -> str:
     """Say where a request was sent on to: as one of another kind, often."""
     if not response.history:
         return ""
-    return f" (it was redirected to {response.url}; name the server that answers there)"
+    place = shown_url(str(response.url))
+    return f" (it was redirected to {place}; name the server that answers there)"
 
 
 def _nobody(_: object) -> None:

@@ -19,7 +19,7 @@ def parse_body(body: bytes, url: str) -> dict[str, Any]:
     """Return the object in a body of status 200, unless it is an error in disguise."""
     data = parse_answer(body, url)
     if isinstance(data, list):
-        raise _noas_object(body, url)
+        raise _no_object(body, url)
     return data
 
 
@@ -27,7 +27,7 @@ def parse_answer(body: bytes, url: str) -> dict[str, Any] | list[Any]:
     """Return the same, or an array: some list their models in a bare one."""
     data = joined_stream(body, url) if is_stream(body) else read_json(body)
     if not isinstance(data, dict | list):
-        raise _noas_object(body, url)
+        raise _no_object(body, url)
     answer: dict[str, Any] | list[Any] = undisguised(data)
     return answer
 
@@ -37,7 +37,7 @@ def models_in(answer: dict[str, Any] | list[Any]) -> Any:
     return answer if isinstance(answer, list) else answer.get("data")
 
 
-def _noas_object(body: bytes, url: str) -> EngineError:
+def _no_object(body: bytes, url: str) -> EngineError:
     return EngineError(f"{url}: expected a JSON object, got: {error_words(body)}", "retry")
 
 

@@ -74,7 +74,7 @@ class Joining:
             index = part.get("index") or 0
             choice = self._choices.setdefault(index, {"message": {}})
             # Some send the whole message, as if nobody had asked for a stream.
-            message, delta = choice["message"], _plain(part.get("delta") or part.get("message"))
+            message, delta = choice["message"], _plain(part.get("delta", part.get("message")))
             texts = (choice, "text", part.get("text")), (message, "content", delta.get("content"))
             start = sum(len(at.get(name) or "") for at, name, _ in texts)
             thought = next((name for name in FIELDS if isinstance(delta.get(name), str)), None)

@@ -191,7 +191,7 @@ def placed(cluster: Cluster, size: int, replicas: int | None) -> tuple[int, int]
     fit = sum(gpus // size for gpus in cluster.gpus)
     if replicas is None and not fit:
         raise UsageError(
-            f"--ray: the cluster has no GPU, and a replica takes {size}; if nodes that have some "
-            "are still to come, say --replicas N"
+            f"--ray: the cluster has no GPU to give, and a replica takes {size} (a reward model "
+            "takes its own first); if nodes that have some are still to come, say --replicas N"
         )
     return replicas or fit, size

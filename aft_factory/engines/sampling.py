@@ -181,10 +181,11 @@ class Completion:
             return self if text == self.text else replace(self, text=text)
         return replace(self, text=text, thought=thought).told()
 
-    def before(self, stops: Sequence[str]) -> Completion:
-        """Return it as it ends before the first of these texts."""
-        ends = [place for stop in stops if (place := self.text.find(stop)) >= 0]
-        return replace(self, text=self.text[: min(ends)]) if ends else self
+    def before(self, stops: Sequence[str], *, included: bool = False) -> Completion:
+        """Return it as it ends before the first of these texts, or with it."""
+        places = ((self.text.find(stop), stop) for stop in stops)
+        ends = [(place, place + included * len(stop)) for place, stop in places if place >= 0]
+        return replace(self, text=self.text[: min(ends)[1]]) if ends else self
 
     def told(self) -> Completion:
         """Return it with what it has instead of a text, if that is a whole thought."""

@@ -129,7 +129,8 @@ class Drafting:
             seed = identity_seed(settings.seed, self._identity, self._turn, layer, at, attempt)
             request = Request(prompt, count, budget, seed, model, prompt_ids)
             place = Place(self._query, self._turn, layer, at, attempt)
-            told = None if watch is None else watch.asked(layer, at, answers=answers)
+            cut = budget.stop != sampling.stop  # here, and not while it is written
+            told = None if watch is None or cut else watch.asked(layer, at, answers=answers)
             reply = await self._asker.ask(request, place, told)
             self._count(layer, model, reply.usage)
             read = settings.completion.read if settings.completion else _unchanged
@@ -137,7 +138,8 @@ class Drafting:
                 replace(c, text=markers.restore(c.text), thought=markers.restore(c.thought))
                 for c in reply.completions
             )
-            return [read(completion).before(sampling.stop) for completion in restored]
+            included = bool(sampling.extra.get("include_stop_str_in_output"))
+            return [read(one).before(sampling.stop, included=included) for one in restored]
 
         async def usable(at: int, completion: Completion) -> Completion | None:
             most, cut_off, budget = policy.resamples, None, sampling

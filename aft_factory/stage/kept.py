@@ -19,7 +19,7 @@ S = TypeVar("S", bound=JobSettings)
 PLACES = ("journal", "rejects", "task_output")  # of files: each command names its own
 
 # Of an address, what may be a secret: a login, and the values of its query.
-_LOGIN = re.compile(r"(?<=://)[^\s?#]+@")
+_LOGIN = re.compile(r"(?<=://)[^\s/?#]+@")
 _VALUE = re.compile(r"(?<=[?&])([^\s=&#]+)=[^\s&#]+")
 
 _log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aft_factory.errors import UsageError
 from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer
 from aft_factory.stage.declaring import setting
 
@@ -57,6 +58,8 @@ class TokenizerSettings:
         """Load the tokenizer of that name.
 
         Raises:
-            UsageError: If there is no such tokenizer.
+            UsageError: If there is no such tokenizer, or it has no such revision.
         """
+        if problems := folder_problems("tokenizer_revision", self.tokenizer_revision, tokenizer):
+            raise UsageError(*problems)
         return load_tokenizer(self.tokenizer_source(tokenizer))

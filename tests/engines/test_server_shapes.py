@@ -94,6 +94,7 @@ def test_a_text_that_is_null_leaves_the_message_to_be_read():
         [event({"content": "It is "}), event({"content": "42."}), b"data: [DONE]"],  # no reason
         [event({"content": "It is "}, ""), event({"content": "42."}, "stop")],
         [event({"content": "It is 42."}, "stop", key="message"), b"data: [DONE]"],
+        [event({"content": "It is 42."}), event({}, "stop", message={"content": "It is 42."})],
         [b"data: : PROCESSING", b": PROCESSING", event({"content": "It is 42."}, "stop")],
         [b"data: ", event({"content": "It is 42."}, "stop"), b"event: done", b"data: [DONE]"],
     ],
@@ -251,6 +252,17 @@ def test_the_address_of_an_endpoint_names_its_server(path):
     assert asked(None, path).completions
 
 
+def test_a_deployment_may_have_the_name_of_an_endpoint():
+    seen = []
+
+    async def handle(request):
+        seen.append(request.path)
+        return web.json_response({"data": [{"id": "m"}]} if request.method == "GET" else ANSWER)
+
+    ask_site(handle, "http://{}/deployments/chat")
+    assert seen[-1] == "/deployments/chat/chat/completions"
+
+
 @contextlib.asynccontextmanager
 async def site(handle):
     """A server of which one function answers all; its host and port."""
@@ -302,6 +314,18 @@ def test_a_redirection_that_loses_the_question_is_told_with_where_it_led():
     assert error.kind == "fatal"
     assert "it was redirected to http://127.0.0.1:" in str(error)
     assert "/v1/models; name the server" in str(error)
+
+
+def test_a_redirection_is_told_without_a_login_or_a_key():
+    async def handle(request):
+        if request.method == "POST":
+            return web.Response(status=301, headers={"Location": "/v1/gone?key=a1b2"})
+        return web.json_response({"data": [{"id": "m"}]})
+
+    with pytest.raises(EngineError, match=r"was redirected to http://127\.0\.0\.1:") as caught:
+        ask_site(handle, "http://me:xyzzy@{}/v1?key=a1b2")
+    assert "xyzzy" not in str(caught.value)
+    assert "a1b2" not in str(caught.value)
 
 
 def test_what_is_no_list_of_models_says_where_the_list_may_be():

@@ -55,6 +55,7 @@ class CutEngine(ScriptedEngine):
 def draw(engine, *, policy=None, fitters=None, settings=SETTINGS, drafts=(), **more):
     trace = Trace()
     query, markers = more.pop("query", [QUESTION]), more.pop("markers", None)
+    watch = more.pop("watch", None)
 
     async def run():
         asker = Asker({"": engine}, None, 10)
@@ -66,6 +67,7 @@ def draw(engine, *, policy=None, fitters=None, settings=SETTINGS, drafts=(), **m
             fitters or {},
             trace,
             markers,
+            watch=watch,
         )
         return await sample(query, drafts, **{"layer": 0, "n": 2} | more)
 
@@ -509,6 +511,33 @@ def test_a_text_of_stop_in_a_thought_ends_no_answer():
 def test_a_server_that_knows_no_stop_is_cut_off_by_us():
     settings = replace(SETTINGS, proposal=replace(SETTINGS.proposal, stop=("Q:",)))
     assert draw(thinking("It is 42. Q: Another?"), settings=settings, n=1)[0] == ["It is 42. "]
+
+
+def test_an_answer_that_we_cut_is_not_told_while_it_is_written():
+    """What was told to a client cannot be taken back."""
+
+    class Hears:
+        said = ""
+
+        def asked(self, layer, slot, *, answers):
+            return lambda piece: setattr(self, "said", self.said + piece.text)
+
+        def used(self, *args, **more):
+            pass
+
+    engine = thinking("<think>The", "<think>The Q: is 6 of 7.</think>It is 42. Q: Another?")
+    settings = replace(SETTINGS, proposal=replace(SETTINGS.proposal, stop=("Q:",)))
+    watch = Hears()
+    assert draw(engine, settings=settings, watch=watch, n=1)[0] == ["It is 42. "]
+    assert "Another" not in watch.said
+
+
+def test_a_text_of_stop_is_kept_where_the_sampling_says_so():
+    extra = {"include_stop_str_in_output": True}
+    proposal = replace(SETTINGS.proposal, stop=("Q:",), extra=extra)
+    engine = thinking("It is 42. Q: Another?")
+    settings = replace(SETTINGS, proposal=proposal)
+    assert draw(engine, settings=settings, n=1)[0] == ["It is 42. Q:"]
 
 
 @pytest.mark.parametrize("fate", ["resample", "drop", "reject"])

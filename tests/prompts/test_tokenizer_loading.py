@@ -167,6 +167,7 @@ def test_a_folder_has_no_revisions(made, source, tmp_path, capsys):
     for command, flag in (
         (lambda: stats([source, "--tokenizer", folder, "--tokenizer-revision", "v1"]), "tokenizer"),
         (lambda: run([source, *served, *scored, "--reward-model", folder]), "reward"),
+        (lambda: template([folder, "--tokenizer-revision", "v1"]), "tokenizer"),
     ):
         assert command() == 2
         said = f"{flag}_revision: {folder} is a folder, which has no revisions"

@@ -10,6 +10,7 @@ from pathlib import Path
 from aft_factory.convert.converting import Conversion, Summary
 from aft_factory.convert.settings import ConvertSettings
 from aft_factory.errors import UsageError
+from aft_factory.prompts.prelude import chat_templates
 from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.prompts.selection import PAPER
 from aft_factory.records.rejects import Rejects
@@ -63,12 +64,15 @@ def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
     if entry is not None:
         names = f"dataset_dir: {entry.file.parent}, dataset: {entry.name}"
         kind = "sft" if settings.target == "sft" else "aft"
+        chat, template = _template(settings)
+        others = "" if settings.chat_template == chat else " (or aft_ before another template)"
         return [
             f"registered as {entry.name!r} in {entry.file}; train with {names}, "
-            f"template: {_templates(settings)}",
+            f"template: {shlex.quote(template)}{others}",
             *following(
-                *("llamafactory-cli", "train", f"examples/{kind}_llama.yaml"),
+                *("llamafactory-cli", "train", f"examples/{kind}_{chat.rstrip('0123456789')}.yaml"),
                 *(f"dataset_dir={entry.file.parent}", f"dataset={entry.name}"),
+                f"template={template}",
             ),
         ]
     if summary.bare == summary.written and settings.target != "sft":
@@ -86,14 +90,12 @@ def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
     return [f"next: the same command with {registering} makes it a data set of LLaMA-Factory's"]
 
 
-def _templates(settings: ConvertSettings) -> str:
-    """Name the template to train with: a twin that carries the aggregator prompt of the rows."""
-    chats = [path.stem for path in sorted((TEMPLATES / "chat").glob("*.jinja"))]
+def _template(settings: ConvertSettings) -> tuple[str, str]:
+    """Return the chat template and its twin to train with, which carries the rows' own prompt."""
     asked, suffix = settings.template, ""
     if not (TEMPLATES / "aggregate" / f"{asked}.jinja").is_file():
         suffix = f":{asked}"
     elif asked != PAPER.template:
         suffix = f"_{asked}"
-    if settings.chat_template in chats:
-        return shlex.quote(f"aft_{settings.chat_template}{suffix}")
-    return f"{shlex.quote(f'aft_llama3{suffix}')} (or aft_ before another template)"
+    chat = settings.chat_template if settings.chat_template in chat_templates() else "llama3"
+    return chat, f"aft_{chat}{suffix}"

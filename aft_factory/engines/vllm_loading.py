@@ -31,7 +31,6 @@ from aft_factory.prompts.tokenizer import (
     resolve_chat_template,
 )
 from aft_factory.records.files import read_text, readable
-from aft_factory.records.hub import is_missing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,9 +59,7 @@ def check_name(model: str) -> None:
     Raises:
         UsageError: If it is neither.
     """
-    if is_missing(model) or (
-        not Path(model).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model)
-    ):
+    if not Path(model).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model):
         raise UsageError(f"no model folder {model!r}")
 
 

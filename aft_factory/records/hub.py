@@ -153,15 +153,11 @@ def is_hub_name(name: str, suffixes: tuple[str, ...]) -> bool:
 
 
 def is_missing(name: str) -> bool:
-    """Tell whether a name is surely that of a path which is not there, and none of a hub's.
-
-    So it is where it can be nothing else, or where its first folder is here.
-    """
+    """Tell whether a name is that of a path which is not there, and can be none of a hub's."""
     path = Path(name).expanduser()
     if path.exists():
         return False
-    outer = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
-    return outer or len(path.parts) > 2 or name.startswith((".", "~")) or name.endswith("/")
+    return len(path.parts) > 2 or name.startswith((".", "~")) or name.endswith("/")
 
 
 def hub_answers(name: str) -> bool:

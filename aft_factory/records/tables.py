@@ -27,7 +27,6 @@ from aft_factory.records.hub import (
     explained,
     import_datasets,
     is_hub_name,
-    is_missing,
     tell_of_splits,
 )
 from aft_factory.records.parquet import read_parquet
@@ -84,8 +83,6 @@ def read_rows(
     """
     path = Path(name)
     if not path.exists():
-        if is_missing(name) and is_hub_name(name, ()):
-            raise UsageError(f"{name}: no such file; {path.parts[0]}/ is here and has none")
         if not is_hub_name(name, (*FORMATS, ".ndjson", *COMPRESSIONS)):
             raise UsageError(
                 f"{name}: no such file, and not the OWNER/NAME of a data set on the hub"

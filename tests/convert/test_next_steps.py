@@ -8,8 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from asking_tools import read_lines, write_lines
-from conftest import demo_rows
+from conftest import ROOT, demo_rows
 
 from aft_factory import cli
 from aft_factory.stage.following import PIPELINE
@@ -103,7 +104,8 @@ def test_a_training_file_that_is_not_registered_tells_how(aft):
     assert aft(*words, "--overwrite")[1][-2:] == [
         "registered as 'x' in d/dataset_info.json; train with dataset_dir: d, dataset: x, "
         "template: aft_llama3 (or aft_ before another template)",
-        "next: llamafactory-cli train examples/aft_llama.yaml dataset_dir=d dataset=x",
+        "next: llamafactory-cli train examples/aft_llama.yaml dataset_dir=d dataset=x "
+        "template=aft_llama3",
     ]
 
 
@@ -111,26 +113,40 @@ def test_the_baselines_file_is_trained_by_the_baselines_settings(aft):
     write_lines(Path("in.jsonl"), [row | {"reference": "It is six."} for row in ROWS])
     words = ("convert", "proposals", "in.jsonl", "--output", "x.jsonl", "--register", ".")
     assert aft(*words, "--target", "sft")[1][-1] == (
-        "next: llamafactory-cli train examples/sft_llama.yaml dataset_dir=. dataset=x"
+        "next: llamafactory-cli train examples/sft_llama.yaml dataset_dir=. dataset=x "
+        "template=aft_llama3"
     )
 
 
 @pytest.mark.parametrize(
-    ("flags", "templates"),
+    ("flags", "templates", "train"),
     [
-        (["--template", "moa"], "aft_llama3_moa (or aft_ before another template)"),
-        (["--chat-template", "mistral"], "aft_mistral"),
+        (
+            ["--template", "moa"],
+            "aft_llama3_moa (or aft_ before another template)",
+            "aft_llama.yaml dataset_dir=. dataset=x template=aft_llama3_moa",
+        ),
+        (
+            ["--chat-template", "mistral"],
+            "aft_mistral",
+            "aft_mistral.yaml dataset_dir=. dataset=x template=aft_mistral",
+        ),
         (
             ["--template", "my own.jinja"],
             "'aft_llama3:my own.jinja' (or aft_ before another template)",
+            "aft_llama.yaml dataset_dir=. dataset=x 'template=aft_llama3:my own.jinja'",
         ),
     ],
 )
-def test_the_templates_to_train_with_are_those_of_the_rows(aft, flags, templates):
+def test_the_templates_to_train_with_are_those_of_the_rows(aft, flags, templates, train):
     Path("my own.jinja").write_text("{% for p in proposals %}{{ p }}\n{% endfor %}")
     write_lines(Path("in.jsonl"), ROWS)
     words = ("convert", "proposals", "in.jsonl", "--output", "x.jsonl", "--register", ".")
-    assert aft(*words, *flags)[1][-2].endswith(f"dataset: x, template: {templates}")
+    told, command = aft(*words, *flags)[1][-2:]
+    assert told.endswith(f"dataset: x, template: {templates}")
+    assert command == f"next: llamafactory-cli train examples/{train}"
+    file = ROOT / "examples" / train.split()[0]
+    assert yaml.safe_load(file.read_text())["template"] in command
 
 
 def test_where_no_row_has_proposals_the_columns_are_listed(aft):

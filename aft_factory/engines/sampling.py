@@ -52,6 +52,12 @@ class Sampling:
             problems.append(f"top_k: expected a whole number from 1, got {self.top_k!r}")
         if type(self.max_tokens) is not int or self.max_tokens < 1:
             problems.append(f"max_tokens: expected a whole number from 1, got {self.max_tokens!r}")
+        variables = self.extra.get("chat_template_kwargs") or {}
+        if not isinstance(variables, Mapping):
+            problems.append(
+                "chat_template_kwargs: expected names with values, such as "
+                f"{{enable_thinking: false}}, got {variables!r}"
+            )
         if problems:
             raise UsageError("; ".join(problems))
 

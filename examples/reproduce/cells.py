@@ -131,7 +131,8 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def read_rows(path: Path) -> list[Row]:
     """Read JSON Lines."""
-    return [json.loads(line) for line in read_text(path).splitlines()]
+    lines = read_text(path).split("\n")  # what a model wrote may hold U+2028, which ends none
+    return [json.loads(line) for line in lines if line]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ import re
 
 import pytest
 import yaml
-from cells import HERE, Chain, read_scale
+from cells import HERE, Chain, read_rows, read_scale
 from conftest import ROOT
 from reproduce import Reproduction, main
 
 from aft_factory.errors import UsageError
+from aft_factory.records.files import write_whole
 
 SCALES = ("smoke", "135m", "8b")
 MODELS = {
@@ -174,3 +175,9 @@ def test_a_folder_is_of_one_scale_but_may_get_more_cells(tmp_path):
 def test_every_file_of_a_scale_is_tested():
     found = {path.stem for path in (ROOT / "examples" / "reproduce").glob("*.yaml")}
     assert found == {*SCALES, "cells"}
+
+
+def test_a_text_of_a_model_does_not_end_the_line_that_it_stands_in(tmp_path):
+    row = {"response": "61+38=99\u2028+12=111\x85"}
+    write_whole(tmp_path / "rows.jsonl", json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    assert read_rows(tmp_path / "rows.jsonl") == [row]

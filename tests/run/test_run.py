@@ -666,6 +666,8 @@ def test_each_layer_can_be_decoded_by_settings_of_its_own(run, monkeypatch):
         ("--final-sampling-args n=2", "sampling_args: n is the run's own to set"),
         ("--strategy best_of_n --final-sampling-args min_p=1", "final_sampling_args: best_of_n has no final layer"),
         ("--middle-sampling-args n=2", "sampling_args: n is the run's own to set"),
+        ("--sampling-args chat_template_kwargs=5", "chat_template_kwargs: expected names with values"),
+        ("--final-sampling-args chat_template_kwargs=[a]", "chat_template_kwargs: expected names with values"),
         ("--drafts tail:0", "drafts: expected answer, full, tail:N or summary, got 'tail:0'"),
     ],
 )  # fmt: skip

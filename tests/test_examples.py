@@ -31,6 +31,10 @@ def read(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def test_their_cutoff_is_the_one_that_convert_tells():
+    assert {read(path)["cutoff_len"] for path in TRAININGS} == {4096}
+
+
 def parse_training(path, folder):
     """Parse with LLaMA-Factory's own parser, which loads no model.
 

@@ -126,7 +126,8 @@ def describe(
         how = "measured" if fitter else "estimated; --tokenizer measures"
         text.append(
             f"warning: {share:.1%} of rows ({summary.over}) are longer than {cutoff} tokens "
-            f"({how}), LLaMA-Factory's default cutoff_len. {AT_RISK[conversion.target]}"
+            f"({how}), LLaMA-Factory's default cutoff_len (examples/ have 4096). "
+            f"{AT_RISK[conversion.target]}"
         )
     return "\n".join(text)
 

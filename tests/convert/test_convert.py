@@ -476,7 +476,7 @@ def test_rows_at_risk_are_counted_with_their_percentage(convert):
     out = convert("proposals", write("in.jsonl", rows), "--output", "out.jsonl")
     assert out.splitlines()[1:] == [
         "warning: 12.5% of rows (1) are longer than 2048 tokens (estimated; --tokenizer measures), LLaMA-Factory's default "
-        "cutoff_len. The plugin shortens their proposals to fit. Without it (--target sharegpt) LLaMA-Factory cuts them, and "
+        "cutoff_len (examples/ have 4096). The plugin shortens their proposals to fit. Without it (--target sharegpt) LLaMA-Factory cuts them, and "
         "the query is lost first, unless --tokenizer and --cutoff-len fit them here."
     ]
 

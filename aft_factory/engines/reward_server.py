@@ -20,7 +20,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.engines.engine import EngineError, default_key, is_url
+from aft_factory.engines.engine import EngineError, default_key, is_url, shown_url
 from aft_factory.engines.openai_failures import ABSENT, failure_of
 from aft_factory.engines.openai_fields import Needed
 from aft_factory.engines.openai_replies import models_in, parse_answer
@@ -64,7 +64,7 @@ class ServerReward:
         self._path = CLASSIFY
         short = encoder.encode([SHORT_PAIR])[0]
         self._vetting = Vetting(
-            str(client.base_url).rstrip("/"),
+            shown_url(str(client.base_url)).rstrip("/"),
             Needed(),
             self._post,
             short={} if isinstance(short, EngineError) else {"input": short},
@@ -118,7 +118,7 @@ class ServerReward:
                 limits=httpx.Limits(max_connections=concurrency, keepalive_expiry=3.0),
             )
         try:
-            entry = _choose(url, await _listed(client, model), model)
+            entry = _choose(shown_url(url), await _listed(client, model), model)
             limits = [n for n in (max_length, entry.get("max_model_len")) if isinstance(n, int)]
             root = str(entry.get("root") or entry["id"])
             # Reading its files takes a while: not on the event loop.
@@ -126,7 +126,7 @@ class ServerReward:
             encoder = PairEncoder(loaded, chat_template, min(limits, default=None))
         except EngineError as error:
             await client.aclose()
-            raise UsageError(f"expected a vLLM server at {url}: {error}") from error
+            raise UsageError(f"expected a vLLM server at {shown_url(url)}: {error}") from error
         except BaseException:
             await client.aclose()
             raise
@@ -209,12 +209,13 @@ async def _call(client: AsyncClient, method: str, path: str, body: Any = None, *
     try:
         response = await client.request(method, path, json=body, **more)
     except httpx.HTTPError as error:
-        base = str(client.base_url)
+        base = shown_url(str(client.base_url))
         problem = f"{base}: {error or type(error).__name__}{proxy_hint(base)}"
         raise EngineError(problem, "retry") from error
+    place = shown_url(str(response.url))
     if response.is_success:
-        return parse_answer(response.content, str(response.url))
-    failure = failure_of(response, str(response.url), NO_REWARD)
+        return parse_answer(response.content, place)
+    failure = failure_of(response, place, NO_REWARD)
     raise _NoSuchPathError(*failure.args) if response.status_code in ABSENT else failure
 
 

@@ -20,12 +20,14 @@ import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from aft_factory.engines.engine import shown_url
 from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.stage.guard import guarding
@@ -83,7 +85,8 @@ class Judge:
         status, reply = self._once(self._url.encode() + data, data, retries, judges)
         if status != 200:
             told = reply.decode("utf-8", "replace")[:500]
-            raise UsageError(f"the judge {self.model} at {self._url}: {status}: {told}")
+            place = shown_url(self._url)
+            raise UsageError(f"the judge {self.model} at {place}: {status}: {told}")
         return _is_one(reply, judges)
 
     def _data(self, body: Mapping[str, Any]) -> bytes:
@@ -128,7 +131,7 @@ class Judge:
                 status, reply = error.code, error.read()
                 if status not in AGAIN or b"insufficient_quota" in reply:
                     break
-            except OSError as error:
+            except (OSError, HTTPException) as error:  # the latter of an answer that broke off
                 status, reply = 502, str(error).encode()
             wait = min(0.5 * 2**attempt, LONGEST_WAIT)
             if attempt == retries or self._stopping.wait(wait):

@@ -512,6 +512,13 @@ class TestServerAnswers:
             ("retry", False),
         ]
 
+    def test_a_login_in_its_address_is_in_no_message(self, reward_dir):
+        with http_server(lambda body: (503, {}, "")) as url:
+            address = url.replace("://", "://me:xyzzy@")
+            [error] = ask(address, [(QUERY, "Six.")], tokenizer=str(reward_dir))
+        assert url in str(error)
+        assert "xyzzy" not in str(error)
+
     @pytest.mark.parametrize("root", ["some/other", "/on/another/machine", "../.."])
     def test_what_a_server_says_of_its_model_loads_nothing(self, reward_dir, root, monkeypatch):
         loaded = []

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ import time
 
 import pytest
 from evaluate_tools import judging
+from reward_tools import http_server
 
 from aft_factory.errors import UsageError
 from aft_factory.evaluate.judge import Judge, run_harness
@@ -65,6 +67,13 @@ def test_a_refusal_is_told_as_often_as_a_harness_asks_but_sent_once(tmp_path):
         assert judge.ask(body()) == judge.ask(body())
         assert judge.failure is None  # it may be of this text alone
     assert len(asked) == 1
+
+
+def test_a_judgment_that_broke_off_is_asked_for_again(tmp_path):
+    whole = json.dumps({"choices": [{"message": {"content": "[[7]]"}}]})
+    replies = iter([({"Content-Length": "999"}, whole[:9]), ({}, whole)])
+    with http_server(lambda body: (200, *next(replies))) as url:
+        assert b"[[7]]" in judge_at(url, tmp_path, retries=1).ask(body())[1]
 
 
 def test_that_a_judge_is_there_is_asked_of_each_server_until_it_can_judge(tmp_path):

@@ -18,6 +18,8 @@ from aft_factory.stage.job_settings import JobSettings
 S = TypeVar("S", bound=JobSettings)
 PLACES = ("journal", "rejects", "task_output")  # of files: each command names its own
 
+# A text that is addresses and nothing else: a prompt in which one stands is kept as it was sent.
+_ADDRESS = re.compile(r"[\w+.-]+://\S+")
 # Of an address, what may be a secret: a login, and the values of its query.
 _LOGIN = re.compile(r"(?<=://)[^\s/?#]+@")
 _VALUE = re.compile(r"(?<=[?&])([^\s=&#]+)=[^\s&#]+")
@@ -33,7 +35,9 @@ def without_secrets(value: Any) -> Any:
         ['http://host/v1?key=...']
     """
     if isinstance(value, str):
-        return _VALUE.sub(r"\1=...", _LOGIN.sub("", value)) if "://" in value else value
+        if not _ADDRESS.fullmatch(value):
+            return value
+        return _VALUE.sub(r"\1=...", _LOGIN.sub("", value))
     if isinstance(value, dict):
         return {key: without_secrets(item) for key, item in value.items()}
     return list(map(without_secrets, value)) if isinstance(value, list) else value

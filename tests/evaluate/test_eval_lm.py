@@ -387,6 +387,10 @@ def test_a_likelihood_task_is_refused_with_the_generative_one(tmp_path, capsys):
         (["gsm8k", "--data", "gsm9k=x.jsonl"], "x.jsonl: no such file"),
         (["gsm8k", "--repeats", "0"], "repeats: expected a number from 1"),
         (["gsm8k", "--include", "nowhere"], "include: nowhere: no such folder"),
+        (
+            ["alpaca_eval", "--judge-url", "http://me:pw@h/v1"],
+            "judge_url: expected http://",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(arguments, told, tmp_path, capsys):

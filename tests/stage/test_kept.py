@@ -14,6 +14,7 @@ from aft_factory.stage.kept import without_secrets
         ("http://me:pw@host:8000/v1?key=1&v=2", "http://host:8000/v1?key=...&v=..."),
         ("s3://models/aft@v2/merged", "s3://models/aft@v2/merged"),
         ("me@host", "me@host"),
+        ("Cite https://me@host/page?id=7 only.", "Cite https://me@host/page?id=7 only."),
         ({"m": ["https://me@host/v1"]}, {"m": ["https://host/v1"]}),
     ],
 )

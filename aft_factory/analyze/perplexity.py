@@ -33,6 +33,7 @@ from aft_factory.errors import UsageError
 from aft_factory.records.record import Row
 from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.console import RESUMES, show
+from aft_factory.stage.kept import NOT_BEGUN
 from aft_factory.stage.plotting import (
     COLOURS,
     new_figure,
@@ -190,7 +191,7 @@ def _exported(settings: PerplexitySettings) -> dict[str, list[tuple[float, int]]
     with Journal(settings.journal_path, read_only=True) as journal:
         last = journal.last_run()
         if last is None:
-            raise UsageError(f"{settings.journal_path}: no run has begun in it")
+            raise UsageError(f"{settings.journal_path}: {NOT_BEGUN}")
         run, wanted = journal.run_of(last), orjson.loads(journal.settings() or "{}")
         for name in journal.ids():
             for content in journal.outcomes_of(name, run):

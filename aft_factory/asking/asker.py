@@ -41,12 +41,10 @@ class Counts:
 
     Attributes:
         asked: What requests took that the model answered.
-        replayed: Requests answered from the journal or along with an equal one, as they were sent.
         retried: Attempts that followed a failed one.
     """
 
     asked: Usage = Usage()  # noqa: RUF009 - frozen
-    replayed: int = 0
     retried: int = 0
 
 
@@ -201,11 +199,9 @@ class Asker:
     async def _ask(self, request: Request, place: Place, told: Told | None) -> Reply:
         key = request.key(self._engines[request.model or ""].model)
         flight = self._flights.get(key)  # rows of equal text and id ask the same at the same time
-        shared = flight is not None
         if flight is None:
             kept = self._journal.find(key) if self._journal is not None else None
             if kept is not None:
-                self.counts.replayed += kept.usage.requests
                 return kept
             flight = self._flights[key] = _Flight(request, place, key)
             flight.task = asyncio.create_task(self._fly(flight))
@@ -220,8 +216,6 @@ class Asker:
             if told is not None:
                 flight.listeners.remove(told)
             self._abandon(flight)
-        if shared:
-            self.counts.replayed += reply.usage.requests
         return reply
 
     async def _fly(self, flight: _Flight) -> Reply:

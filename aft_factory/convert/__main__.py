@@ -92,7 +92,8 @@ def describe(
 ) -> str:
     """Return the summary for a person: counts that reconcile, what was cut, what is at risk."""
     place = f" to {output}" if output and not summary.is_empty else ""
-    counts = f"{summary.written} written{place}, {summary.rejected} rejected"
+    would = "" if output else "would be "
+    counts = f"{summary.written} {would}written{place}, {summary.rejected} rejected"
     text = [f"read {summary.read} rows: {counts}"]
     if summary.plain:
         text.append(f"  {summary.plain} rows written once more without proposals (--mix-plain)")

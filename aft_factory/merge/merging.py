@@ -22,9 +22,10 @@ from aft_factory.run.__main__ import COMMAND as RUN
 from aft_factory.sample.__main__ import COMMAND as SAMPLE
 from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import argument, setting, switch, written
+from aft_factory.stage.following import following
 from aft_factory.stage.job import survey
 from aft_factory.stage.job_command import JobCommand
-from aft_factory.stage.kept import kept_settings
+from aft_factory.stage.kept import command_of, kept_settings
 from aft_factory.stage.output import summary_path
 from aft_factory.stage.reading import FORMATS, INPUTS, Settings, check_paths
 from aft_factory.stage.stage import Files
@@ -68,6 +69,14 @@ class Merging(JobFiles):
         """Go through the rows of the input."""
         return self.parts.dealt(super().lines())
 
+    def following(self) -> list[str]:
+        """Return what comes next: where that looks into a journal, it is that of a part."""
+        words = self.stage.following(self.output)
+        paths = [part.path for part in self.parts.all]
+        looked = next((path for path in paths if path.exists()), paths[0])
+        shown = [looked if "--inspect" in words and word == self.output else word for word in words]
+        return following(*shown) if shown else []
+
 
 def merge(settings: MergeSettings) -> int:
     """Write the job's files; return the exit code that the job would have had."""
@@ -87,7 +96,8 @@ def merge(settings: MergeSettings) -> int:
                 raise UsageError(f"{told}: if that is one file by two names, say --input")
         command = COMMANDS.get(first.kept["command"])
         if command is None:
-            raise UsageError(f"{first.path}: no job's part, but of {first.kept['command']}")
+            told = command_of(first.kept["command"])
+            raise UsageError(f"{first.path}: no job's part, but of {told}")
         kept = kept_settings(first.journal.path, command.settings(), ())
         places = {"task_output": settings.task_output} if hasattr(kept, "task_output") else {}
         flags = tuple(name for name in kept.by_flag if name != "shard")

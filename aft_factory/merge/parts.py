@@ -14,6 +14,7 @@ from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError
 from aft_factory.records.tables import Line
 from aft_factory.run.inspection import journal_of
+from aft_factory.stage.kept import NOT_BEGUN
 from aft_factory.stage.left import PACE, difference
 from aft_factory.stage.output import read_report
 from aft_factory.stage.sharding import read_shard
@@ -123,7 +124,7 @@ def _open(path: Path, stack: contextlib.ExitStack) -> Part:
     opened = stack.enter_context(Journal(journal, read_only=True))
     kept, fingerprint = opened.settings(), opened.last_run()
     if kept is None or fingerprint is None:
-        raise UsageError(f"{path}: no run has begun in {journal}")
+        raise UsageError(f"{path}: {NOT_BEGUN}")
     part = Part(path, opened, json.loads(kept), fingerprint, read_report(path).get("input"))
     if part.kept["settings"].get("shard") is None:
         raise UsageError(f"{path}: the output of a whole job, and no part that --shard made")

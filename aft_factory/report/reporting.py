@@ -164,9 +164,8 @@ def head_of(source: Source, numbers: Numbers, page: Page) -> dict[str, Any]:
 def told(source: Source, numbers: Numbers, page: Page, output: object) -> list[str]:
     """Return what the command prints."""
     totals = numbers.totals
-    lines = [
-        f"{output}: {page.queries:,} queries, {totals.written:,} of all {totals.read:,} answered"
-    ]
+    all_ = totals.read + source.not_begun
+    lines = [f"{output}: {page.queries:,} queries, {totals.written:,} of all {all_:,} answered"]
     rows = {
         "unread": f"{source.unread} rows cannot be read",
         "not_begun": f"{source.not_begun} rows are not begun",

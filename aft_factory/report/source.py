@@ -26,7 +26,7 @@ from aft_factory.run.answering import reading
 from aft_factory.run.inspection import journal_of
 from aft_factory.run.replaying import Kept, plain_query
 from aft_factory.run.settings import RunSettings
-from aft_factory.stage.kept import kept_settings
+from aft_factory.stage.kept import NOT_BEGUN, command_of, kept_settings
 from aft_factory.stage.output import read_summary
 
 COMMANDS: dict[str, type[RunSettings]] = {
@@ -173,8 +173,10 @@ def source_of(journal: Journal, path: Path, data: str | None) -> Source:
     if run is not None and not kept:  # of another journal, or of a version that named it otherwise
         raise UsageError(f"{journal.path}: the run that left {path} is not in it")
     command = kept.get("command")
+    if journal.last_run() is None and next(journal.ids(), None) is None:
+        raise UsageError(f"{journal.path}: {NOT_BEGUN}")
     if command not in COMMANDS:
-        told = f"that of {command}" if command else "one that keeps no settings"
+        told = f"that of {command_of(command)}" if command else "one that keeps no settings"
         raise UsageError(
             f"{journal.path}: expected the journal of `aft run` or `aft eval`, got {told}"
         )

@@ -23,12 +23,21 @@ Asked = tuple[Place, dict[str, Any], Reply]
 
 
 def journal_of(path: Path) -> Path:
-    """Return the journal of an output; of a journal, itself."""
+    """Return the journal of an output; of a journal, itself.
+
+    Raises:
+        UsageError: If the output is merged, and so has none.
+    """
     with contextlib.suppress(OSError), path.open("rb") as stream:
         if stream.read(len(SQLITE)) == SQLITE:
             return path
-    kept = read_report(path).get("settings", {}).get("journal")
+    report = read_report(path)
+    kept = report.get("settings", {}).get("journal")
     beside = Path(f"{path}.journal")
+    parts = report.get("session", {}).get("parts")
+    if parts and path.exists() and not beside.exists():
+        told = f"merged from {', '.join(parts)}, and each of these has its own journal"
+        raise UsageError(f"{path}: {told}; name one of them")
     if kept:  # a folder may have been moved since, with all that is in it
         moved = path.with_name(Path(kept).name)
         return Path(kept) if Path(kept).exists() or not moved.exists() else moved

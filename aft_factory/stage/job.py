@@ -138,7 +138,6 @@ class Job(JobFiles):
         self.session = {
             "seconds": round(time.monotonic() - started, 3),
             "requests_asked": asker.counts.asked.requests,
-            "requests_replayed": asker.counts.replayed,
             "attempts_failed": asker.counts.retried,
             "most_in_flight": asker.limiter.most,
             "tokens": asdict(asker.counts.asked),

@@ -17,6 +17,7 @@ from aft_factory.stage.job_settings import JobSettings
 
 S = TypeVar("S", bound=JobSettings)
 PLACES = ("journal", "rejects", "task_output")  # of files: each command names its own
+NOT_BEGUN = "nothing is answered yet; start it again by the same command"
 
 # A text that is addresses and nothing else: a prompt in which one stands is kept as it was sent.
 _ADDRESS = re.compile(r"[\w+.-]+://\S+")
@@ -49,6 +50,16 @@ def keepable(settings: JobSettings) -> str:
     return json.dumps(content, default=str)  # which has a word for infinity
 
 
+def command_of(name: str) -> str:
+    """Return the command of settings by their name in a journal.
+
+    Example:
+        >>> command_of("SampleSettings")
+        '`aft sample`'
+    """
+    return f"`aft {name.removesuffix('Settings').lower()}`"
+
+
 def kept_settings(path: Path, today: S, given: Iterable[str], run: str | None = None) -> S:
     """Return the settings of a run of a journal, but where its files are as today.
 
@@ -65,13 +76,15 @@ def kept_settings(path: Path, today: S, given: Iterable[str], run: str | None = 
     kind = type(today)
     with Journal(path, read_only=True) as journal:
         if journal.last_run() is None:
-            raise UsageError(f"{path}: no run has begun in it")
+            raise UsageError(f"{path}: {NOT_BEGUN}")
         kept = journal.settings(run)
     content = json.loads(kept or "{}")
     if not content:
         raise UsageError(f"{path}: keeps no settings of its run")
     if content["command"] != kind.__name__:
-        raise UsageError(f"{path}: expected the journal of this command, got {content['command']}")
+        wanted, found = kind.__name__, content["command"]
+        told = f"expected the journal of {command_of(wanted)}, got that of {command_of(found)}"
+        raise UsageError(f"{path}: {told}")
     by_flag = tuple(content["settings"].pop("by_flag"))
     known = declared(kind)  # a command may fix some of what it keeps
     then = {key: value for key, value in content["settings"].items() if key in known}

@@ -16,7 +16,7 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.stage.job_settings import JobSettings
-from aft_factory.stage.kept import PLACES, keepable
+from aft_factory.stage.kept import PLACES, command_of, keepable
 
 # What decides no answer: how fast it comes, and which rows are read.
 PACE = {
@@ -113,7 +113,7 @@ def difference(
         indifferent: What may differ.
     """
     if then["command"] != now["command"]:
-        return f"{then['command']}"
+        return command_of(then["command"])
     old, new = then["settings"], now["settings"]
     # A model at a server is known by its name, wherever that server is.
     may = {*indifferent, *(["base_url"] if new.get("model") and new.get("base_url") else [])}

@@ -25,7 +25,7 @@ from aft_factory.records.tables import Line
 from aft_factory.stage.console import show
 from aft_factory.stage.following import following
 from aft_factory.stage.job_settings import JobSettings
-from aft_factory.stage.kept import without_secrets
+from aft_factory.stage.kept import NOT_BEGUN, without_secrets
 from aft_factory.stage.output import Outputs, read_summary, summary_path
 from aft_factory.stage.reading import check_paths
 from aft_factory.stage.stage import Files, Stage
@@ -124,7 +124,7 @@ class JobFiles:
         """
         fingerprint = journal.last_run()
         if fingerprint is None:
-            raise UsageError(f"{self.journal_path}: no run has begun in it")
+            raise UsageError(f"{self.journal_path}: {NOT_BEGUN}")
 
         def outcome_of(key: bytes) -> Outcome | None:
             content = journal.outcome(key)
@@ -186,10 +186,22 @@ class JobFiles:
             asked = self.session.get("requests_asked", 0)
             kept = max(totals.total.requests - asked, 0)
             told.append(f"requests: {asked:,} asked, {kept:,} from the journal")
-        words = self.stage.following(self.output)
-        told += following(*words) if words and totals.written and not totals.unfinished else []
+        if totals.written and not totals.unfinished:
+            told += self.following()
         show("\n".join(told))
         return totals
+
+    def following(self) -> list[str]:
+        """Return the line that tells what comes next: of a shard, that the parts are joined."""
+        shard = self.settings.shard
+        if shard is None:
+            words = self.stage.following(self.output)
+            return following(*words) if words else []
+        others = f"the outputs of the other shards (this was {shard})"
+        return [
+            f"{line}, with {others}"
+            for line in following("aft", "merge", self.output, "...", "--output", "merged.jsonl")
+        ]
 
     def _stale(self) -> list[str]:
         """Tell of a benchmark's file that is of the run before, whose output was replaced."""

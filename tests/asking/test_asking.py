@@ -443,7 +443,7 @@ def test_what_was_answered_is_not_asked_again(tmp_path):
     with Journal(tmp_path / "j") as journal:
         replayed, asker = ask(second, journal)
     assert replayed == kept
-    assert (second.requests, asker.counts.asked.requests, asker.counts.replayed) == ([], 0, 1)
+    assert (second.requests, asker.counts.asked.requests) == ([], 0)
 
 
 def test_equal_requests_at_the_same_time_are_asked_once(tmp_path):
@@ -469,7 +469,7 @@ def test_who_waits_with_others_for_one_reply_may_go_and_the_others_get_it():
             asked[leaves].cancel()
             replies = await asyncio.gather(*asked, return_exceptions=True)
         assert asker.limiter.taken == 0
-        assert (asker.counts.asked.requests, asker.counts.replayed) == (1, 2 if leaves == 0 else 1)
+        assert asker.counts.asked.requests == 1
         return [isinstance(reply, Reply) for reply in replies], len(engine.requests)
 
     assert asyncio.run(run(0)) == ([False, True, True], 2)

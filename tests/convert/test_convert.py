@@ -290,7 +290,7 @@ def test_preview_needs_and_writes_no_file(convert):
         f"[system]\n{load_template('paper').render(['5', '6', '7'])}\n\n"
         "[human]\nHow many pails?\n\n"
         "[gpt]\nSix.\n\n"
-        "read 3 rows: 2 written, 1 rejected\n"
+        "read 3 rows: 2 would be written, 1 rejected\n"
         "  1 x proposals: expected a list, got str 'none'\n"
     )
     assert files() == ["in.jsonl"]

@@ -13,10 +13,12 @@ from aft_factory.aggregate.__main__ import main as aggregate
 from aft_factory.asking.journal import Journal
 from aft_factory.merge.__main__ import main as merge
 from aft_factory.rank.__main__ import main as rank
+from aft_factory.report.__main__ import main as report
 from aft_factory.run.__main__ import main as run
 from aft_factory.sample.__main__ import main as sample
 
 RUN = ("--scripted", "--width", "2", "--layers", "1", "--quiet")
+PAGE = ("--output", "page.html")
 
 
 def row(number):
@@ -74,6 +76,36 @@ def test_shards_joined_are_what_one_run_writes(rows, main, flags, count):
     for one, all_ in (("one.jsonl", "all.jsonl"), ("one.rejects.jsonl", "all.rejects.jsonl")):
         assert (rows / one).read_bytes() == (rows / all_).read_bytes()
     assert summary(rows, "one")[0] == summary(rows, "all")[0]
+
+
+def last_line(capsys):
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_what_comes_after_a_shard_is_the_merge_and_after_that_a_part_is_inspected(rows, capsys):
+    parts = shards(2)
+    assert last_line(capsys) == (
+        "next: aft merge part-0.jsonl ... --output merged.jsonl, with the outputs of the other "
+        "shards (this was 0/2)"
+    )
+    assert merge([*parts, "--output", "all.jsonl"]) == 0
+    assert (told := last_line(capsys)) == "next: aft run --inspect part-0.jsonl"
+    assert run(told.split()[3:]) == 0
+    # The merged output has no journal, and says whose it is made of.
+    problem = "all.jsonl: merged from part-0.jsonl, part-1.jsonl, and each of these has its own"
+    for main, words in ((run, ["--inspect", "all.jsonl"]), (report, ["all.jsonl", *PAGE])):
+        capsys.readouterr()
+        assert main(words) == 2
+        assert problem in capsys.readouterr().err
+    (rows / "part-0.jsonl").unlink()  # as that of a shard without an answer is not there
+    assert merge([*parts, "--output", "all.jsonl", "--overwrite"]) == 0
+    assert last_line(capsys) == "next: aft run --inspect part-1.jsonl"
+
+
+def test_what_comes_after_the_merge_of_another_stage_goes_on_from_the_whole(rows, capsys):
+    parts = shards(2, sample, ("--scripted", "--chat", "--samples", "2", "--quiet"))
+    assert merge([*parts, "--output", "all.jsonl"]) == 0
+    assert last_line(capsys).startswith("next: aft rank all.jsonl ")
 
 
 @pytest.fixture

@@ -10,12 +10,14 @@ import pytest
 from asking_tools import babble, fails, read_lines, write_lines
 from report_tools import HOSTILE, page, report, run
 
+from aft_factory.asking.journal import Journal
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Completion, Usage
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.report.describing import _parts, described
 from aft_factory.report.grading import NUMBERS, Grading
+from aft_factory.run.__main__ import main as answer
 from aft_factory.run.replaying import Attempt, Replayed
 from aft_factory.sample.__main__ import main as sample
 
@@ -301,10 +303,20 @@ def test_rows_that_are_others_are_told(made, capsys):
     made(ROWS[:2])
     write_lines(Path("more.jsonl"), [*ROWS[1:], {"no": "query"}])
     _, told, _ = report(capsys, "out.jsonl", "--data", "more.jsonl")
+    assert "2 queries, 2 of all 4 answered" in told
     assert "1 rows cannot be read" in told
     assert "2 rows are not begun" in told
     assert "1 queries of the run are not in more.jsonl" in told
     assert [query["id"] for query in page()[1]] == ["q1", "q0"]
+
+
+def test_a_journal_of_which_nothing_is_answered_yet_is_told_as_such(capsys):
+    write_lines(Path("in.jsonl"), ROWS)
+    Journal(Path("out.jsonl.journal")).close()  # as a stop before the first answer leaves it
+    wanted = "error: out.jsonl.journal: nothing is answered yet; start it again by the same command"
+    assert report(capsys, "out.jsonl.journal")[2].strip() == wanted
+    assert answer(["in.jsonl", "--output", "out.jsonl", "--export"]) == 2
+    assert capsys.readouterr().err.strip() == wanted
 
 
 def test_the_page_is_full_at_its_cap_and_says_so_while_numbers_are_of_all(made, capsys):
@@ -354,7 +366,7 @@ def test_no_text_is_put_into_a_page_as_markup():
         (["out.jsonl", "--output", "page.txt"], "expected a name that ends in .html"),
         (
             ["s.jsonl"],
-            "expected the journal of `aft run` or `aft eval`, got that of SampleSettings",
+            "expected the journal of `aft run` or `aft eval`, got that of `aft sample`",
         ),
     ],
 )

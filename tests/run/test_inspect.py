@@ -133,7 +133,7 @@ def test_prompts_of_another_command_are_not_known(tmp_path, monkeypatch, capsys)
     sample(["in.jsonl", "--output", "s.jsonl", "--scripted", "--quiet"])
     assert main(["--inspect", "s.jsonl", "q0"]) == 0
     assert main(["--inspect", "s.jsonl", "q0", "--prompts"]) == 2
-    assert "expected the journal of this command, got SampleSettings" in capsys.readouterr().err
+    assert "expected the journal of `aft run`, got that of `aft sample`" in capsys.readouterr().err
 
 
 def test_prompts_of_a_query_that_the_last_run_had_not_are_not_known(run, capsys):

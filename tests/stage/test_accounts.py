@@ -277,7 +277,8 @@ def test_a_journal_of_another_command_is_refused(run, tmp_path, capsys):
     run(ROWS)
     argv = [str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), "--export"]
     assert aggregate([*argv, "--overwrite"]) == 2
-    assert "expected the journal of this command, got RunSettings" in capsys.readouterr().err
+    told = "expected the journal of `aft aggregate`, got that of `aft run`"
+    assert told in capsys.readouterr().err
 
 
 def test_the_flags_that_went_before_a_benchmark_do_so_in_an_export(run, summary):

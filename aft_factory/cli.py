@@ -45,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in STAGES:
         print(f"error: no stage {name!r}; {suggest(name, STAGES)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"aft_factory.{FOLDERS.get(name, name)}.__main__")
+    try:
+        module = importlib.import_module(f"aft_factory.{FOLDERS.get(name, name)}.__main__")
+    except KeyboardInterrupt:  # a second or so, in which nothing has begun
+        print("interrupted; nothing has begun", file=sys.stderr)
+        return 130
     code: int = module.main(arguments[1:])
     return code
 

@@ -83,6 +83,11 @@ class Summary:
         """Whether there were rows, and none is written."""
         return bool(self.read and not self.written)
 
+    @property
+    def told_untrainable(self) -> str:
+        """Say what is missing for a training."""
+        return f"{self.untrainable} rows without aggregation, not trainable yet"
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
@@ -238,10 +243,14 @@ def build_conversion(settings: ConvertSettings) -> Conversion:
 
 
 def rehearse(settings: ConvertSettings, lines: Iterator[Line], table: TableWriter) -> str:
-    """Convert; but nothing is shortened, as that takes a tokenizer."""
+    """Convert; but nothing is shortened, as that takes a tokenizer; tell what cannot be used."""
     conversion = build_conversion(replace(settings, tokenizer=None, cutoff_len=None))
-    done = conversion.run(lines, table, Rejects(None))
-    return f"{done.read} rows, {done.rejected} of them unusable"
+    rejects = Rejects(None)
+    done = conversion.run(lines, table, rejects)
+    told = [rejects.unusable(done.read)]
+    if settings.target == "aggregation" and done.untrainable:
+        told.append(done.told_untrainable)
+    return "\n".join(told)
 
 
 def preview(record: Record, target: str, options: Aggregation, markers: Markers) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from aft_factory.prompts.prelude import chat_templates
 from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.prompts.selection import PAPER
 from aft_factory.records.rejects import Rejects
-from aft_factory.stage.following import PIPELINE, following
+from aft_factory.stage.following import following, in_pipeline
 
 MADE_BY = {"sample": "sampled", "aggregate": "aggregated"}
 
@@ -81,10 +80,10 @@ def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
     if settings.target == "aggregation" and summary.untrainable:
         made = output.with_name("aggregated.jsonl")
         return [
-            f"{summary.untrainable} rows without aggregation, not trainable yet",
+            summary.told_untrainable,
             *following("aft", "aggregate", output, "--output", made),
         ]
-    if os.environ.get(PIPELINE):
+    if in_pipeline():
         return []
     registering = f"--register {shlex.quote(str(output.parent))} --overwrite"
     return [f"next: the same command with {registering} makes it a data set of LLaMA-Factory's"]

@@ -9,19 +9,30 @@ from pathlib import Path
 from aft_factory.pipeline.done import check_places, fingerprint, forget, is_done, note_done
 from aft_factory.pipeline.rehearsal import rehearse
 from aft_factory.pipeline.step import Step
-from aft_factory.pipeline.steps import check_ready, read_pipeline
+from aft_factory.pipeline.steps import STAGES, check_ready, read_pipeline
 from aft_factory.pipeline.supervisor import Supervisor
 from aft_factory.stage.console import guarded
 from aft_factory.stage.flags import Parser
 
 EXAMPLES = """\
+the file:
+  folder: data/mine     # of files that are named without a folder; by default the working directory
+  allow_failed: 0.01    # the share of a stage's rows that may lack an answer as the engine failed
+  stages:               # in order; each is one of STAGES
+    - sample: {input: prompts.jsonl, output: sampled.jsonl, model: meta-llama/Llama-3.1-8B}
+    - rank: {top_k: 5, output: ranked.jsonl}
+    - train: {config: examples/aft_llama.yaml}
+  Settings of a stage are the flags of `aft STAGE`, with _ for -; `config` names a file of them.
+  Its input is the output of the stage before, unless it names one.
+  Paths with a folder count from the working directory, not from where the file is.
+
 examples:
   # everything, or what is left of it
   aft pipeline examples/pipeline_on_policy_llama.yaml
 
   # which stages, how many requests, how many tokens?
   aft pipeline examples/pipeline_on_policy_llama.yaml --dry-run
-"""
+""".replace("STAGES", ", ".join(STAGES))
 AGAIN = "the same command goes on from here"
 
 

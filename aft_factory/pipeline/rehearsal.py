@@ -15,6 +15,7 @@ from aft_factory.pipeline.done import is_done
 from aft_factory.pipeline.step import COMMANDS, Step
 from aft_factory.pipeline.steps import check_ready
 from aft_factory.records.table_writer import TableWriter
+from aft_factory.stage.console import show
 
 
 def rehearse(steps: list[Step], path: Path) -> int:
@@ -52,6 +53,8 @@ def rehearse(steps: list[Step], path: Path) -> int:
             with TableWriter(stand_in) as table:
                 told = command.rehearse(step.read, step.read.lines(str(source)), table)
             if told:
-                print(told, flush=True)
+                show(told)
+            if not stand_in.stat().st_size and any(True for _ in step.read.lines(str(source))):
+                raise UsageError(f"{step.place}: no row can be used; nothing comes after it")
             stand_ins[step.outputs[0].resolve()] = stand_in
     return 0

@@ -13,6 +13,7 @@ from aft_factory.stage.yaml_file import read_yaml
 
 KEYS = ("folder", "allow_failed", "stages")
 STAGES = (*COMMANDS, "train")
+MISPLACED = "allow_failed holds for all stages; put it at the top of the file, beside `stages`"
 
 
 def read_pipeline(path: Path) -> list[Step]:
@@ -48,10 +49,13 @@ def read_pipeline(path: Path) -> list[Step]:
         if not isinstance(settings, dict):
             problems.append(f"{place}.{stage}: expected settings, got {settings!r}")
             continue
+        if "allow_failed" in settings:
+            problems.append(f"{place}.{stage}: {MISPLACED}")
         files = _files_of(stage)
         settings = {"input": before} | {
             key: _inside(folder, value) if key in files else value
             for key, value in settings.items()
+            if key != "allow_failed"
         }
         kind = Step if stage in COMMANDS else TrainStep
         step, found = kind(number, stage, settings, allowed).checked()

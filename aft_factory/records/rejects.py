@@ -85,6 +85,11 @@ class Rejects:
         except OSError as error:
             raise named(error, self.path) from None
 
+    def unusable(self, read: int) -> str:
+        """Say of how many rows these are how many, and why the first."""
+        first = next((f" (the first: {key}: {why})" for key, (_, why) in self.by_field.items()), "")
+        return f"{read} rows, {self.count} of them unusable{first}"
+
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         self._stack.__exit__(kind, *error)
         if self._stream is None and self.path is not None and kind is None:

@@ -11,4 +11,9 @@ PIPELINE = "AFT_FACTORY_PIPELINE"  # an environment variable: in a pipeline, it 
 
 def following(*words: str | Path) -> list[str]:
     """Return the line that tells the next command."""
-    return [] if os.environ.get(PIPELINE) else [f"next: {shlex.join(map(str, words))}"]
+    return [] if in_pipeline() else [f"next: {shlex.join(map(str, words))}"]
+
+
+def in_pipeline() -> bool:
+    """Tell whether this command is a stage of a pipeline, whose user gives it no flags."""
+    return bool(os.environ.get(PIPELINE))

@@ -27,7 +27,10 @@ from aft_factory.inference.runner import Runner, window
 from aft_factory.records.columns import Columns
 from aft_factory.records.fields import OBJECT, is_blank
 from aft_factory.records.record import Row, note_beside, record_from_row, told_beside
+from aft_factory.records.rejects import Rejects
+from aft_factory.stage.console import show
 from aft_factory.stage.engines import OpenEngines
+from aft_factory.stage.following import in_pipeline
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import keepable
 from aft_factory.stage.left import open_left
@@ -65,7 +68,8 @@ class Job(JobFiles):
                 ) from error
             if ended:
                 return self.write_outputs(journal)
-        writes = "; with --export it writes what is done so far" if self.stage.exports else ""
+        exports = self.stage.exports and not in_pipeline()
+        writes = "; with --export it writes what is done so far" if exports else ""
         print(
             f"stopped; everything answered is in {self.journal_path}. The same command goes on "
             f"from there{writes}.",
@@ -73,9 +77,13 @@ class Job(JobFiles):
         )
         return None
 
-    def dry_run(self) -> None:
-        """Go through the motions without a model, and print what it would take."""
-        asyncio.run(self._dry_run())
+    def dry_run(self) -> int:
+        """Go through the motions without a model, and print what it would take.
+
+        Returns:
+            The exit code: 1 where no row can be used, as of the job itself.
+        """
+        return asyncio.run(self._dry_run())
 
     def _runner(self, asker: Asker, opened: OpenEngines) -> Runner:
         return Runner(
@@ -144,20 +152,19 @@ class Job(JobFiles):
         }
         return ended
 
-    async def _dry_run(self) -> None:
+    async def _dry_run(self) -> int:
         dry = self.stage.dry_run
         asker = Asker(dry.engines, None, dry.in_flight)
         totals = Totals()
-        unusable = 0
+        rejects = Rejects(None)
 
         def queries() -> Iterator[Query]:
-            nonlocal unusable
             for line in self.lines():
                 totals.read += 1
                 try:
                     yield self.query(line)
-                except RecordError:
-                    unusable += 1
+                except RecordError as error:
+                    rejects.add(line, error.problem, error.field)
 
         output, journal = self.files.output, self.settings.journal
         kept = journal if output is None else self.journal_path
@@ -176,13 +183,14 @@ class Job(JobFiles):
         totals.finish_reasons.clear()
         expected = f"To expect, {self.stage.dry_run_note}:"
         flops = self.flops_of(totals, self.stage.strategy, self.stage.options)
-        told = [f"{totals.read} rows, {unusable} of them unusable. {expected}"]
+        told = [f"{rejects.unusable(totals.read)}. {expected}"]
         told += describe(totals, flops, measured=False)
         told += self._priced("price", totals.total)
         if left is not None:
-            told += left.describe(totals.read - unusable - totals.repeated)
+            told += left.describe(totals.read - rejects.count - totals.repeated)
             told += [] if left.other else self._priced("price of that", left.usage)
-        print("\n".join(told))
+        show("\n".join(told))
+        return 1 if 0 < totals.read == rejects.count else 0
 
     def _priced(self, what: str, usage: Usage) -> list[str]:
         """Return what tokens cost, where the settings know prices."""

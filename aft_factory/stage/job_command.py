@@ -95,8 +95,7 @@ class JobCommand(ConfiguredCommand[J]):
             _log.warning("%s", note)
         job = Job(files, settings, stage, total)
         if args.dry_run:
-            job.dry_run()
-            return 0
+            return job.dry_run()
         totals = job.run(export=export)
         if totals is None:
             return 130

@@ -40,6 +40,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(read_text(path), Loader)
     except UsageError:
         raise
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # such as a day 32
         problem = " ".join(str(error).split())
         raise UsageError(f"{path}: cannot be read as YAML: {problem}") from None

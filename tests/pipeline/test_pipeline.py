@@ -14,7 +14,8 @@ from aft_factory.errors import UsageError
 from aft_factory.pipeline import training
 from aft_factory.pipeline.__main__ import main
 from aft_factory.pipeline.step import COMMANDS
-from aft_factory.pipeline.steps import read_pipeline
+from aft_factory.pipeline.steps import KEYS, read_pipeline
+from aft_factory.pipeline.steps import STAGES as STEPS
 from aft_factory.records.record import record_from_row
 
 
@@ -286,8 +287,18 @@ def test_the_share_that_is_allowed_may_be_missing_in_a_benchmarks_file_too(tmp_p
         bad.clear()
         assert (run(allowing), run.worked) == (0, [1, 2])
     assert all(row["response"] for row in rows_of(tmp_path / "scored.jsonl"))
-    with pytest.raises(UsageError, match="unknown key 'allow_failed'"):
-        read_pipeline(write_pipeline(tmp_path, {"run": answers | {"allow_failed": 0.5}}))
+
+
+@pytest.mark.parametrize("stage", [{"sample": SAMPLE}, {"train": {"config": "x.yaml"}}], ids=repr)
+def test_allow_failed_inside_a_stage_is_sent_to_the_top_of_the_file(tmp_path, stage):
+    [(name, settings)] = stage.items()
+    path = write_pipeline(tmp_path, {name: settings | {"allow_failed": 0.5}})
+    with pytest.raises(UsageError) as refused:
+        read_pipeline(path)
+    assert refused.value.args[0] == (
+        f"{path}: stages[1].{name}: allow_failed holds for all stages; put it at the top of the "
+        "file, beside `stages`"
+    )
 
 
 def test_rows_that_the_last_stage_lacks_are_an_exit_code_too(tmp_path, failing, run):
@@ -508,6 +519,48 @@ def test_a_dry_run_names_an_input_that_nobody_makes(tmp_path, scripted, capfd):
     assert message in capfd.readouterr().err
 
 
+def test_a_dry_run_ends_where_no_row_can_be_used_and_says_why(tmp_path, scripted, capfd):
+    sample, rank, *_ = yaml.safe_load(scripted().read_text())["stages"]
+    rank["rank"]["input"] = sample["sample"].pop("input")
+    assert main([str(write_pipeline(tmp_path, rank, sample)), "--dry-run"]) == 1
+    out = capfd.readouterr().out
+    assert "6 rows, 6 of them unusable (the first: proposals: missing or blank; sample some" in out
+    assert "[2]" not in out
+
+
+def test_so_it_does_where_a_conversion_is_left_without_rows(tmp_path, capfd):
+    write_prompts(tmp_path)
+    sft = {"convert": {"input": "prompts.jsonl", "output": "sft.jsonl", "target": "sft"}}
+    sft["convert"]["source"] = "proposals"
+    assert main([str(write_pipeline(tmp_path, sft, {"stats": {}})), "--dry-run"]) == 2
+    out, err = capfd.readouterr()
+    assert "6 rows, 6 of them unusable (the first: " in out
+    assert err == "error: stages[1].convert: no row can be used; nothing comes after it\n"
+    (tmp_path / "prompts.jsonl").write_text("")  # nothing is lost where nothing is
+    assert main([str(write_pipeline(tmp_path, sft)), "--dry-run"]) == 0
+
+
+def test_a_dry_run_tells_that_rows_are_not_trainable_yet(tmp_path, scripted, capfd):
+    sample, _, aggregate, convert = yaml.safe_load(scripted().read_text())["stages"]
+    assert main([str(write_pipeline(tmp_path, sample, convert, aggregate)), "--dry-run"]) == 0
+    assert "6 rows without aggregation, not trainable yet" in capfd.readouterr().out
+    assert main([str(write_pipeline(tmp_path, sample, aggregate, convert)), "--dry-run"]) == 0
+    assert "not trainable" not in capfd.readouterr().out
+
+
+def test_the_help_tells_the_keys_of_the_file(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"\n  {key}: " in shown or f"\n  {key}:  " in shown for key in KEYS)
+    assert f"one of {', '.join(STEPS)}\n" in shown
+
+
+def test_a_file_that_is_not_there_is_told_so(tmp_path, capsys):
+    assert main([str(tmp_path / "mine.yaml")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'mine.yaml'}: no such file\n"
+
+
 ULTRAFEEDBACK = {
     "source": "evol_instruct",
     "instruction": "How many pails?",
@@ -591,3 +644,12 @@ def test_aft_is_every_stage(capsys):
         assert f"usage: aft {name}" in capsys.readouterr().out
     assert aft(["rnu"]) == 2
     assert "did you mean 'run'?" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_a_stage_is_loaded_is_no_traceback(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aft_factory.cli.importlib.import_module", interrupted)
+    assert aft(["pipeline", "x.yaml"]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing has begun\n"

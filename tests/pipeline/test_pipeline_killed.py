@@ -118,6 +118,7 @@ def test_the_first_signal_keeps_what_is_in_flight_and_the_same_command_goes_on(h
         held.release.append(True)
         assert held.process.wait(60) == 130
         assert held.told("stopped at stage 1, sample (interrupted); the same command goes on")
+        assert not held.told("--export")  # a flag of the stage, not of the pipeline
         assert asked(held.journal) == before + 2
     held.release.clear()
     held.start()

@@ -6,7 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aft_factory.pipeline.done import check_places, fingerprint, forget, is_done, note_done
+from aft_factory.pipeline.done import (
+    check_places,
+    check_unchanged,
+    fingerprint,
+    forget,
+    is_done,
+    note_done,
+)
 from aft_factory.pipeline.rehearsal import rehearse
 from aft_factory.pipeline.step import Step
 from aft_factory.pipeline.steps import STAGES, check_ready, read_pipeline
@@ -75,6 +82,7 @@ def run_steps(steps: list[Step], path: Path) -> int:
             if supervisor.asked:
                 print(f"stopped before stage {step.number}, {step.stage}; {AGAIN}", file=sys.stderr)
                 return 130
+            check_unchanged(step, path)
             print(f"{title}: {step}", flush=True)
             state = fingerprint(step)
             forget(step, path)

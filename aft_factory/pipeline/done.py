@@ -71,7 +71,39 @@ def marker(step: Step, path: Path) -> Path:
 def is_done(step: Step, path: Path) -> bool:
     """Tell whether a step's outputs are there, made from what would be used now."""
     kept = marker(step, path)
-    return step.is_there() and kept.exists() and read_text(kept) == fingerprint(step)
+    noted = _noted(kept)
+    return bool(noted) and step.is_there() and noted[0] == fingerprint(step)
+
+
+def _noted(kept: Path) -> list[str]:
+    return read_text(kept).splitlines() if kept.exists() else []
+
+
+def check_unchanged(step: Step, path: Path) -> None:
+    """Before a step is done anew: an output that was changed by hand is not written over.
+
+    Raises:
+        UsageError: With every output that is not as the step has left it.
+    """
+    noted = _noted(marker(step, path))
+    left = orjson.loads(noted[1]) if len(noted) > 1 else {}  # earlier versions noted none
+    problems = [
+        f"{step.place}: {step.outputs[0].parent / name} was changed since it was made, and is to "
+        "be made anew, as its settings or what it was made from have changed; move it away first. "
+        "It can stay in use as the `input` of the next stage"
+        for name, state in _left(step).items()
+        if left.get(name, state) != state
+    ]
+    if problems:
+        raise UsageError(*problems)
+
+
+def _left(step: Step) -> dict[str, Any]:
+    """Return the state of each file that a step is for, by its place from the first one's."""
+    files = [file for file in step.outputs if file.is_file()]  # a training leaves a folder
+    return {
+        readable(os.path.relpath(file, step.outputs[0].parent)): _content(file) for file in files
+    }
 
 
 def check_places(steps: Iterable[Step], path: Path) -> None:
@@ -80,10 +112,14 @@ def check_places(steps: Iterable[Step], path: Path) -> None:
     Raises:
         UsageError: With the first place of every step that cannot.
     """
-    problems = []
+    problems: list[str] = []
     for step in steps:
         if is_done(step, path):
             continue
+        try:
+            check_unchanged(step, path)
+        except UsageError as error:
+            problems += error.args
         try:
             for place in (*step.written(), marker(step, path)):
                 check_place(place)
@@ -124,9 +160,11 @@ def note_done(step: Step, path: Path, state: str) -> Unanswered | None:
 
     They are asked for again at the next start, which takes all others from the journal.
     """
+    left = orjson.dumps(_left(step)).decode()
     if step.leaves.summary is not None:
         summary = orjson.loads(read_text(step.leaves.summary))
         if failed := summary["rejects"].get("engine"):
+            write_whole(marker(step, path), f"\n{left}".encode())
             return Unanswered(failed["count"], summary["read"], failed["first"])
-    write_whole(marker(step, path), state.encode())
+    write_whole(marker(step, path), f"{state}\n{left}".encode())
     return None

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from aft_factory.errors import UsageError
-from aft_factory.pipeline.done import is_done
+from aft_factory.pipeline.done import check_unchanged, is_done
 from aft_factory.pipeline.step import COMMANDS, Step
 from aft_factory.pipeline.steps import check_ready
 from aft_factory.records.table_writer import TableWriter
@@ -33,6 +33,8 @@ def rehearse(steps: list[Step], path: Path) -> int:
             if not stand_ins and is_done(step, path):
                 print("    done before")
                 continue
+            if not stand_ins:  # of later ones it is not known yet whether they are done anew
+                check_unchanged(step, path)
             command = COMMANDS.get(step.stage)
             if command is None or command.rehearse is None:
                 continue

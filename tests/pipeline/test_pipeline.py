@@ -142,6 +142,41 @@ def test_a_model_that_was_made_anew_is_a_change_and_what_lies_in_a_cache_is_not(
     assert (run(path), run.worked) == (0, [1])
 
 
+def test_a_file_that_was_mended_is_used_and_is_not_made_anew_over_the_change(
+    tmp_path, scripted, run
+):
+    assert run(scripted()) == 0
+    sampled, journal = tmp_path / "sampled.jsonl", tmp_path / "sampled.jsonl.journal"
+    made = sampled.read_text()
+    mended = made.replace('"proposals":["', '"proposals":["Mended. ', 1)
+    sampled.write_text(mended)
+    assert (run(scripted()), run.worked) == (0, [2, 3, 4])  # it is what they are made from now
+    write_prompts(tmp_path, 7)
+    asked = journal.read_bytes()
+    refused = (
+        f"error: stages[1].sample: {sampled} was changed since it was made, and is to be made "
+        "anew, as its settings or what it was made from have changed; move it away first. It can "
+        "stay in use as the `input` of the next stage"
+    )
+    assert main([str(scripted()), "--dry-run"]) == 2
+    assert run(scripted()) == 2
+    assert run.err == f"{refused}\n"
+    assert (sampled.read_text(), journal.read_bytes()) == (mended, asked)
+    sampled.rename(tmp_path / "mended.jsonl")
+    assert (run(scripted()), run.worked) == (0, [1, 2, 3, 4])
+    assert len(rows_of(sampled)) == 7
+
+
+def test_a_change_to_a_later_file_stops_it_before_that_is_made_anew(tmp_path, scripted, run):
+    assert run(scripted()) == 0
+    with (tmp_path / "ranked.jsonl").open("a") as stream:
+        stream.write("\n")
+    write_prompts(tmp_path, 5)
+    assert (run(scripted()), run.worked) == (2, [1])
+    assert "stages[2].rank: " in run.err
+    assert len(rows_of(tmp_path / "sampled.jsonl")) == 5
+
+
 def test_a_stage_that_fails_stops_the_pipeline_and_is_tried_again(tmp_path, scripted, run):
     path = scripted(convert={"register": str(tmp_path / "data")})
     assert run(path) == 2
@@ -261,6 +296,12 @@ def test_it_goes_on_without_the_share_that_is_allowed_and_makes_all_anew_when_th
     assert "[1/2] sample: 2 of 6 rows have no answer, as the engine failed (the first: " in run.out
     assert len(rows_of(tmp_path / "ranked.jsonl")) == 4
     assert (failing(allow_failed=1), run.worked) == (0, [1])  # what it made is what it was made of
+    sampled = tmp_path / "sampled.jsonl"
+    made = sampled.read_text()
+    sampled.write_text(f"{made}\n")
+    assert failing(allow_failed=1) == 2
+    assert f"{sampled} was changed since it was made" in run.err
+    sampled.write_text(made)
     failing.bad = ()
     assert (failing(allow_failed=1), run.worked, failing.asked) == (0, [1, 2], 2)
     assert len(rows_of(tmp_path / "ranked.jsonl")) == 6

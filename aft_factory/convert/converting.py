@@ -185,6 +185,9 @@ class Conversion:
                 rejects.add(line, error.problem, error.field)
             except TypeError as error:
                 rejects.add(line, f"cannot be read: {error}", "row")
+            except Exception as error:  # the program's own; its traceback ends with the row
+                error.add_note(f"{line.place}: at this row, whose faults are told by RecordError")
+                raise
             else:
                 yield line, record
 

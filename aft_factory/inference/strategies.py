@@ -50,7 +50,7 @@ async def best_of_n(query: Conversation, sample: Sample, *, width: int, score: S
 
 async def majority_vote(query: Conversation, sample: Sample, *, width: int) -> Answer:
     """Self-consistency (2203.11171): of K drafts the first with the commonest final number."""
-    return _voted(await sample(query, layer=0, n=width, final=True))
+    return _voted(sample, 0, await sample(query, layer=0, n=width, final=True))
 
 
 async def self_moa_seq(query: Conversation, sample: Sample, *, width: int, window: int) -> Answer:
@@ -92,7 +92,7 @@ async def rsa(
             populations.append([group.create_task(member(t, i)) for i in range(width)])
     last = list(chain.from_iterable(task.result() for task in populations[-1]))
     sample.require(last, width, layer=layers)
-    return _voted(last)
+    return _voted(sample, layers, last)
 
 
 async def moa(
@@ -148,9 +148,11 @@ async def scored(
     return best, [known.get(slot) for slot in range(len(found))], problems
 
 
-def _voted(drafts: Sequence[Completion]) -> Answer:
+def _voted(sample: Sample, layer: int, drafts: Sequence[Completion]) -> Answer:
     votes = [extract_number(draft.text, whole=draft.whole) for draft in drafts]
     winner = majority(votes)
+    if winner is None:
+        sample.note(layer, 0, "no draft has an answer to vote by: the first was taken")
     return Answer(drafts[winner or 0], {"votes": votes})
 
 

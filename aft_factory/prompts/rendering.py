@@ -115,12 +115,18 @@ def load_jinja(folder: str, name: str, variable: str) -> jinja2.Template:
     return _compiled(str(path), read_text(path), variable)
 
 
+def template_names(folder: str) -> list[str]:
+    """Return the names of the templates in a folder of ours, the paper's first."""
+    names = sorted(path.stem for path in (TEMPLATES / folder).glob("*.jinja"))
+    return sorted(names, key=lambda name: name != "paper")
+
+
 def _place(folder: str, name: str) -> Path:
     path = TEMPLATES / folder / f"{name}.jinja"
     if not name.isidentifier() or not path.is_file():
         path = Path(name)
     if not path.is_file():
-        known = [p.stem for p in sorted((TEMPLATES / folder).glob("*.jinja"))]
+        known = template_names(folder)
         kind = "aggregator" if folder == "aggregate" else folder
         raise UsageError(
             f"no {kind} template {name!r}; {suggest(name, known)}, "

@@ -22,7 +22,7 @@ from aft_factory.inference.drafting_options import CompletionPrompts, DraftingOp
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record
 from aft_factory.inference.strategy import Answer, Conversation, Sample, Strategy
-from aft_factory.prompts.rendering import TEMPLATES, load_template
+from aft_factory.prompts.rendering import load_template, template_names
 from aft_factory.records.files import readable
 from aft_factory.records.record import Row, record_from_row
 from aft_factory.records.table_writer import TableWriter
@@ -37,7 +37,7 @@ from aft_factory.stage.rehearsing import filler, records
 from aft_factory.stage.stage import Stage, Tally
 
 ENDING = "\n```\n\n"  # of an answer to a URIAL prompt
-PROMPTS = sorted(path.stem for path in (TEMPLATES / "propose").glob("*.jinja"))
+PROMPTS = template_names("propose")
 
 
 @dataclass(frozen=True, slots=True)

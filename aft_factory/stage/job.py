@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -201,7 +202,8 @@ class Job(JobFiles):
             (price or 0) * (count or 0) / 1e6
             for price, count in zip(prices, (usage.prompt, usage.completion), strict=True)
         )
-        return [f"{what}: {cost:,.2f}, by --price-in and --price-out"]
+        digits = max(2, 1 - math.floor(math.log10(cost))) if cost else 2  # two that tell something
+        return [f"{what}: {cost:,.{digits}f}, by --price-in and --price-out"]
 
 
 def survey(source: str, settings: JobSettings) -> tuple[int, list[Row]]:

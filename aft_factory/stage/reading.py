@@ -12,6 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from aft_factory.errors import UsageError
+from aft_factory.prompts.rendering import template_names
 from aft_factory.records.columns import FIELDS, Columns
 from aft_factory.records.files import check_place
 from aft_factory.records.tables import Line, read_rows
@@ -21,8 +22,8 @@ from aft_factory.stage.progress import progress_bar
 MOST_SAMPLES = 10_000  # of one query: what is larger is a slip, and fills the memory
 FORMATS = ".jsonl, .json, .gz, .zst, .parquet"
 AGGREGATOR = (  # help of `--template`
-    "aggregator prompt: paper, moa, release or the path of a .jinja file, whose one variable is "
-    "`proposals`"
+    f"aggregator prompt: {', '.join(template_names('aggregate'))} or the path of a .jinja file, "
+    "whose one variable is `proposals`"
 )
 ROWS = "rows"  # heading of `--help`
 INPUTS = f"{FORMATS}, `datasets` folder or hub name"

@@ -8,7 +8,7 @@ from pathlib import Path
 from aft_factory.prompts.selection import PAPER
 from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import argument, setting, switch, written
-from aft_factory.stage.reading import Settings
+from aft_factory.stage.reading import AGGREGATOR, Settings
 from aft_factory.stage.tokenizing import TokenizerSettings
 
 
@@ -21,7 +21,7 @@ class TemplateSettings(TokenizerSettings, Settings):
         "a model's folder or hub name, a .jinja file, or a template of LLaMA-Factory by its name",
         "SOURCE",
     )
-    template: str = setting(PAPER.template, "aggregator prompt: paper, moa, release or a path")
+    template: str = setting(PAPER.template, AGGREGATOR)
     tokenizer: str | None = setting(
         None, "whose control tokens to break (default: SOURCE's or --write's)", "DIR_OR_NAME"
     )

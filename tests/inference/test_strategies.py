@@ -119,8 +119,14 @@ def test_majority_vote_takes_the_first_draft_with_the_commonest_number():
 
 
 def test_majority_vote_without_any_number_takes_the_first_draft():
-    answer, _, _ = solve("majority_vote", lambda r: ["a", "b"], width=2)
+    answer, _, trace = solve("majority_vote", lambda r: ["a", "b"], width=2)
     assert answer.completion.text == "a"
+    event = "no draft has an answer to vote by: the first was taken"
+    assert trace.events == [{"turn": 0, "layer": 0, "slot": 0, "event": event}]
+    options = {"width": 2, "subset": 1, "layers": 1}
+    last = solve("rsa", lambda r: ["a"], **options)[2]
+    assert [(one["layer"], one["event"]) for one in last.events] == [(1, event)]
+    assert solve("majority_vote", lambda r: ["a", "0"], width=2)[2].events == []
 
 
 def test_votes_and_rewards_see_answers_and_nothing_of_the_thoughts_before_them():

@@ -210,6 +210,8 @@ def test_a_dry_run_tells_prices(run):
     flags = ["--dry-run", "--draft-tokens", "100", "--price-in", "0", "--price-out", "1000"]
     out = run(ROWS, *flags)[1]  # 6 rows of two drafts and one aggregation of 100 tokens
     assert "\nprice: 1.80, by --price-in and --price-out\n" in out
+    cheap = [*flags[:-1], "0.002"]
+    assert "\nprice: 0.0000036, by" in run(ROWS, *cheap)[1]  # two digits that tell something
     assert "price" not in run(ROWS, "--dry-run")[1]
     run(ROWS[:2])
     out = run(ROWS, *flags)[1]

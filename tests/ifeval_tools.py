@@ -2,9 +2,15 @@
 
 import contextlib
 import json
+import shutil
+import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import pytest
+
+ENGLISH = "tokenizers/punkt_tab/english"
+_DATA = tempfile.TemporaryDirectory()  # a copy, as NLTK refuses the hard links that uv makes
 
 
 def _has_punkt():
@@ -14,7 +20,9 @@ def _has_punkt():
 
         with contextlib.suppress(PackageNotFoundError):
             package = distribution("llama-index-core")
-            nltk.data.path.append(str(package.locate_file("llama_index/core/_static/nltk_cache")))
+            carried = package.locate_file(f"llama_index/core/_static/nltk_cache/{ENGLISH}")
+            shutil.copytree(str(carried), Path(_DATA.name) / ENGLISH)
+            nltk.data.path.append(_DATA.name)
         nltk.data.find("tokenizers/punkt_tab")
     except (ImportError, LookupError):
         return False

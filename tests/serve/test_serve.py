@@ -347,7 +347,7 @@ def test_two_clients_never_see_each_others_settings(server):
     """Peers keep parameters of requests globally."""
 
     def script(request):
-        return [f"{request.sampling.temperature} {request.sampling.stop}"] * request.n
+        return [f"{request.sampling.temperature} {[stop[1:] for stop in request.sampling.stop]}"] * request.n
 
     engine = Watched(script, delay=0.02)
     found = {}
@@ -370,7 +370,7 @@ def test_two_clients_never_see_each_others_settings(server):
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
     assert found == {
-        (i, turn): (f"{i / 10} ('s{i}',)", 1 + i % 3) for i in range(8) for turn in range(5)
+        (i, turn): (f"{i / 10} ['{i}']", 1 + i % 3) for i in range(8) for turn in range(5)
     }
     drafts = [r for r in engine.requests if not r.sampling.stop]
     assert {r.sampling.temperature for r in drafts} == {1 + i / 10 for i in range(8)}

@@ -347,7 +347,9 @@ def test_two_clients_never_see_each_others_settings(server):
     """Peers keep parameters of requests globally."""
 
     def script(request):
-        return [f"{request.sampling.temperature} {[stop[1:] for stop in request.sampling.stop]}"] * request.n
+        return [
+            f"{request.sampling.temperature} {[stop[1:] for stop in request.sampling.stop]}"
+        ] * request.n
 
     engine = Watched(script, delay=0.02)
     found = {}

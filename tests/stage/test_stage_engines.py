@@ -122,7 +122,7 @@ def test_a_variable_that_the_served_template_may_not_know_is_told_of(served, cap
     (Path(served) / "chat_template.jinja").write_text(OWN + "{{ thinking }}")
     opening({}, tokenizer=served, sampling_args=THINKS)
     opening({}, sampling_args=THINKS)  # whose chat template is not known
-    assert not caplog.text
+    assert [r.message for r in caplog.records if r.name.startswith("aft_factory")] == []
 
 
 @pytest.mark.parametrize("layer", ["sampling_args", "middle_sampling_args", "final_sampling_args"])

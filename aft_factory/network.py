@@ -19,6 +19,7 @@ from aft_factory.errors import AftError, UsageError
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 SCHEMES = ("http", "https", "socks5", "socks5h")
+_LOGIN = re.compile(r"(?<=://)[^\s/?#]+@")  # of an address in a text
 
 
 def read_key(name: str) -> str:
@@ -36,6 +37,11 @@ def read_key(name: str) -> str:
             "break, an accented letter or the like in it; set it anew"
         )
     return key
+
+
+def without_login(text: str) -> str:
+    """Return a text whose addresses have no login (`http://me:password@host`) any more."""
+    return _LOGIN.sub("", text)
 
 
 def is_sendable(text: str) -> bool:

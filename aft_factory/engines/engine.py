@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from aft_factory.engines.sampling import Reply, Request, Sampling, Told
 from aft_factory.errors import AftError, printable
-from aft_factory.network import read_key
+from aft_factory.network import read_key, without_login
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -67,9 +67,7 @@ def is_url(text: str) -> bool:
 
 def shown_url(url: str) -> str:
     """Return a URL without what may be a secret: a login, and its query."""
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+    return without_login(url.partition("?")[0])
 
 
 def default_key() -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aft_factory.engines.engine import shown_url
+from aft_factory.engines.engine import is_url, shown_url
 from aft_factory.evaluate.benchmarks import BENCHMARKS, Benchmark
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.run.__main__ import RunArguments, preset_settings
@@ -112,7 +112,8 @@ class EvalSettings(RunSettings):
             for name in ("reference", "lc_data")
             if (path := getattr(self, name)) is not None and not path.is_file()
         ]
-        if self.judge_url is not None and shown_url(self.judge_url) != self.judge_url:
+        url = self.judge_url
+        if url is not None and not (is_url(url) and shown_url(url) == url):
             problems.append(
                 "judge_url: expected http://HOST:PORT/v1 without login and query, as neither is "
                 "sent; judge_key_env names a variable with the key"

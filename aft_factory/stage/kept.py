@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError
+from aft_factory.network import without_login
 from aft_factory.stage.declaring import build, declared
 from aft_factory.stage.job_settings import JobSettings
 
@@ -21,8 +22,7 @@ NOT_BEGUN = "nothing is answered yet; start it again by the same command"
 
 # A text that is addresses and nothing else: a prompt in which one stands is kept as it was sent.
 _ADDRESS = re.compile(r"[\w+.-]+://\S+")
-# Of an address, what may be a secret: a login, and the values of its query.
-_LOGIN = re.compile(r"(?<=://)[^\s/?#]+@")
+# The values of an address's query, which may be secrets as its login may.
 _VALUE = re.compile(r"(?<=[?&])([^\s=&#]+)=[^\s&#]+")
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, str):
         if not _ADDRESS.fullmatch(value):
             return value
-        return _VALUE.sub(r"\1=...", _LOGIN.sub("", value))
+        return _VALUE.sub(r"\1=...", without_login(value))
     if isinstance(value, dict):
         return {key: without_secrets(item) for key, item in value.items()}
     return list(map(without_secrets, value)) if isinstance(value, list) else value

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.openai_failures import read_json, undisguised
+from aft_factory.engines.openai_failures import error_words, read_json, undisguised
 from aft_factory.engines.openai_parts import as_object, text_of, thought_in
 from aft_factory.engines.sampling import Piece, Told
 from aft_factory.prompts.thoughts import FIELDS
@@ -64,7 +64,8 @@ class Joining:
         if isinstance(chunk, list):
             chunk = undisguised(chunk)
         if not isinstance(chunk, dict):
-            raise EngineError(f"{self._url}: a chunk of the stream is no JSON: {data!r}", "retry")
+            told = f"{self._url}: a chunk of the stream is no JSON: {error_words(data)}"
+            raise EngineError(told, "retry")
         self._add(chunk)
         return chunk
 

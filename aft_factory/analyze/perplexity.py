@@ -128,8 +128,7 @@ def _measured(settings: PerplexitySettings) -> dict[str, list[tuple[float, int]]
             )
     every = [(name, row) for name, rows in made.items() for row in rows if row.targets]
     if settings.engine == "vllm":
-        said = {name: value for name, value in source.options.items() if value is not None}
-        engine: Any = VllmLoss(source.name, settings.engine_args | said)
+        engine: Any = VllmLoss(source.name, settings.engine_args | source.given)
     else:
         engine = TransformersLoss(source, dtype=settings.dtype, batch_tokens=settings.batch_tokens)
     try:

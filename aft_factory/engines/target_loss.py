@@ -67,7 +67,7 @@ class TransformersLoss:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
-        source = Pretrained(source) if isinstance(source, str) else source
+        source = Pretrained.of(source)
         try:
             network = source.loaded_by(AutoModelForCausalLM, dtype=getattr(torch, dtype))
         except Exception as error:

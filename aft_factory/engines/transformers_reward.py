@@ -118,7 +118,7 @@ class TransformersReward:
             batch_tokens = 2048 if device == "cpu" else 16384
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
-        source = Pretrained(source) if isinstance(source, str) else source
+        source = Pretrained.of(source)
         name = source.name
         tokenizer = load_tokenizer(source)
         try:

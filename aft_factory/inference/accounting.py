@@ -49,7 +49,7 @@ class ModelShape:
             )
         except ImportError:
             raise MissingPackage("counting FLOPs", "transformers torch") from None
-        source = Pretrained(source) if isinstance(source, str) else source
+        source = Pretrained.of(source)
         try:
             config = source.loaded_by(AutoConfig, local_files_only=here)
             kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM

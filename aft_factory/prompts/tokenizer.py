@@ -33,12 +33,21 @@ class Pretrained(NamedTuple):
     options: Mapping[str, Any] = {}
     code: str | None = None
 
+    @classmethod
+    def of(cls, source: str | Pretrained) -> Pretrained:
+        """Return how a model is loaded of which perhaps no more than the name was said."""
+        return cls(source) if isinstance(source, str) else source
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options of which something was said."""
+        return {key: value for key, value in self.options.items() if value is not None}
+
     def loaded_by(self, kind: Any, **more: Any) -> Any:
         """Load it by a class of transformers; code is run only if the options say so.
 
         Raises whatever its readers raise, down to KeyError; see `explained`.
         """
-        given = {key: value for key, value in self.options.items() if value is not None}
         if is_missing(self.name):
             raise FileNotFoundError("no such folder here")
         here = more.get("local_files_only")
@@ -46,9 +55,8 @@ class Pretrained(NamedTuple):
             more |= {"local_files_only": True}  # it may have been fetched before
         try:
             with waiting_for(self.name):
-                return kind.from_pretrained(
-                    self.name, **{"trust_remote_code": False, **given, **more}
-                )
+                chosen = {"trust_remote_code": False, **self.given, **more}
+                return kind.from_pretrained(self.name, **chosen)
         except Exception as error:
             if reached:
                 raise
@@ -73,7 +81,7 @@ def load_tokenizer(source: str | Pretrained) -> PreTrainedTokenizerFast:
         from transformers import AutoTokenizer
     except ImportError:
         raise MissingPackage("--tokenizer", "transformers") from None
-    source = Pretrained(source) if isinstance(source, str) else source
+    source = Pretrained.of(source)
     try:
         loaded: PreTrainedTokenizerFast = source.loaded_by(AutoTokenizer)
     except Exception as error:

@@ -160,6 +160,7 @@ def is_missing(name: str) -> bool:
     return len(path.parts) > 2 or name.startswith((".", "~")) or name.endswith("/")
 
 
+@functools.cache
 def hub_answers(name: str) -> bool:
     """Tell whether the hub can be reached for a model's files, if that is where they are.
 

@@ -76,7 +76,7 @@ def is_done(step: Step, path: Path) -> bool:
 
 
 def _noted(kept: Path) -> list[str]:
-    return read_text(kept).splitlines() if kept.exists() else []
+    return read_text(kept).split("\n") if kept.exists() else []  # a name may hold U+2028
 
 
 def check_unchanged(step: Step, path: Path) -> None:

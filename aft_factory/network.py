@@ -20,6 +20,14 @@ from aft_factory.errors import AftError, UsageError
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 SCHEMES = ("http", "https", "socks5", "socks5h")
 _LOGIN = re.compile(r"(?<=://)[^\s/?#]+@")  # of an address in a text
+# In the words of a name: hfToken, X-Api-Key, PGPASSWORD, api_key_2; not: max_tokens.
+_SECRET = re.compile(
+    r"pass ?(?:word|wd|phrase)|secret|credential|cookie|authorization|bearer|private ?key"
+    r"|(?:api|access) ?key|session ?id|\bauth\b|\b(?:keys?|pass|pwd?|sas|sig|signature|token)$"
+)
+_NO_SECRET = re.compile(r"\b(?:pad|bos|eos|unk|sep|cls|mask|stop|image|per) token$")
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]+")
+_NUMBERED_NAME = re.compile(r"[ 0-9]+$")
 
 
 def read_key(name: str) -> str:
@@ -42,6 +50,17 @@ def read_key(name: str) -> str:
 def without_login(text: str) -> str:
     """Return a text whose addresses have no login (`http://me:password@host`) any more."""
     return _LOGIN.sub("", text)
+
+
+def is_secret(name: str) -> bool:
+    """Tell whether what goes by a name is a secret.
+
+    Example:
+        >>> is_secret("hf_token"), is_secret("max_tokens")
+        (True, False)
+    """
+    words = _NUMBERED_NAME.sub("", _WORD_START.sub(" ", name).lower())
+    return bool(_SECRET.search(words)) and not _NO_SECRET.search(words)
 
 
 def is_sendable(text: str) -> bool:

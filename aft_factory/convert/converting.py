@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from aft_factory.convert.settings import ConvertSettings
-from aft_factory.convert.sources import SOURCES, ReadRow, without_truthful_qa
+from aft_factory.convert.sources import SOURCES, ReadRow, left_thoughts, without_truthful_qa
 from aft_factory.convert.targets import TARGETS, aggregation_target
 from aft_factory.errors import RecordError
 from aft_factory.prompts.estimating import estimated_row
@@ -173,6 +173,9 @@ class Conversion:
                 summary.columns = names_of(line.value)
             try:
                 record = self.read_row(line.value, self.columns, summary.notes)
+                summary.notes.update(
+                    f"answers taken without their {name}" for name in left_thoughts(line.value)
+                )
                 if record.meta:
                     note_beside(record, line.value, summary.beside, self.columns)
                 self.target_text(record)

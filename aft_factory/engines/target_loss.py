@@ -15,6 +15,7 @@ from typing import Any
 from aft_factory.engines.transformers_reward import RewardDtype, batches
 from aft_factory.engines.vllm_loading import check_name, failures, fingerprint, started
 from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.network import is_secret
 from aft_factory.prompts.tokenizer import Pretrained
 
 IGNORED = -100  # the label of a token that is no target
@@ -127,7 +128,8 @@ class VllmLoss:
         check_name(name)
         self._loop = asyncio.new_event_loop()
         self._llm = self._loop.run_until_complete(started(name, engine_args))
-        more = [f"{key}={value}" for key, value in sorted(engine_args.items())]
+        said = sorted(name for name in engine_args if not is_secret(name))
+        more = [f"{name}={engine_args[name]}" for name in said]
         self.identity = "+".join([fingerprint(name), "vllm", *more])
         context = self._llm.vllm_config.model_config.max_model_len
         self._context: int = context

@@ -29,6 +29,7 @@ from aft_factory.run.answering import build_stage, output_row
 from aft_factory.run.decoding import BY_ROW, decoded, decoding_told
 from aft_factory.run.settings import SAMPLED, RunSettings
 from aft_factory.stage.job import Job
+from aft_factory.stage.kept import without_secrets
 from aft_factory.stage.stage import Files
 from aft_factory.stage.totals import Totals
 
@@ -181,7 +182,8 @@ def _is_done(job: Job) -> bool:
     if not (job.output.exists() and summary.exists()):
         return False
     found = orjson.loads(read_text(summary))
-    wanted = json.loads(json.dumps(asdict(job.settings) | dict(job.stage.used), default=str))
+    kept = without_secrets(asdict(job.settings)) | dict(job.stage.used)
+    wanted = json.loads(json.dumps(kept, default=str))
     # What a harness or a judge needs has nothing to do with the answers.
     same = {field.name for field in fields(RunSettings)} - {"by_flag"} | {"requests"}
     settings = found["settings"]

@@ -14,17 +14,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from aft_factory.network import is_secret
 from aft_factory.records.fields import OBJECT
 
 LEFT_OUT = "(left out)"
-# In the words of a name: hfToken, X-Api-Key, PGPASSWORD, api_key_2; not: max_tokens.
-_SECRET = re.compile(
-    r"pass ?(?:word|wd|phrase)|secret|credential|cookie|authorization|bearer|private ?key"
-    r"|(?:api|access) ?key|session ?id|\bauth\b|\b(?:keys?|pass|pwd?|sas|sig|signature|token)$"
-)
-_NO_SECRET = re.compile(r"\b(?:pad|bos|eos|unk|sep|cls|mask|stop|image|per) token$")
-_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]+")
-_NUMBERED_NAME = re.compile(r"[ 0-9]+$")
 # How keys begin, and what follows. In texts, "the bearer of" and "Bearer $TOKEN" are none.
 KEYS = {
     **dict.fromkeys(("hf_", "sk-", "ghp_", "gho_", "ghs_", "github_pat_"), r"[\w-]{8,}"),
@@ -83,7 +76,7 @@ def public(value: Any) -> Any:
             name = public_text(str(key))
             while name in made:  # another key that now reads the same
                 name += "~"
-            hidden = key != "name" and (_is_secret(str(key)) or _names_secret(value.get("name")))
+            hidden = key != "name" and (is_secret(str(key)) or _names_secret(value.get("name")))
             told = item is None or isinstance(item, bool) or not hidden
             made[name] = public(item) if told else LEFT_OUT
         return made
@@ -129,14 +122,9 @@ def public_counts(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(added.most_common())
 
 
-def _is_secret(name: str) -> bool:
-    words = _NUMBERED_NAME.sub("", _WORD_START.sub(" ", name).lower())
-    return bool(_SECRET.search(words)) and not _NO_SECRET.search(words)
-
-
 def _names_secret(item: Any) -> bool:
     """Whether what follows is a secret: an option (`--hf-token`), the name of a header."""
-    return isinstance(item, str) and bool(re.fullmatch(r"[\w-]+", item)) and _is_secret(item)
+    return isinstance(item, str) and bool(re.fullmatch(r"[\w-]+", item)) and is_secret(item)
 
 
 def _address(match: re.Match[str]) -> str:
@@ -155,7 +143,7 @@ def _before_secret(text: str) -> str:
         name = found["name"] or "-"
         told = not found["blank"] or name.startswith("--") or name.isupper()
         # In code, `key=` is how a list is sorted; in prose, "the key: patience" is no secret.
-        secret = name not in ("key", "Key") and _is_secret(name)
+        secret = name not in ("key", "Key") and is_secret(name)
         if name == "-" or (told and (secret or re.fullmatch("--.*user", name))):
             return text[: found.end()] + LEFT_OUT
     return text

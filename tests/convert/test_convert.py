@@ -241,6 +241,16 @@ def test_a_row_too_long_is_rejected_whatever_its_id(convert, llama3_tokenizer_di
     assert out.startswith("read 2 rows: 1 written to out.jsonl, 1 rejected (out.rejects.jsonl)\n")
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_thought_beside_an_answer_is_in_no_target_and_counted(convert, as_json):
+    answer = {"role": "assistant", "content": "5", "reasoning_content": "2 + 3"}
+    turns = [{"role": "user", "content": "2 + 3?"}, answer]
+    source = write("in.jsonl", [{"messages": json.dumps(turns) if as_json else turns}, ROWS[0]])
+    text = convert("proposals", source, "--output", "out.jsonl", "--target", "sft")
+    assert [row["conversations"][-1]["value"] for row in read("out.jsonl")] == ["5", "6"]
+    assert "  1 x answers taken without their reasoning_content" in text.splitlines()
+
+
 def test_a_thought_that_was_kept_is_part_of_the_target_and_of_no_baseline(
     convert, llama3_tokenizer_dir
 ):

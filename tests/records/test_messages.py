@@ -93,7 +93,7 @@ LAYOUTS = {
     "an answer beside messages that end with it": ({"prompt": ["How many?", "Six."], "messages": said("How many?", "Six.")}, said("How many?"), "Six."),
     "an empty part": ({"query": [PART, {"type": "text", "text": ""}]}, said("How many?\n"), None),
     "numbers and names of things": (
-        {"query": "How many?", "num_turns": 3, "turn": 2, "prompt_id": "p1", "has_image": False, "input_tokens": 3, "question_type": "sum", "images": [], "context": math.nan},
+        {"query": "How many?", "num_turns": 3, "turn": 2, "prompt_id": "p1", "has_image": False, "custom_instruction": False, "input_tokens": 3, "question_type": "sum", "images": [], "context": math.nan},
         said("How many?"), None,
     ),
 }  # fmt: skip
@@ -320,6 +320,14 @@ REFUSED = {
     "a history that is a text": ({"query": "q", "history": "a"}, "history"),
     "a history that ends with a question": ({"query": "q", "history": said("a")}, "history[1].role"),
     "several turns": ({"turns": ["a", "b"]}, "turns"),
+    "options with a column each": ({"question": "Which?", "A": 1, "B": 2, "answer": "B"}, "A"),
+    "options by letters": ({"question": "Which?", "option_a": "x", "option_b": "y"}, "option_a"),
+    "options in short": ({"question": "Which?", "opa": "x", "opb": "y", "cop": 1}, "opa"),
+    "a hint": ({"problem": "Solve x + 1 = 2.", "query": "Solve x + 1 = 2.", "hint": "Subtract."}, "hint"),
+    "a problem beside an instruction": ({"instruction": "Solve it.", "problem": "x + 1 = 2"}, "problem"),
+    "a beginning to go on from": ({"prompt": "Write on.", "prefix": "Once upon a time"}, "prefix"),
+    "code": ({"question": "Add two numbers.", "starter_code": "def add(a, b):\n"}, "starter_code"),
+    "a description in Chinese": ({"query": "Q", "description": "写一个函数"}, "description"),
     "a user's text beside": ({"system": "S", "query": "q", "user": "Hello"}, "user"),
 }  # fmt: skip
 
@@ -337,6 +345,32 @@ def test_the_way_out_is_in_the_message():
         record_from_row(row)
     record = record_from_row(row, Columns(ignore="context"))
     assert (record.messages, record.meta) == (said("How many?"), {"context": "6 pails"})
+    with pytest.raises(RecordError, match=r"ignore=A,B,C\)"):  # of all at once
+        record_from_row({"question": "Which?", "A": "x", "B": "y", "C": "z", "answer": "A"})
+
+
+def test_labels_answers_and_what_the_query_says_already_are_no_part_of_it():
+    query = "Complete it:\ndef add(a, b):\n    "
+    labels = {
+        "language_code": "en",
+        "code": "C++",
+        "status_code": 200,
+        "prefix": "def",
+        "A": "1",
+        "e": "x",
+        "text": "Q: A:",
+    }
+    answers = {
+        "solution_code": "return a + b",
+        "reference_text": "a + b",
+        "answer_description": "A sum.",
+    }
+    row = {"prompt": query, "starter_code": "def add(a, b):\n", "hint": query} | labels | answers
+    assert record_from_row(row).messages == said(query)
+    assert (
+        record_from_row({"prompt": query, "code": "a + b"}, Columns(reference="code")).reference
+        == "a + b"
+    )
 
 
 @pytest.mark.parametrize("name", ["input", "system", "history", "prompt"])
@@ -371,8 +405,8 @@ def test_a_benchmarks_row_loses_no_part_of_its_query_either(row, task):
 @pytest.mark.parametrize(
     ("name", "belongs"),
     [
-        *((name, True) for name in ("context", "claim", "stories", "image", "image_url", "audioPath", "video_bytes", "chatHistory", "source_documents", "PROMPT", "raw_prompt_text", "userInput", "Queries")),
-        *((name, False) for name in ("note", "document_url", "file", "data", "prompt_id", "num_tokens", "", "text", "dataset", "contextual", "answer", "id", "input_length")),
+        *((name, True) for name in ("context", "claim", "stories", "image", "image_url", "audioPath", "video_bytes", "chatHistory", "source_documents", "PROMPT", "raw_prompt_text", "userInput", "Queries", "hints", "sentence_b")),
+        *((name, False) for name in ("note", "document_url", "file", "data", "prompt_id", "num_tokens", "", "text", "dataset", "contextual", "answer", "id", "input_length", "solution_code", "a", "b", "model_a")),
     ],
 )  # fmt: skip
 def test_a_columns_last_word_tells(name, belongs):

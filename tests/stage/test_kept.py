@@ -1,4 +1,4 @@
-"""What may be a secret in an address is kept in no file; the rest of it is.
+"""What may be a secret, in an address or by its name, is kept in no file; the rest is.
 
 Run: pytest tests/stage/test_kept.py
 """
@@ -16,7 +16,10 @@ from aft_factory.stage.kept import without_secrets
         ("me@host", "me@host"),
         ("Cite https://me@host/page?id=7 only.", "Cite https://me@host/page?id=7 only."),
         ({"m": ["https://me@host/v1"]}, {"m": ["https://host/v1"]}),
+        ({"engine_args": {"hf_token": "hf_a", "seed": 1}}, {"engine_args": {"hf_token": "...", "seed": 1}}),
+        ({"extra": {"credentials": {"aws": "k"}, "hf_token": True}}, {"extra": {"credentials": "...", "hf_token": True}}),
+        ({"api_key_env": "MY_KEY", "max_tokens": 5}, {"api_key_env": "MY_KEY", "max_tokens": 5}),
     ],
-)
-def test_logins_and_values_of_a_query_are_left_out_of_addresses(value, kept):
+)  # fmt: skip
+def test_what_may_be_a_secret_is_kept_nowhere(value, kept):
     assert without_secrets(value) == kept

@@ -19,7 +19,7 @@ from aft_factory.inference.watching import Watch
 from aft_factory.prompts.probing import ChatTemplate
 from aft_factory.records.record import content_id
 from aft_factory.serve.asked import Asked
-from aft_factory.serve.refusals import Refusal, later, of_engine, unsupported, wrong
+from aft_factory.serve.refusals import UNSUPPORTED, Refusal, later, of_engine, unsupported, wrong
 from aft_factory.serve.settings import ServeSettings
 from aft_factory.serve.variants import Variant, Variants
 from aft_factory.stage.engines import OpenEngines, check_room
@@ -27,6 +27,8 @@ from aft_factory.stage.kept import keepable
 
 # Variables of chat templates that are the house's, not a client's to set.
 NO_CLIENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "proposals", "tools"}
+# Tools, logprobs and formats of answers are the work of vLLM's server, and not of its engine.
+BY_SERVER = "or serve the model by `vllm serve`, with this server in front of it (--base-url)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,10 @@ class Answering:
         variant = self.variants.chosen(asked)
         plain = variant.options.get("layers") == 0 and variant.strategy.single
         relayed = plain and self._asker.relays and (asked.offers_tools or asked.beyond is not None)
-        if asked.beyond is not None and not relayed:
-            raise asked.beyond
+        if (beyond := asked.beyond) is not None and not relayed:
+            if plain and beyond.code == UNSUPPORTED:  # nobody is there to relay it to
+                raise Refusal(400, f"{beyond}, {BY_SERVER}", beyond.code, beyond.param)
+            raise beyond
         self._check_lengths(asked, variant)
         if asked.n > 1 and not variant.strategy.single:
             raise unsupported("n", f"{variant.strategy.name} has one answer")

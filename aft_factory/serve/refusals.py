@@ -16,6 +16,7 @@ TYPES = {
     429: "rate_limit_error",
 }
 OVERFLOW = re.compile(r"context|too long|too many tokens|maximum.{0,20}(length|tokens)", re.I)
+UNSUPPORTED = "unsupported_parameter"  # the code of what cannot be done
 LATER = "5"  # seconds after which to ask again
 ABOUT: dict[str | None, Literal["refused", "retry"]] = {"refused": "refused", "engine": "retry"}
 NEVER = {"x-should-retry": "false"}  # which the openai client heeds
@@ -66,7 +67,7 @@ def wrong(param: str, problem: str, code: str = "invalid_value") -> Refusal:
 
 def unsupported(param: str, problem: str) -> Refusal:
     """Return the refusal of a request for what cannot be done."""
-    return wrong(param, problem, "unsupported_parameter")
+    return wrong(param, problem, UNSUPPORTED)
 
 
 def later(message: str, code: str, status: int = 503) -> Refusal:

@@ -156,5 +156,6 @@ def test_what_is_drafted_for_and_what_no_server_answers_is_refused_still():
 
     found, bodies = asked(None, ask)
     assert (found, bodies) == ("logprobs", [])
-    with served(Watched()) as one, pytest.raises(openai.BadRequestError):
+    way = pytest.raises(openai.BadRequestError, match=r"leave it out, or .* by `vllm serve`")
+    with served(Watched()) as one, way:
         one.ask("plain", logprobs=True)

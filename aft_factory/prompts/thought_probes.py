@@ -43,6 +43,7 @@ _LAST = re.compile(r"(?:<[^<>\s]+>|\[[^\[\]\s]+\])$")
 _CLOSING = re.compile(r"</[^<>/\s]+>")
 _MARK = re.compile(r"(<[^<>]+>|\[[^\[\]]+\])")
 _ELLIPSES = ("", "...", "…")
+_PHRASE = re.compile(r"\bafter ['\"]([^'\"\n]{2,80}:)['\"]")  # what a section begins with
 
 
 def thought_words(
@@ -105,7 +106,8 @@ def _shown(render: Callable[..., str], chat_template: str, before: str) -> Thoug
     ended = _LAST.search(nothing) if on and off.startswith(on) else None
     if ended is not None and (opening := nothing.removesuffix(ended[0]).strip()):
         return words(opening, ended[0])
-    return None
+    usual = ThoughtWords()  # which a prompt may open, and say no more of
+    return words(usual.opening, usual.closing) if before.endswith(usual.opening) else None
 
 
 def _framed(
@@ -113,6 +115,9 @@ def _framed(
 ) -> ThoughtWords:
     """Return the words with those around an answer, if there are such."""
     said = before.partition(QUESTION[0]["content"])[0]
+    phrases = list(dict.fromkeys(_PHRASE.findall(said)))
+    if len(phrases) == 2 and not words.own:
+        return ThoughtWords(phrases[0], phrases[1], own=True)
     pairs = _announced(said)
     if pairs and pairs[-1][0].startswith("[BEGIN ") and not words.own:
         opening, closing = pairs[-1]  # before it comes the thought

@@ -155,7 +155,9 @@ async def open_run(
     """
     async with contextlib.AsyncExitStack() as stack:
         engines = await stack.enter_async_context(
-            open_engines(settings, settings.template, proposers)
+            open_engines(
+                settings, settings.template, proposers, aggregates=drafts_read(settings) > 0
+            )
         )
         warn_of_room(settings, engines.engines[""].context)
         if "score" in needs:
@@ -166,9 +168,14 @@ async def open_run(
         yield engines
 
 
+def drafts_read(settings: RunSettings) -> int:
+    """Return the most drafts that an aggregation reads; 0 where there is none."""
+    return STRATEGIES[settings.strategy].reads(**settings.options())
+
+
 def warn_of_room(settings: RunSettings, context: int | None) -> None:
     """Warn where drafts as long as they may be do not fit the context beside an answer."""
-    read = STRATEGIES[settings.strategy].reads(**settings.options())
+    read = drafts_read(settings)
     longest = max(sampling.max_tokens for sampling in (settings.proposal(), settings.middle()))
     need = read * longest + settings.final().max_tokens
     if context is not None and read and need > context:

@@ -131,7 +131,7 @@ def build_stage(settings: SampleSettings) -> Stage:
         options={"samples": settings.samples},
         drafting=lambda: drafting(settings),
         write_row=drawn.write_row,
-        open=lambda: open_engines(settings, "paper", chat=settings.chat),
+        open=lambda: open_engines(settings, "paper", chat=settings.chat, aggregates=False),
         dry_run=dry_run_engines(settings, ending="" if settings.chat else ENDING),
         dry_run_note=dry_run_note(settings),
         keep_drafts=True,

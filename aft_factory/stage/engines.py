@@ -15,6 +15,7 @@ from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.network import read_key
 from aft_factory.prompts.fitting import Fitter
+from aft_factory.prompts.habits import asks_for_thoughts
 from aft_factory.prompts.markers import Markers, known_markers
 from aft_factory.prompts.probing import ChatTemplate
 from aft_factory.prompts.rendering import AggregatorTemplate, load_template
@@ -87,6 +88,7 @@ async def open_engines(
     others: Mapping[str, Proposer] | None = None,
     *,
     chat: bool = True,
+    aggregates: bool = True,
 ) -> AsyncIterator[OpenEngines]:
     """Open what a command asks, and close it in the end.
 
@@ -95,6 +97,7 @@ async def open_engines(
         template: The aggregator prompt that drafts are to fit in.
         others: Further models at servers, by name.
         chat: Whether conversations are asked, and not texts to complete.
+        aggregates: Whether a model reads drafts.
 
     Raises:
         UsageError: If something cannot be reached or loaded.
@@ -163,6 +166,14 @@ async def open_engines(
                 "opens the user's first turn",
                 engines[name].model,
             )
+        shown = [s.extra.get("chat_template_kwargs") or {} for s in settings.samplings()]
+        for asks in engines.values() if aggregates else ():
+            if any(asks_for_thoughts(asks.tokenizer, asks.chat_template, k) for k in shown):
+                _log.warning(
+                    "%s is asked for thoughts by its chat template's own system message, which the "
+                    "aggregator prompt stands in the place of: aggregations may come without",
+                    asks.model,
+                )
         given = [str(part) for part in (settings.model, settings.adapter) if part is not None]
         served = settings.base_url or settings.scripted
         # In process, `engine.model` tells more than a name: which files, which chat template.

@@ -122,6 +122,9 @@ TAGS = SAID.replace(
     "Use <mull> </mull> and <say> </say>, i.e., <mull> a thought </mull><say> an answer </say>.",
 )
 BEGINS = SAID.replace("%s", "Then answer: [BEGIN IT] ... [END IT].")
+PHRASES = BEGINS.replace(
+    "Then answer: [BEGIN IT] ... [END IT].", 'Think after "I think:" and answer after "I say:".'
+)
 # Hunyuan's: of earlier answers, what stands between the words.
 UNFRAMES = (
     TURN.replace(
@@ -162,6 +165,9 @@ TEMPLATES = {
         ThoughtWords("<mull>", "</mull>", opened=True, own=True, frame=("<say>", "</say>")),
     ),
     "said to the model of the answer": (BEGINS, ThoughtWords("", "[BEGIN IT]", opened=True, own=True, frame=("", "[END IT]"))),
+    "said to the model, as phrases": (PHRASES, ThoughtWords("I think:", "I say:", own=True)),
+    "said of one phrase": (PHRASES.replace('after "I say:"', "it"), ThoughtWords()),
+    "the usual one, of which only the prompt speaks": (TURN + PROMPT.replace("<|assistant|>", "<|assistant|><think>\n"), ThoughtWords(opened=True, own=True)),
     "said of one pair of tags": (BETWEEN.replace("<say></say>", "lines"), ThoughtWords()),
     "said of words that are no pair": (SAID.replace("%s", "[A][B] <a><b></a></b> <c>x</c> <d></e>"), ThoughtWords()),
     "said of other pairs than it shows": (BETWEEN.replace(TURN, KEEPS), ThoughtWords(own=True)),

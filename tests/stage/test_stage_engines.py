@@ -158,3 +158,18 @@ def test_markers_are_those_of_the_models_own_tokenizer_where_it_is_known(served)
     own = opening({}, tokenizer=served).markers[""]
     assert [own.sanitise(text) != text for text in texts] == [True, False]
     assert [opening({}).markers[""].sanitise(text) != text for text in texts] == [True, True]
+
+
+@pytest.mark.parametrize(("thinking", "told"), [(True, 1), (False, 0)])
+def test_an_aggregator_prompt_in_the_place_of_a_request_for_thoughts_is_told(
+    thinking, told, tmp_path, llama3_tokenizer_dir, caplog
+):
+    asks = "{{ 'Think after \\'I think:\\' and answer after \\'I say:\\'.' if thinking and messages[0].role != 'system' }}"
+    (tmp_path / "own.jinja").write_text(asks + OWN)
+    opening(
+        {},
+        tokenizer=str(llama3_tokenizer_dir),
+        chat_template=str(tmp_path / "own.jinja"),
+        sampling_args={"chat_template_kwargs": {"thinking": thinking}},
+    )
+    assert caplog.text.count("asked for thoughts by its chat template's own") == told

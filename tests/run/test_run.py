@@ -239,12 +239,12 @@ def test_outputs_of_every_format(run, tmp_path, suffix):
 def test_parquet_holds_every_column_of_every_row(run, tmp_path, caplog):
     import pyarrow.parquet as pq
 
-    mixed = [*ROWS, {"id": "q6", "query": "What is 6+6?", "tag": "six", "hint": "twelve"}]
+    mixed = [*ROWS, {"id": "q6", "query": "What is 6+6?", "tag": "six", "note": "twelve"}]
     code, _, _, _ = run(mixed, output="out.parquet")
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert code == 0
     assert [json.loads(row["tag"]) for row in rows] == [row["tag"] for row in mixed]
-    assert [row["hint"] for row in rows] == [None] * 6 + ["twelve"]
+    assert [row["note"] for row in rows] == [None] * 6 + ["twelve"]
     assert [row["events"] for row in rows] == [[]] * 7
     assert "column tag is JSON text" in caplog.text
 

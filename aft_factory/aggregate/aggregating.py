@@ -41,11 +41,7 @@ DEFAULT_MODEL = "Qwen/Qwen2.5-72B-Instruct"  # the paper's
 class AggregateSettings(AskSettings):
     """How aggregations are written; see the help texts."""
 
-    template: str = setting(
-        "paper",
-        AGGREGATOR,
-        group=COMMON,
-    )
+    template: str = setting("paper", AGGREGATOR, group=COMMON)
     pseudo: bool = setting(
         False, "answer without seeing the proposals (the paper's ablation)", group=COMMON
     )

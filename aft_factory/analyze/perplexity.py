@@ -34,12 +34,7 @@ from aft_factory.records.record import Row
 from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.console import RESUMES, show
 from aft_factory.stage.kept import NOT_BEGUN
-from aft_factory.stage.plotting import (
-    COLOURS,
-    new_figure,
-    plain,
-    write_plot,
-)
+from aft_factory.stage.plotting import COLOURS, new_figure, plain, write_plot
 from aft_factory.stage.progress import progress_bar
 
 if TYPE_CHECKING:

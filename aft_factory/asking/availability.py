@@ -83,9 +83,7 @@ class Availability:
         self._answered, self._given_up = time.monotonic(), 0
 
     async def insist(
-        self,
-        ask: Callable[[], Awaitable[T]],
-        probe: Callable[[], Awaitable[object]] | None = None,
+        self, ask: Callable[[], Awaitable[T]], probe: Callable[[], Awaitable[object]] | None = None
     ) -> T:
         """Ask until there is an answer, or too often.
 

@@ -79,10 +79,7 @@ def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
         return following("aft", "sample", output, "--output", made)
     if settings.target == "aggregation" and summary.untrainable:
         made = output.with_name("aggregated.jsonl")
-        return [
-            summary.told_untrainable,
-            *following("aft", "aggregate", output, "--output", made),
-        ]
+        return [summary.told_untrainable, *following("aft", "aggregate", output, "--output", made)]
     if in_pipeline():
         return []
     registering = f"--register {shlex.quote(str(output.parent))} --overwrite"

@@ -19,13 +19,8 @@ from aft_factory.stage.tokenizing import TokenizerSettings
 
 # What rows without proposals cannot mean.
 OF_PROPOSALS = (
-    "template",
-    "max_proposals",
-    "shuffle_proposals",
-    "min_proposals",
-    "mix_plain",
-    "without_proposals",
-    "seed",
+    *("template", "max_proposals", "shuffle_proposals", "min_proposals", "mix_plain"),
+    *("without_proposals", "seed"),
 )
 
 
@@ -37,10 +32,7 @@ class ConvertSettings(TokenizerSettings, ReadSettings):
     input: list[str] = argument([], f"what to convert ({INPUTS})", "INPUT")
     output: Path | None = written(f"file to write ({FORMATS}); optional with --preview")
     target: str = setting("aggregation", "what to write", choices=TARGETS)
-    template: str = setting(
-        "paper",
-        AGGREGATOR,
-    )
+    template: str = setting("paper", AGGREGATOR)
     max_proposals: int | None = setting(None, "keep the first K proposals of a row", "K")
     shuffle_proposals: bool = switch("shuffle the proposals of each row, by --seed and its id")
     min_proposals: int | None = setting(

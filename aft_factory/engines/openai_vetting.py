@@ -27,12 +27,7 @@ NO_TEMPLATE = (
     "the served model has no chat template that renders even a short question: start the server "
     "with one (vLLM's --chat-template), or serve a model that has one; its words"
 )
-QUESTION = (
-    "messages",
-    "prompt",
-    "input",
-    "seed",
-)  # what differs between requests of equal settings
+QUESTION = ("messages", "prompt", "input", "seed")  # differ between requests of equal settings
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -169,9 +169,7 @@ def refuse_headless(name: str, missing: Collection[str]) -> None:
 
 
 async def score_each(
-    encoder: PairEncoder,
-    pairs: Sequence[Pair],
-    score: Callable[[list[int]], Awaitable[float]],
+    encoder: PairEncoder, pairs: Sequence[Pair], score: Callable[[list[int]], Awaitable[float]]
 ) -> list[float | EngineError]:
     """Score pairs by a request of its own for each; see `RewardModel.score`.
 

@@ -13,24 +13,10 @@ from aft_factory.engines.sampling import Completion, Piece, Reply, Request, Told
 from aft_factory.engines.telling import apart
 from aft_factory.prompts.thoughts import ThoughtWords
 
-WORDS = [
-    "so",
-    "the",
-    "answer",
-    "is",
-    "found",
-    "by",
-    "adding",
-    "both",
-    "numbers",
-    "and",
-    "then",
-    "we",
-    "check",
-    "it",
-    "once",
-    "more",
-]
+WORDS = (
+    *("so", "the", "answer", "is", "found", "by", "adding", "both"),
+    *("numbers", "and", "then", "we", "check", "it", "once", "more"),
+)
 CHARACTERS_PER_TOKEN = 4  # of English prose, roughly
 
 if TYPE_CHECKING:

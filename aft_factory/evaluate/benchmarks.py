@@ -14,7 +14,6 @@ from aft_factory.records.record import Row
 from aft_factory.run.settings import PRESETS
 
 Harness = Literal["lm-eval", "alpaca-eval", "FastChat"]
-PACKAGES = {"lm-eval": "lm_eval", "alpaca-eval": "alpaca_eval", "FastChat": "fschat"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +102,7 @@ BENCHMARKS = {
             metrics=("exact_match,flexible-extract",),
             scale=100,
         ),
-        Benchmark(
-            "ifeval",
-            task="ifeval",
-            folder="ifeval",
-            metrics=IFEVAL,
-            scale=100,
-        ),
+        Benchmark("ifeval", task="ifeval", folder="ifeval", metrics=IFEVAL, scale=100),
         Benchmark(
             "mmlu",
             task="mmlu_cot_llama",

@@ -96,12 +96,7 @@ async def rsa(
 
 
 async def moa(
-    query: Conversation,
-    sample: Sample,
-    *,
-    models: Sequence[str],
-    width: int,
-    layers: int,
+    query: Conversation, sample: Sample, *, models: Sequence[str], width: int, layers: int
 ) -> Answer:
     """Mixture-of-Agents (2406.04692): every layer asks each proposer; the run's model aggregates.
 

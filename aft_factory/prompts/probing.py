@@ -216,9 +216,7 @@ def first_change(chat: str, tokens: Mapping[str, Any] | None = None) -> str | No
     for thinking in (True, False):
         more: dict[str, Any] = dict.fromkeys(SWITCHES, thinking)
         problem = first_difference(
-            partial(outcome_of, whole, **more),
-            partial(outcome_of, plain, **more),
-            probes,
+            partial(outcome_of, whole, **more), partial(outcome_of, plain, **more), probes
         )
         if problem is not None:
             return problem

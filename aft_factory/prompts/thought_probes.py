@@ -25,10 +25,7 @@ _ANSWERS: tuple[dict[str, Any], ...] = (
     {"role": "assistant", "content": ANSWER},
     {
         "role": "assistant",
-        "content": [
-            {"type": "thinking", "thinking": THOUGHT},
-            {"type": "text", "text": ANSWER},
-        ],
+        "content": [{"type": "thinking", "thinking": THOUGHT}, {"type": "text", "text": ANSWER}],
     },
     {
         "role": "assistant",

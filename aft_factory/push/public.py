@@ -56,7 +56,7 @@ _HASH = re.compile(r"[0-9a-f]+|[0-9A-F]+")  # or a plain number
 _FOLDERS = r"(?:file:(?://)?|~[\w.-]*|\.\.?|[A-Za-z]:)?[\\/]"
 # `base+/home/me/adapter` names two of them; one that is the whole text may have blanks in it.
 _PATH = re.compile(
-    rf"(?<![\w./\\~-])(?!(?<=:)//){_FOLDERS}(?:[^\s'\"+]|\+(?!/))*[\\/](?=[^\s'\"\\/])",
+    rf"(?<![\w./\\~-])(?!(?<=:)//){_FOLDERS}(?:[^\s'\"+]|\+(?!/))*[\\/](?=[^\s'\"\\/])"
 )
 _ONLY_PATH = re.compile(rf"{_FOLDERS}(?:[^\n: +]|\+(?!/)| (?![\\/]))*[\\/](?=[^\n\\/])")
 # A folder whose name is a login, perhaps with blanks in it.

@@ -18,12 +18,7 @@ from typing import IO, Any
 
 from aft_factory.records import exact_json
 from aft_factory.records.early_types import EarlyTypes
-from aft_factory.records.files import (
-    CHUNK,
-    check_writable,
-    named,
-    replacing,
-)
+from aft_factory.records.files import CHUNK, check_writable, named, replacing
 from aft_factory.records.parquet import ParquetSink
 from aft_factory.records.record import Row
 from aft_factory.records.tables import table_format
@@ -50,11 +45,7 @@ class TableWriter:
     """
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        overwrite: bool = False,
-        until: contextlib.ExitStack | None = None,
+        self, path: Path, *, overwrite: bool = False, until: contextlib.ExitStack | None = None
     ) -> None:
         self.path = path
         self._until = until

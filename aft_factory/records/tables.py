@@ -16,19 +16,8 @@ from typing import IO, Any
 
 from aft_factory.errors import UsageError
 from aft_factory.records import exact_json
-from aft_factory.records.files import (
-    CHUNK,
-    open_bytes,
-    other_encoding,
-    readable,
-)
-from aft_factory.records.hub import (
-    HubSet,
-    explained,
-    import_datasets,
-    is_hub_name,
-    tell_of_splits,
-)
+from aft_factory.records.files import CHUNK, open_bytes, other_encoding, readable
+from aft_factory.records.hub import HubSet, explained, import_datasets, is_hub_name, tell_of_splits
 from aft_factory.records.parquet import read_parquet
 
 MOST_NO_JSON = 10  # lines at the start of a file of which none is JSON: it is something else

@@ -29,10 +29,7 @@ from aft_factory.run.settings import RunSettings
 from aft_factory.stage.kept import NOT_BEGUN, command_of, kept_settings
 from aft_factory.stage.output import read_summary
 
-COMMANDS: dict[str, type[RunSettings]] = {
-    "RunSettings": RunSettings,
-    "EvalSettings": EvalSettings,
-}
+COMMANDS: dict[str, type[RunSettings]] = {"RunSettings": RunSettings, "EvalSettings": EvalSettings}
 
 
 UNKNOWN = Grading("the row is not known, and so no reference")

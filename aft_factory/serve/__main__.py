@@ -16,6 +16,7 @@ from aft_factory.stage.command import ConfigArguments, ConfiguredCommand, Leaves
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import COMMON, declared, setting
 
+PACKAGES = ("starlette", "uvicorn", "prometheus_client")
 EXAMPLES = """\
 examples:
   # a model in this process, K=5 drafts, L=2 layers; then ask the models `aft` and `plain`
@@ -73,11 +74,7 @@ def _serve(settings: ServeSettings) -> int:
     try:
         from aft_factory.serve.serving import serve
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in (
-            "starlette",
-            "uvicorn",
-            "prometheus_client",
-        ):
+        if (error.name or "").partition(".")[0] not in PACKAGES:
             raise
         raise MissingPackage("serving", "'aft-factory[serve]'") from None
     asyncio.run(serve(settings))

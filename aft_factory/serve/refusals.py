@@ -10,11 +10,7 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.errors import AftError
 from aft_factory.inference.outcome import Outcome
 
-TYPES = {
-    401: "authentication_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-}
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 OVERFLOW = re.compile(r"context|too long|too many tokens|maximum.{0,20}(length|tokens)", re.I)
 UNSUPPORTED = "unsupported_parameter"  # the code of what cannot be done
 LATER = "5"  # seconds after which to ask again

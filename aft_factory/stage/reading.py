@@ -65,10 +65,7 @@ class ReadSettings(Settings):
     )
     limit: int | None = setting(None, "only the first N rows", "N", group=ROWS)
     column: dict[str, str] = setting(
-        {},
-        "read a field from another column: query=ask, ignore=context",
-        "FIELD=NAME",
-        group=ROWS,
+        {}, "read a field from another column: query=ask, ignore=context", "FIELD=NAME", group=ROWS
     )
 
     def problems(self) -> list[str]:

@@ -41,9 +41,7 @@ class RewardSettings:
     )
     reward_url: str | None = setting(None, "vLLM server of the reward model", "URL", group=REWARD)
     reward_tokenizer: str | None = setting(
-        None,
-        "folder or name of the model at --reward-url (default: --reward-model)",
-        group=REWARD,
+        None, "folder or name of the model at --reward-url (default: --reward-model)", group=REWARD
     )
     reward_revision: str | None = setting(
         None,
@@ -61,9 +59,7 @@ class RewardSettings:
         {}, "passed to vLLM for the reward model, such as tensor_parallel_size=2", group=REWARD
     )
     reward_chat_template: str = setting(
-        "own",
-        "of the reward model: own, llama3, mistral, one of its names or a path",
-        group=REWARD,
+        "own", "of the reward model: own, llama3, mistral, one of its names or a path", group=REWARD
     )
     reward_label: int | None = setting(
         None, "whose logit is the score, from 0, of a classifier with several labels", group=REWARD

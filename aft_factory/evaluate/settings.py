@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from aft_factory.engines.engine import is_url, shown_url
 from aft_factory.evaluate.benchmarks import BENCHMARKS, Benchmark
@@ -85,16 +85,11 @@ class EvalSettings(RunSettings):
         "alpaca_eval: df_gamed.csv, for the length-controlled rate (default: the hub's)",
         group=HARNESS,
     )
-    # A run over one file has these; the benchmarks say them, so they are no settings here.
-    split: str = "train"
-    data_subset: str | None = None
-    data_revision: str | None = None
-    shard: str | None = None
-    column: dict[str, str] = field(default_factory=dict)
-    rejects: Path | None = None
-    use_proposals: bool = False
-    task: str | None = None
-    task_output: Path | None = None
+    # What a run over one file has; here the benchmarks say it.
+    without: ClassVar[tuple[str, ...]] = (
+        *("split", "data_subset", "data_revision", "shard", "column", "rejects"),
+        *("use_proposals", "task", "task_output"),
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""

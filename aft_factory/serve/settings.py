@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from aft_factory.errors import UsageError
 from aft_factory.inference.strategies import STRATEGIES
@@ -104,23 +104,12 @@ class ServeSettings(RunSettings):
         30.0, "seconds that requests have to finish after SIGTERM or Ctrl-C", group=LIMITS
     )
     retries: int = setting(3, "attempts after a failed one", group=PACE)
-    # A run over files has these; a server does not, so they are no settings of it.
-    split: str = "train"
-    data_subset: str | None = None
-    data_revision: str | None = None
-    limit: int | None = None
-    column: dict[str, str] = field(default_factory=dict)
-    rejects: Path | None = None
-    shard: str | None = None
-    admit: int | None = None
-    draft_tokens: int = 512
-    price_in: float | None = None
-    price_out: float | None = None
-    use_proposals: bool = False
-    task: str | None = None
-    task_output: Path | None = None
-    generator: str | None = None
-    keep_drafts: bool = False
+    # What a run over files has, and a server has not.
+    without: ClassVar[tuple[str, ...]] = (
+        *("split", "data_subset", "data_revision", "limit", "column", "rejects", "shard", "admit"),
+        *("draft_tokens", "price_in", "price_out", "use_proposals", "task", "task_output"),
+        *("generator", "keep_drafts"),
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""

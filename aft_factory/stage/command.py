@@ -220,7 +220,7 @@ class ConfiguredCommand(Command[S]):
         if own := [one for name, one in declared(self.arguments).items() if name in content]:
             words = ("INPUT" if one.form == "argument" else one.flag for one in own)
             told = f"not for a file of settings; give it on the command line: {', '.join(words)}"
-            raise UsageError(f"{config}: {', '.join(one.field.name for one in own)}: {told}")
+            raise UsageError(f"{config}: {', '.join(one.name for one in own)}: {told}")
         return str(config), content, flags
 
     def read(self, given: Mapping[str, Any]) -> S:

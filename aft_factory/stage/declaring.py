@@ -51,7 +51,7 @@ def setting(
         bare: What the flag means without a value, if it may stand so.
     """
     metadata: dict[str, Any] = {"help": text, "metavar": metavar, "form": form, "writes": writes}
-    metadata |= {"choices": tuple(choices), "group": group, "short": short, "bare": bare}
+    metadata |= {"only": tuple(choices), "group": group, "short": short, "bare": bare}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -74,17 +74,27 @@ def written(text: str, metavar: str | None = None, *, group: str = "") -> Any:
     return setting(None, text, metavar, writes=True, group=group)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Declared:
-    """A field of a settings class.
+    """A field of a settings class, with what `setting` was told of it.
 
     Attributes:
-        field: With what `setting` was told.
         hint: Its type.
+        required: Whether it has to be given.
     """
 
-    field: dataclasses.Field[Any]
+    name: str
     hint: Any
+    default: Any
+    required: bool
+    help: str
+    metavar: str | None
+    form: str
+    only: tuple[str, ...]
+    writes: bool
+    group: str
+    short: str
+    bare: str | None
 
     @property
     def base(self) -> Any:
@@ -101,45 +111,17 @@ class Declared:
     @property
     def choices(self) -> tuple[Any, ...]:
         """What it may be, if that is not everything."""
-        literal = self.kind is Literal
-        return typing.get_args(self.base) if literal else self.field.metadata["choices"]
-
-    @property
-    def form(self) -> str:
-        """How the command line takes it."""
-        return str(self.field.metadata["form"])
-
-    @property
-    def writes(self) -> bool:
-        """Whether it names a file that is written."""
-        return bool(self.field.metadata["writes"])
+        return typing.get_args(self.base) if self.kind is Literal else self.only
 
     @property
     def flag(self) -> str:
         """Its flag."""
-        return f"--{self.field.name.replace('_', '-')}"
+        return f"--{self.name.replace('_', '-')}"
 
     @property
     def flags(self) -> list[str]:
         """All of its flags, the short one first."""
-        return [*filter(None, [self.field.metadata["short"]]), self.flag]
-
-    @property
-    def bare(self) -> str | None:
-        """What its flag means without a value; None where it needs one."""
-        value: str | None = self.field.metadata["bare"]
-        return value
-
-    @property
-    def group(self) -> str:
-        """Under which heading `--help` has it; "" where it has none."""
-        return str(self.field.metadata["group"])
-
-    @property
-    def required(self) -> bool:
-        """Whether it has to be given."""
-        field = self.field
-        return field.default is REQUIRED and field.default_factory is REQUIRED
+        return [*filter(None, [self.short]), self.flag]
 
     @property
     def typed(self) -> bool:
@@ -148,13 +130,22 @@ class Declared:
 
 
 def declared(*kinds: type[Any]) -> dict[str, Declared]:
-    """Return the declared fields of classes of settings, by name."""
+    """Return the declared fields of classes of settings, by name.
+
+    Those that a class inherits and has no use for, it names in `without`.
+    """
     return {
-        field.name: Declared(field, hints[field.name])
+        field.name: Declared(
+            name=field.name,
+            hint=hints[field.name],
+            default=field.default,
+            required=field.default is REQUIRED and field.default_factory is REQUIRED,
+            **field.metadata,
+        )
         for kind in kinds
         for hints in [typing.get_type_hints(kind)]
         for field in dataclasses.fields(kind)
-        if field.metadata
+        if field.metadata and field.name not in getattr(kind, "without", ())
     }
 
 
@@ -265,7 +256,7 @@ def _pair(text: Any, one: Declared) -> tuple[str, Any]:
 
     key, equals, value = _text(text).partition("=")
     if not equals or not key:
-        raise ValueError(f"expected {one.field.metadata['metavar'] or PAIR}, got {text!r}")
+        raise ValueError(f"expected {one.metavar or PAIR}, got {text!r}")
     if not one.typed:
         return key, value
     try:

@@ -104,13 +104,9 @@ class Parser(argparse.ArgumentParser):
 def usage_of(*kinds: type[Any]) -> str:
     """Return what a command line is made of: `INPUT [FLAGS]`."""
     known = declared(*kinds).values()
-    words = [
-        one.field.metadata["metavar"] or one.field.name.upper()
-        for one in known
-        if one.form == "argument"
-    ]
+    words = [one.metavar or one.name.upper() for one in known if one.form == "argument"]
     needed = [one for one in known if one.form != "argument" and one.required]
-    words += [f"{one.flag} {one.field.metadata['metavar']}" for one in needed]
+    words += [f"{one.flag} {one.metavar}" for one in needed]
     return " ".join([*words, "[FLAGS]"])
 
 
@@ -123,8 +119,8 @@ def add_flags(parser: Parser, *kinds: type[Any], **texts: str) -> None:
         texts: By name, help texts to put in the place of the declared ones.
     """
     for name, one in declared(*kinds).items():
-        group, default = parser.group(one.group), one.field.default
-        text = texts.get(name, one.field.metadata["help"])
+        group, default = parser.group(one.group), one.default
+        text = texts.get(name, one.help)
         if one.kind is dict:
             text += "; adds to those of a file"
         if one.form != "argument" and default not in (None, False, REQUIRED):
@@ -134,7 +130,7 @@ def add_flags(parser: Parser, *kinds: type[Any], **texts: str) -> None:
             plain = one.form == "switch"
             options["action"] = "store_true" if plain else OnceOnOrOff
         else:
-            metavar = one.field.metadata["metavar"] or METAVARS.get(one.kind)
+            metavar = one.metavar or METAVARS.get(one.kind)
             options |= {"metavar": metavar} | _taken(one)
         if one.kind is dict:
             parser.pairs += one.flags
@@ -151,9 +147,9 @@ def _taken(one: Declared) -> dict[str, Any]:
     if one.choices:
         return once | {"choices": one.choices, "metavar": None}
     if one.kind is dict:
-        return {"action": "append", "metavar": one.field.metadata["metavar"] or PAIR}
+        return {"action": "append", "metavar": one.metavar or PAIR}
     if one.form == "argument":
-        optional = one.field.default is None
+        optional = one.default is None
         if one.kind is list:
             return {"nargs": "*" if optional else "+"}
         return {"nargs": "?" if optional else None}
@@ -201,7 +197,7 @@ def to_arguments(values: Mapping[str, Any], *kinds: type[Any]) -> list[str]:
     words: list[str] = []
     for name, one in known.items():
         if one.form == "argument":
-            value = values.get(name, one.field.default)
+            value = values.get(name, one.default)
             words += value if isinstance(value, list) else [str(value)]
     for name, value in values.items():
         one = known[name]

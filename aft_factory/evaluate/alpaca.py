@@ -83,7 +83,6 @@ def prepare(benchmark: Benchmark, settings: EvalSettings, folder: Path, *, ask: 
     name = settings.generator or settings.model or "aft"
 
     def score(answers: Sequence[Sequence[str]], where: Path) -> list[Score]:
-        where.mkdir(parents=True, exist_ok=True)
         pairs = zip(queries, answers, strict=True)
         rows = [write_alpaca_eval(query, list(texts), name) for query, texts in pairs]
         _write_json(where / "model_outputs.json", rows)
@@ -282,5 +281,4 @@ def _read_leaderboard(path: Path, gamed: Path | None) -> list[Score]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=1).encode("utf-8"))

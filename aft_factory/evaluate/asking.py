@@ -30,6 +30,7 @@ from aft_factory.run.decoding import BY_ROW, decoded, decoding_told
 from aft_factory.run.settings import SAMPLED, RunSettings
 from aft_factory.stage.job import Job
 from aft_factory.stage.kept import without_secrets
+from aft_factory.stage.output import read_summary
 from aft_factory.stage.stage import Files
 from aft_factory.stage.totals import Totals
 
@@ -178,10 +179,8 @@ def _job(
 
 def _is_done(job: Job) -> bool:
     """Tell whether all of this was answered by these settings: no model need be loaded for it."""
-    summary = job.output.with_name("answers.summary.json")
-    if not (job.output.exists() and summary.exists()):
+    if not (found := job.before):
         return False
-    found = orjson.loads(read_text(summary))
     kept = without_secrets(asdict(job.settings)) | dict(job.stage.used)
     wanted = json.loads(json.dumps(kept, default=str))
     # What a harness or a judge needs has nothing to do with the answers.
@@ -192,7 +191,7 @@ def _is_done(job: Job) -> bool:
 
 def _collect(plans: Sequence[Plan], job: Job, requests: Path) -> Asked:
     """Return what the journal has for each query."""
-    summary = orjson.loads(read_text(job.output.with_name("answers.summary.json")))
+    summary = read_summary(job.output)
     asked, fingerprint = Asked({}, {}, {}, {}, summary), summary["run"]
     with Journal(job.journal_path, read_only=True) as journal:
         for line in job.settings.lines(str(requests)):

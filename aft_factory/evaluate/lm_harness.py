@@ -243,7 +243,6 @@ def _keep(results: dict[str, Any], where: Path) -> None:
     def text(content: Any, **shape: Any) -> str:
         return json.dumps(content, default=handle_non_serializable, ensure_ascii=False, **shape)
 
-    where.mkdir(parents=True, exist_ok=True)
     samples = results.pop("samples")
     lines = [text({"task": name, **sample}) for name, found in samples.items() for sample in found]
     encoded = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")

@@ -26,7 +26,7 @@ from aft_factory.evaluate.judge import Judge, run_harness
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.inference.queries import Query
 from aft_factory.inference.tasks import read_mt_bench, write_mt_bench
-from aft_factory.records.files import read_text, write_whole
+from aft_factory.records.files import write_whole
 from aft_factory.records.record import Row, content_id
 from aft_factory.records.tables import read_rows
 
@@ -155,8 +155,7 @@ def _scores(
 ) -> list[Score]:
     """Return what `show_result` shows, and add the categories' means, which it has not."""
     path = place / "model_judgment" / f"{JUDGE}_single.jsonl"
-    lines = read_text(path).splitlines()
-    judged = [one for one in map(json.loads, lines) if one["score"] != -1]
+    judged = [line.value for line in read_rows(str(path)) if line.value["score"] != -1]
     if beyond := [one for one in judged if not 1 <= one["score"] <= 10]:
         question, turn, rating = (beyond[0][key] for key in ("question_id", "turn", "score"))
         _log.warning(
@@ -187,5 +186,4 @@ def _scores(
 
 
 def _write_lines(path: Path, rows: Sequence[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())

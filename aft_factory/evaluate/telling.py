@@ -21,6 +21,7 @@ from aft_factory.evaluate.benchmarks import benchmark_named
 from aft_factory.evaluate.lm_harness import EXACT, task_manager
 from aft_factory.evaluate.lm_tasks import config_of
 from aft_factory.records.files import read_text
+from aft_factory.records.tables import read_rows
 
 Verdict = tuple[int, str, float]  # of which turn, what, and how much
 _log = logging.getLogger(__name__)
@@ -126,17 +127,15 @@ def _kept(folder: Path, benchmark: str) -> Iterator[tuple[str, Verdict]]:
             if one["preference"] is not None:
                 yield one["instruction"], (0, "preferred", one["preference"] - 1)
     elif harness == "FastChat":
-        for one in _lines(folder / "model_judgment" / "gpt-4_single.jsonl"):
+        for line in read_rows(str(folder / "model_judgment" / "gpt-4_single.jsonl")):
+            one = line.value
             if one["score"] != -1:
                 name = f"{benchmark}/{one['question_id']}"
                 yield name, (one["turn"] - 1, "judged", one["score"])
     else:
-        for one in _lines(folder / "samples.jsonl"):
+        for line in read_rows(str(folder / "samples.jsonl")):
+            one = line.value
             name = f"{benchmark}/{one['task']}/{one['doc_id']}"
             for metric in one["metrics"]:
                 if isinstance(one[metric], int | float):
                     yield name, (0, f"{metric},{one['filter']}", float(one[metric]))
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    return (json.loads(line) for line in read_text(path).split("\n") if line)

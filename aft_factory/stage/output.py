@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -22,6 +21,7 @@ from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects, rejects_path
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
+from aft_factory.stage.stage import Stage
 from aft_factory.stage.totals import Totals
 
 
@@ -30,26 +30,16 @@ class Outputs:
     """Where a job's rows go.
 
     Attributes:
+        stage: What becomes of a row.
         table: The output file.
         rejects: Rows without answer.
-        write_row: From a query and its outcome to the output row; may raise RecordError.
         task_table: A benchmark's own file, if there is one.
-        task_row: From a query and its answers to its row.
-        unread: From a row that cannot be read to a query that `task_row` can name.
-        is_right: Whether the answers to a query are right, where that can be told.
-        on_problem: Told of each query that has no answer.
-        of_drafts: Whether drafts are what is made, and not final answers.
     """
 
+    stage: Stage
     table: TableWriter
     rejects: Rejects
-    write_row: Callable[[Query, Outcome], Row]
     task_table: TableWriter | None = None
-    task_row: Callable[[Query, list[str]], Row] | None = None
-    unread: Callable[[Any], Query | None] = lambda _: None
-    is_right: Callable[[Query, list[str]], bool] | None = None
-    on_problem: Callable[[Outcome], object] = lambda _: None
-    of_drafts: bool = False
 
     def write(
         self,
@@ -69,7 +59,8 @@ class Outputs:
             key_of: Names the outcome of a query.
             outcome_of: How the query of this key ended, None if it has not.
         """
-        totals = Totals(of_drafts=self.of_drafts, correct=None if self.is_right is None else 0)
+        stage, is_right = self.stage, self.stage.is_right
+        totals = Totals(of_drafts=stage.of_drafts, correct=None if is_right is None else 0)
         for line in lines:
             totals.read += 1
             query, answers = None, []
@@ -83,17 +74,17 @@ class Outputs:
                 totals.count(outcome, key)
                 if outcome.problem is not None:
                     answers = outcome.answers
-                    self.on_problem(outcome)
+                    stage.tally.on_problem(outcome)
                     raise RecordError(outcome.about or "row", outcome.problem)
-                row = self.write_row(query, outcome)
+                row = stage.write_row(query, outcome)
             except RecordError as error:
                 self.rejects.add(line, error.problem, error.field)
-                self._mark(query or self.unread(line.value), answers, str(error), totals)
+                self._mark(query or stage.unread(line.value), answers, str(error), totals)
                 continue
             _write(self.table, row)
-            if self.task_table is not None and self.task_row is not None:
-                _write(self.task_table, self.task_row(query, outcome.answers))
-            if self.is_right is not None and self.is_right(query, outcome.answers):
+            if self.task_table is not None and stage.task_row is not None:
+                _write(self.task_table, stage.task_row(query, outcome.answers))
+            if is_right is not None and is_right(query, outcome.answers):
                 totals.correct = (totals.correct or 0) + 1
         totals.written = self.table.rows
         totals.rejected = self.rejects.count
@@ -102,13 +93,14 @@ class Outputs:
 
     def _mark(self, query: Query | None, answers: list[str], why: str, totals: Totals) -> None:
         """Write the row of a benchmark's file for a query that has no answer."""
-        if self.task_table is None or self.task_row is None:
+        task_row = self.stage.task_row
+        if self.task_table is None or task_row is None:
             return
         if query is None:
             totals.unnamed += 1
             return
         empty = [""] * (len(query.turns) - len(answers))
-        _write(self.task_table, self.task_row(query, [*answers, *empty]) | {"rejected": why})
+        _write(self.task_table, task_row(query, [*answers, *empty]) | {"rejected": why})
         totals.marked += 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,27 +137,18 @@ class JobFiles:
             TableWriter(self.output, overwrite=self.overwrite) as table,
             Rejects(self.rejects_path, overwrite=True, until=until) as rejects,
         ):
-            outputs = Outputs(
-                table,
-                rejects,
-                self.stage.write_row,
-                task_row=self.stage.task_row,
-                unread=self.stage.unread,
-                is_right=self.stage.is_right,
-                on_problem=self.stage.tally.on_problem,
-                of_drafts=self.stage.of_drafts,
-            )
             with contextlib.ExitStack() as stack:
+                task_table = None
                 if task_output is not None:
-                    task_table = TableWriter(
-                        task_output, overwrite=self.files.overwrite, until=until
+                    task_table = stack.enter_context(
+                        TableWriter(task_output, overwrite=self.files.overwrite, until=until)
                     )
-                    outputs = replace(outputs, task_table=stack.enter_context(task_table))
+                outputs = Outputs(self.stage, table, rejects, task_table)
                 totals = outputs.write(self.lines(), self.query, key_of, outcome_of)
                 if totals.is_empty:  # nothing is to be in the way of the same command
                     table.withdraw()
-                if outputs.task_table is not None and (totals.is_empty or totals.unfinished):
-                    outputs.task_table.withdraw()  # it would look complete
+                if task_table is not None and (totals.is_empty or totals.unfinished):
+                    task_table.withdraw()  # it would look complete
             flops = self.flops_of(totals, self.stage.strategy, self.stage.options)
             sessions = journal.sessions()
             more = {

@@ -91,7 +91,8 @@ def check(
         "refusal": _refuses(aggregation)
         and not (proposals and 2 * sum(map(_refuses, proposals)) >= len(proposals)),
         "copy": overlap(aggregation, proposals) >= copy_threshold,
-        "mentions_responses": _mentions(aggregation, query),
+        "mentions_responses": _speaks_of_responses(aggregation)
+        and not _speaks_of_responses(query),  # which has an answer that does
     }
     return [name for name in GATES if failed[name]]
 
@@ -118,11 +119,6 @@ def _grams(words: list[str]) -> set[tuple[str, ...]]:
 
 def _refuses(text: str) -> bool:
     return bool(_REFUSAL.match(_plain(text[:400])))
-
-
-def _mentions(text: str, query: str) -> bool:
-    # A query that speaks of responses has an answer that does.
-    return _speaks_of_responses(text) and not _speaks_of_responses(query)
 
 
 def _speaks_of_responses(text: str) -> bool:

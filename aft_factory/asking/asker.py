@@ -20,7 +20,6 @@ from aft_factory.asking.limiter import Limiter
 from aft_factory.engines.engine import Engine, Heard, Relaying
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.sampling import (
-    Completion,
     Piece,
     Prompt,
     Reply,
@@ -286,8 +285,5 @@ def _storable(reply: Reply) -> Reply:
     """Replace what no UTF-8 file can hold: half of a surrogate pair, which JSON can spell."""
     if all(c.text.isascii() for c in reply.completions):
         return reply
-    return replace(reply, completions=tuple(_cleaned(c) for c in reply.completions))
-
-
-def _cleaned(completion: Completion) -> Completion:
-    return replace(completion, text=completion.text.encode("utf-8", "replace").decode())
+    whole = (replace(c, text=c.text.encode("utf-8", "replace").decode()) for c in reply.completions)
+    return replace(reply, completions=tuple(whole))

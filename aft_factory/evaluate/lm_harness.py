@@ -20,12 +20,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aft_factory.errors import AftError, MissingPackage, UsageError, suggest
+from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.evaluate.benchmarks import Benchmark, Part, Score
 from aft_factory.evaluate.lm_tasks import is_one, localised, near, shows_the_questions
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.inference.queries import Query
 from aft_factory.records.files import write_whole
+from aft_factory.records.hub import explained
 
 TASKS = Path(__file__).parent / "tasks"
 EXACT = "exact_match"  # the metric that compares what is found in an answer with the target
@@ -91,7 +92,7 @@ def _load(benchmark: Benchmark, settings: EvalSettings, folder: Path) -> dict[st
             made = localised(benchmark, manager, data, folder)
             manager = task_manager(benchmark, [*settings.include, str(made)])
         copy = "" if data else f" (--data {benchmark.name}=FILE names a local copy)"
-        with _explained(f"{benchmark.name}: lm-eval cannot load it{copy}"):
+        with explained(f"{benchmark.name}: lm-eval cannot load it{copy}", kind=True):
             loaded: dict[str, Any] = manager.load([benchmark.task])
     for name, task in loaded["tasks"].items():
         if task.get_config("output_type") != "generate_until":
@@ -169,7 +170,7 @@ def _evaluate(
         from langdetect import DetectorFactory
 
         DetectorFactory.seed = SEED
-    with _silenced(), _explained(f"{benchmark.name}: lm-eval cannot run it"):
+    with _silenced(), explained(f"{benchmark.name}: lm-eval cannot run it", kind=True):
         results: dict[str, Any] = lm_eval.evaluate(
             *(Answers(), tasks, limit),
             bootstrap_iters=bootstrap,
@@ -272,14 +273,3 @@ def _silenced() -> Iterator[None]:
             yield
     finally:
         logger.removeHandler(shown)
-
-
-@contextlib.contextmanager
-def _explained(problem: str) -> Iterator[None]:
-    """Show whatever a task's own code raises as one error."""
-    try:
-        yield
-    except AftError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{problem}: {type(error).__name__}: {error}") from error

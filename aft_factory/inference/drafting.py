@@ -133,13 +133,14 @@ class Drafting:
             told = None if watch is None or cut else watch.asked(layer, at, answers=answers)
             reply = await self._asker.ask(request, place, told)
             self._count(layer, model, reply.usage)
-            read = settings.completion.read if settings.completion else _unchanged
-            restored = (
+            drawn = [
                 replace(c, text=markers.restore(c.text), thought=markers.restore(c.thought))
                 for c in reply.completions
-            )
+            ]
+            if settings.completion is not None:
+                drawn = list(map(settings.completion.read, drawn))
             included = bool(sampling.extra.get("include_stop_str_in_output"))
-            return [read(one).before(sampling.stop, included=included) for one in restored]
+            return [one.before(sampling.stop, included=included) for one in drawn]
 
         async def usable(at: int, completion: Completion) -> Completion | None:
             most, cut_off, budget = policy.resamples, None, sampling
@@ -292,7 +293,3 @@ class Drafting:
             place = {"turn": self._turn, "layer": layer, "slot": slot}
             self._trace.shortened.append(place | {"kept": kept})
         return fitted.messages, fitted.prompt_ids, roomy
-
-
-def _unchanged(completion: Completion) -> Completion:
-    return completion

@@ -99,8 +99,10 @@ def detect_task(row: Any) -> str:
     or an answer that ends as GSM8K's do.
     """
     keys = set(row) if isinstance(row, OBJECT) else set()
-    if {"question_id", "turns"} <= keys and _are_texts(row["turns"]):
-        return "mt_bench"  # Arena-Hard has objects in the place of texts, and one turn: a record
+    if {"question_id", "turns"} <= keys:
+        turns = row["turns"]
+        if not isinstance(turns, LIST) or all(isinstance(turn, str) for turn in turns):
+            return "mt_bench"  # Arena-Hard has objects in the place of texts: a record
     if {"key", "prompt", "instruction_id_list"} <= keys:
         return "ifeval"
     if {"question", "answer"} <= keys and not keys & set(PROPOSAL_KEYS):
@@ -236,10 +238,6 @@ def unread_mt_bench(row: Any) -> Query | None:
     turns = row.get("turns")
     count = len(turns) if isinstance(turns, LIST) and not isinstance(turns, str) else 1
     return Query(name, [[] for _ in range(max(count, 1))], row)
-
-
-def _are_texts(turns: Any) -> bool:
-    return not isinstance(turns, LIST) or all(isinstance(turn, str) for turn in turns)
 
 
 def _object(row: Any) -> Mapping[str, Any]:

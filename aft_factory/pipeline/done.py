@@ -38,15 +38,11 @@ def _state(key: str, text: str) -> Any:
     for name in names:
         if os.path.isfile(name):  # unlike Path's, it takes any text
             return _content(Path(name))
-        if os.path.isdir(name) and (key == "input" or _is_model(name)):
+        # Not folders, such as caches, that change at any time: models, adapters, tokenizers.
+        if os.path.isdir(name) and (key == "input" or any(Path(name).glob("*config.json"))):
             files = sorted(path for path in Path(name).rglob("*") if path.is_file())
             return [[readable(str(path)), *_size_and_time(path)] for path in files]
     return None
-
-
-def _is_model(name: str) -> bool:
-    """Tell a model, adapter or tokenizer from folders, such as caches, that change at any time."""
-    return any(Path(name).glob("*config.json"))
 
 
 def _content(path: Path) -> list[Any]:

@@ -48,11 +48,11 @@ class Markers:
         for word in self.words:
             rests.setdefault(word[0], []).append(re.escape(word[1:]))
         # By first character: a pattern that begins with a literal runs fastest.
-        self._breaks = {f: re.compile(f"{re.escape(f)}(?={_any(r)})") for f, r in rests.items()}
-        self._broken = {
-            f: re.compile(f"{re.escape(f)}{ZERO_WIDTH_SPACE}(?={_any(r)})")
-            for f, r in rests.items()
-        }
+        families = {first: f"(?={'|'.join(rest)})" for first, rest in rests.items()}
+        self._breaks = {f: re.compile(re.escape(f) + any_) for f, any_ in families.items()}
+        self._broken = [
+            re.compile(re.escape(f) + ZERO_WIDTH_SPACE + any_) for f, any_ in families.items()
+        ]
 
     def sanitise(self, text: str) -> str:
         r"""Break every marker in a text by a zero-width space.
@@ -66,7 +66,7 @@ class Markers:
         """
         for first, pattern in self._breaks.items():
             if first in text:
-                text = pattern.sub(_break, text)
+                text = pattern.sub(lambda match: match[0] + ZERO_WIDTH_SPACE, text)
         return text
 
     def restore(self, text: str) -> str:
@@ -77,8 +77,8 @@ class Markers:
             'fine <|eot_id|>'
         """
         if ZERO_WIDTH_SPACE in text:
-            for pattern in self._broken.values():
-                text = pattern.sub(_mend, text)
+            for pattern in self._broken:
+                text = pattern.sub(lambda match: match[0][:-1], text)
         return text
 
     def sanitise_all(self, messages: Sequence[Message]) -> list[Message]:
@@ -125,18 +125,6 @@ def markers_of(tokens: frozenset[str], template: str) -> Markers:
     """
     written = {word for word in _WORD.findall(template) if word.startswith(MARKERS)}
     return Markers(tokens | written)
-
-
-def _any(rests: Iterable[str]) -> str:
-    return "|".join(rests)
-
-
-def _break(match: re.Match[str]) -> str:
-    return match[0] + ZERO_WIDTH_SPACE
-
-
-def _mend(match: re.Match[str]) -> str:
-    return match[0][:-1]
 
 
 _WORD = re.compile(r"<<?[^<>\s'\"]+>>?|\[[^\[\]\s'\"]+\]")

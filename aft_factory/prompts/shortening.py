@@ -54,7 +54,6 @@ def fit(
     limit: int,
     measure: Callable[[Sequence[str]], int],
     boundaries: Callable[[str], Sequence[int]],
-    total: int | None = None,
 ) -> Fitted:
     """Shorten proposals until the row fits.
 
@@ -63,12 +62,11 @@ def fit(
         limit: Most tokens of the whole row: prompt and target.
         measure: Tokens of the whole row with the given proposals; must be exact.
         boundaries: Position in the text at which each of its tokens ends.
-        total: `measure(proposals)`, where it is known already.
 
     Raises:
         DoesNotFit: If each proposal would keep fewer than `MIN_PROPOSAL_TOKENS`.
     """
-    before = measure(proposals) if total is None else total
+    before = measure(proposals)
     if before <= limit:
         return Fitted(list(proposals), before)
     attempts = shorten(proposals, limit, [boundaries(text) for text in proposals], before)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from aft_factory.prompts.probing import alike
 from aft_factory.prompts.thoughts import FIELDS, SWITCHES, ThoughtWords
 
 if TYPE_CHECKING:
@@ -164,8 +164,7 @@ def _opening(thought: str, plain: str, before: str) -> str:
     if not opening:  # the prompt wrote it
         return _last_tag(before)
     # What follows where the prompt goes on otherwise, as by an empty thought; a tag is one word.
-    pairs = zip(opening, before.rpartition("\n")[2], strict=False)
-    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    same = alike(opening, before.rpartition("\n")[2])
     tag = opening.rfind("<", 0, same)
     rest = opening[tag if tag >= 0 and ">" not in opening[tag:same] else same :]
     return rest or _last_tag(opening)

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,4 @@ def _rows(settings: PushSettings, counts: Counts, publication: Publication) -> I
 
 def _shards(rows: Iterator[Row], size: int) -> Iterator[Iterator[Row]]:
     for first in rows:
-        yield _with_first(first, islice(rows, size - 1))
-
-
-def _with_first(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
-    yield first
-    yield from rest
+        yield chain([first], islice(rows, size - 1))

@@ -52,10 +52,6 @@ class PushSettings(ReadSettings):
             problems.append(f"{repository!r}: expected OWNER/NAME, such as me/my-aft")
         if not is_sendable((self.token or "").strip()):
             problems.append("--token: expected printable ASCII, got another text")
-        if folder is not None and folder.exists() and not _is_empty_folder(folder):
+        if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             problems.append(f"--dry-run {folder}: exists and is no empty folder; name another")
         return problems
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

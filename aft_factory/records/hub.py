@@ -208,11 +208,12 @@ def import_datasets() -> Any:
 
 
 @contextlib.contextmanager
-def explained(problem: str) -> Iterator[None]:
-    """Show whatever `datasets` raises as one error; of its dozen types the words are clear."""
+def explained(problem: str, *, kind: bool = False) -> Iterator[None]:
+    """Show whatever another package raises as one error, by its words or by its `kind` too."""
     try:
         yield
     except AftError:
         raise
     except Exception as error:
-        raise UsageError(f"{problem}: {error}") from error
+        said = f"{type(error).__name__}: {error}" if kind else error
+        raise UsageError(f"{problem}: {said}") from error

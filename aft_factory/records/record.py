@@ -127,7 +127,9 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
         used.add(name)
         return name or names[0], known(row.get(name))
 
-    name, value = take(*PROPOSAL_KEYS, given=columns.proposals, nothing=_is_no_list)
+    name, value = take(
+        *PROPOSAL_KEYS, given=columns.proposals, nothing=lambda value: _is_nothing(from_json(value))
+    )
     proposals, models, scores, rest = parse_drafts(from_json(value), name)
     beside: dict[str, list[Any] | None] = {}
     for name, types in (("scores", (int, float)), ("proposal_models", (str,))):
@@ -221,11 +223,6 @@ def _is_nothing(value: Any) -> bool:
     if isinstance(value, str):
         return not value or value.isspace()
     return known(value) is None or (isinstance(value, LIST) and not value)
-
-
-def _is_no_list(value: Any) -> bool:
-    """Tell the same of a list, which may be JSON text."""
-    return _is_nothing(from_json(value))
 
 
 def _beside(meta: Row, more: Row) -> Row:

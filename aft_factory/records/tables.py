@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -76,15 +76,15 @@ def read_rows(
             raise UsageError(
                 f"{name}: no such file, and not the OWNER/NAME of a data set on the hub"
             )
-        return _read_hub(HubSet(name, split, subset, revision))
+        parts = split if subset is None else f"{subset}, {split}"
+        return _numbered(f"{name}[{parts}]", HubSet(name, split, subset, revision).rows())
     for flag, value in (("--data-subset", subset), ("--data-revision", revision)):
         if value is not None:
             raise UsageError(f"{name}: no data set on the hub, to which {flag} {value} belongs")
     if path.is_dir():
         return _read_folder(path, split)
-    suffix = table_format(path)
-    if suffix == ".parquet":
-        return _read_parquet(path, on_bytes)
+    if table_format(path) == ".parquet":
+        return _numbered(readable(str(path)), read_parquet(path, on_bytes))
     return _read_json(path, on_bytes)
 
 
@@ -184,9 +184,9 @@ def _parse(source: str, number: int, text: bytes) -> Line:
         return Line(source, number, None, f"not JSON: {error}", shown)
 
 
-def _read_parquet(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Line]:
-    for number, row in enumerate(read_parquet(path, on_bytes), start=1):
-        yield Line(readable(str(path)), number, row)
+def _numbered(source: str, rows: Iterable[Any]) -> Iterator[Line]:
+    for number, row in enumerate(rows, start=1):
+        yield Line(source, number, row)
 
 
 def _read_folder(path: Path, split: str) -> Iterator[Line]:
@@ -198,11 +198,4 @@ def _read_folder(path: Path, split: str) -> Iterator[Line]:
                 raise UsageError(f"{path}: no split {split!r}; it has: {', '.join(table)}")
             tell_of_splits(str(path), split, tuple(table))
             table = table[split]
-        for number, value in enumerate(table, start=1):
-            yield Line(readable(str(path)), number, value)
-
-
-def _read_hub(found: HubSet) -> Iterator[Line]:
-    parts = found.split if found.subset is None else f"{found.subset}, {found.split}"
-    for number, value in enumerate(found.rows(), start=1):
-        yield Line(f"{found.name}[{parts}]", number, value)
+        yield from _numbered(readable(str(path)), table)

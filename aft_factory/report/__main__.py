@@ -10,7 +10,7 @@ from aft_factory.records.files import check_writable, replacing
 from aft_factory.report.page import Page
 from aft_factory.report.reporting import told, write_page
 from aft_factory.report.settings import ReportSettings
-from aft_factory.report.source import named_output, open_journal, source_of
+from aft_factory.report.source import open_journal, source_of
 from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.console import show
 from aft_factory.stage.progress import progress_bar
@@ -32,7 +32,9 @@ def report(settings: ReportSettings) -> int:
     """Write the page; return 0."""
     settings.check_paths()
     check_writable(settings.output, overwrite=settings.overwrite)
-    path = named_output(Path(settings.input))
+    path = Path(settings.input)
+    if path.is_dir():  # of an evaluation
+        path = path / "answers.jsonl"
     with open_journal(path) as journal:
         source = source_of(journal, path, settings.data)
         progress = partial(progress_bar, quiet=settings.quiet, unit=" queries", desc="report")

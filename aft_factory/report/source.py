@@ -203,8 +203,3 @@ def open_journal(path: Path) -> Journal:
     if not journal.exists():
         raise UsageError(f"{journal}: no such journal; of an output that was moved, name its own")
     return Journal(journal, read_only=True)
-
-
-def named_output(path: Path) -> Path:
-    """Return the output that a path names: of the folder of an evaluation, its answers."""
-    return path / "answers.jsonl" if path.is_dir() else path

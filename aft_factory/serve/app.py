@@ -77,23 +77,20 @@ def build_app(state: State) -> Starlette:
         middleware.append(Middleware(_Keys, keys=keys))
     else:
         middleware.append(Middleware(_Addresses))
-    handlers = {Refusal: _told_refusal, HTTPException: _told_http, Exception: _told_failure}
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)  # type: ignore[arg-type]
+    failed = Refusal(500, "the server failed", "internal_error")
+    handlers = {
+        Refusal: lambda _, refusal: refused(refusal),
+        HTTPException: _told_http,
+        Exception: lambda *_: refused(failed),
+    }
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
     app.router.redirect_slashes = False  # behind a proxy, it would send clients elsewhere
     return app
-
-
-def _told_refusal(_: Request, refusal: Refusal) -> Response:
-    return refused(refusal)
 
 
 def _told_http(request: Request, error: HTTPException) -> Response:
     problem = f"{request.method} {request.url.path}: {error.detail}"
     return refused(Refusal(error.status_code, problem, "not_found", headers=error.headers))
-
-
-def _told_failure(_: Request, __: Exception) -> Response:
-    return refused(Refusal(500, "the server failed", "internal_error"))
 
 
 class _Numbers:

@@ -166,13 +166,15 @@ def _exact(shape: ModelShape | None, usage: Usage) -> int | None:
 
 def summary(totals: Totals, flops: dict[str, float | None] | None, more: Row) -> Row:
     """Return the summary of a run, for the JSON file beside its output."""
+    known = totals.correct is not None
+    grades: Row = {"correct": totals.correct, "accuracy": totals.accuracy} if known else {}
     return {
         "read": totals.read,
         "written": totals.written,
         "rejected": totals.rejected,
         "unfinished": totals.unfinished,
         "repeated": totals.repeated,
-        **_grades(totals),
+        **grades,
         "rejects": {
             name: {"count": count, "first": first}
             for name, (count, first) in totals.rejects.items()
@@ -199,11 +201,6 @@ def summary(totals: Totals, flops: dict[str, float | None] | None, more: Row) ->
         "events": dict(totals.events),
         **more,
     }
-
-
-def _grades(totals: Totals) -> Row:
-    known = totals.correct is not None
-    return {"correct": totals.correct, "accuracy": totals.accuracy} if known else {}
 
 
 def describe(

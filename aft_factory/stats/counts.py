@@ -178,10 +178,8 @@ class Counts:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON has them."""
-        unusable = {
-            field: {"rows": count, "first": first}
-            for field, (count, first) in _ranked(self.rejects.by_field)
-        }
+        ranked = sorted(self.rejects.by_field.items(), key=lambda item: -item[1][0])
+        unusable = {field: {"rows": count, "first": first} for field, (count, first) in ranked}
         return {
             "rows": {
                 "read": self.read,
@@ -233,10 +231,6 @@ def _repeats(seen: Sequence[int]) -> int:
 
 def _count_name(counts: Counter[str], name: str) -> None:
     counts[name if name in counts or len(counts) < MOST_NAMES else OTHERS] += 1
-
-
-def _ranked(rejects: dict[str, tuple[int, str]]) -> list[tuple[str, tuple[int, str]]]:
-    return sorted(rejects.items(), key=lambda item: -item[1][0])
 
 
 def _cut_off(meta: dict[str, Any]) -> bool | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from aft_factory.asking.asker import Asker
@@ -31,10 +31,11 @@ from aft_factory.records.messages import Message
 SUMMARY = -1  # in the place of an attempt
 
 
+@dataclass(slots=True)
 class Drafting:
     """Draws drafts for one turn of one query; implements `strategy.Sample`.
 
-    Args:
+    Attributes:
         query: Id of the query.
         turn: Which of its turns, from 0.
         settings: Of the run.
@@ -52,35 +53,20 @@ class Drafting:
         watch: Hears of drafts and answers while they are made.
     """
 
-    def __init__(
-        self,
-        query: str,
-        turn: int,
-        settings: DraftingOptions,
-        asker: Asker,
-        fitters: Fitters,
-        trace: Trace,
-        markers: Mapping[str, Markers] | None = None,
-        identity: str | None = None,
-        given: Sequence[Completion] = (),
-        no_system: frozenset[str] = frozenset(),
-        answers: int = 1,
-        watch: Watch | None = None,
-    ) -> None:
-        self._query = query
-        self._identity = query if identity is None else identity
-        self._turn = turn
-        self._settings = settings
-        self._asker = asker
-        self._fitters = fitters
-        self._markers = markers or {}
-        self._trace = trace
-        self._given = given
-        self._no_system = no_system
-        self._answers = answers
-        self._watch = watch
-        self._lost: dict[int, list[str]] = {}  # by layer: why drafts were dropped
-        self._summarised: set[str] = set()
+    query: str
+    turn: int
+    settings: DraftingOptions
+    asker: Asker
+    fitters: Fitters
+    trace: Trace
+    markers: Mapping[str, Markers] = field(default_factory=dict)
+    identity: str = ""
+    given: Sequence[Completion] = ()
+    no_system: frozenset[str] = frozenset()
+    answers: int = 1
+    watch: Watch | None = None
+    _lost: dict[int, list[str]] = field(default_factory=dict)  # by layer: why drafts were dropped
+    _summarised: set[str] = field(default_factory=set)
 
     async def __call__(
         self,
@@ -100,18 +86,18 @@ class Drafting:
             NoAnswer: If too few are usable, or the query does not fit the model.
             EngineError: If the model gives no reply.
         """
-        if self._given and layer == 0:
+        if self.given and layer == 0:
             return self._start(slot, n, whole=whole)
-        settings, watch = self._settings, self._watch
+        settings, watch = self.settings, self.watch
         drafting = settings.proposal if not drafts or settings.middle is None else settings.middle
         sampling = settings.final if final else drafting
         answers = final and whole and n == 1
         policy = (settings.final_policy if answers else None) or settings.policy
-        n = self._answers if answers else n
-        fitter = fitter_of(self._fitters, model, sampling)
+        n = self.answers if answers else n
+        fitter = fitter_of(self.fitters, model, sampling)
         summarise = partial(self._summary, layer=layer, slot=slot, model=model)
         texts = await read_drafts(drafts, settings.reads, fitter, summarise)
-        markers = self._markers.get(model or "") or known_markers()
+        markers = self.markers.get(model or "") or known_markers()
         prompt: Prompt
         prompt_ids = None
         if settings.completion is not None:
@@ -120,18 +106,18 @@ class Drafting:
             prompt, prompt_ids, sampling = await self._messages(
                 query, texts, sampling, layer, slot, model, markers
             )
-        room = room_behind(self._fitters, model, prompt_ids)
+        room = room_behind(self.fitters, model, prompt_ids)
         most_tokens = max(0 if final and settings.capped else room, sampling.max_tokens)
 
         async def draw(
             at: int, count: int, attempt: int, budget: Sampling = sampling
         ) -> list[Completion]:
-            seed = identity_seed(settings.seed, self._identity, self._turn, layer, at, attempt)
+            seed = self._seed(layer, at, attempt)
             request = Request(prompt, count, budget, seed, model, prompt_ids)
-            place = Place(self._query, self._turn, layer, at, attempt)
+            place = Place(self.query, self.turn, layer, at, attempt)
             cut = budget.stop != sampling.stop  # here, and not while it is written
             told = None if watch is None or cut else watch.asked(layer, at, answers=answers)
-            reply = await self._asker.ask(request, place, told)
+            reply = await self.asker.ask(request, place, told)
             self._count(layer, model, reply.usage)
             drawn = [
                 replace(c, text=markers.restore(c.text), thought=markers.restore(c.thought))
@@ -192,7 +178,7 @@ class Drafting:
         if answers:
             if len(found) < n:
                 raise NoAnswer(f"layer {layer}: the final answer is {lost[-1]}")
-            self._trace.answers[self._turn] = found
+            self.trace.answers[self.turn] = found
             return found[:1]
         if whole:
             self.require(found, n, layer=layer)
@@ -200,7 +186,7 @@ class Drafting:
 
     def _start(self, slot: int, n: int, *, whole: bool) -> list[Completion]:
         """Return drafts of the first layer that were given."""
-        drafts = list(self._given[slot : slot + n])
+        drafts = list(self.given[slot : slot + n])
         self._record(0, list(enumerate(drafts, start=slot)))
         self._lost[0] = ["the row brings no more"]
         if whole:
@@ -208,15 +194,15 @@ class Drafting:
         return drafts
 
     def _record(self, layer: int, drafts: list[tuple[int, Completion]]) -> None:
-        self._trace.drafts.setdefault((self._turn, layer), []).extend(drafts)
+        self.trace.drafts.setdefault((self.turn, layer), []).extend(drafts)
 
     async def _summary(self, draft: str, *, layer: int, slot: int, model: str | None) -> str:
         """Ask for the summary of a draft; several who read one draft pay for it once."""
-        markers = self._markers.get(model or "") or known_markers()
-        seed = identity_seed(self._settings.seed, self._identity, self._turn, "summary", draft)
+        markers = self.markers.get(model or "") or known_markers()
+        seed = self._seed("summary", draft)
         asked = summary_prompt(markers.sanitise(draft))
-        request = Request(asked, 1, self._settings.proposal, seed, model)
-        reply = await self._asker.ask(request, Place(self._query, self._turn, layer, slot, SUMMARY))
+        request = Request(asked, 1, self.settings.proposal, seed, model)
+        reply = await self.asker.ask(request, Place(self.query, self.turn, layer, slot, SUMMARY))
         if draft not in self._summarised:
             self._summarised.add(draft)
             self._count(layer, model, reply.usage)
@@ -231,7 +217,7 @@ class Drafting:
         Raises:
             NoAnswer: If there are fewer than the policy wants.
         """
-        wanted = min(n, self._settings.policy.min_drafts)
+        wanted = min(n, self.settings.policy.min_drafts)
         if len(drafts) < wanted:
             why = ", ".join(dict.fromkeys(self._lost.get(layer, ()))) or "none was drawn"
             lost = f"{n - len(drafts)} of {n} drafts are unusable ({why})"
@@ -239,17 +225,17 @@ class Drafting:
 
     def random(self, layer: int, slot: int) -> random.Random:
         """Return the source of chance of a place."""
-        place = (self._identity, self._turn, layer, slot, "chance")
-        return random.Random(identity_seed(self._settings.seed, *place))
+        return random.Random(self._seed(layer, slot, "chance"))
+
+    def _seed(self, *place: str | int) -> int:
+        return identity_seed(self.settings.seed, self.identity or self.query, self.turn, *place)
 
     def note(self, layer: int, slot: int, event: str) -> None:
         """Record the use of a policy at a place."""
-        self._trace.events.append(
-            {"turn": self._turn, "layer": layer, "slot": slot, "event": event}
-        )
+        self.trace.events.append({"turn": self.turn, "layer": layer, "slot": slot, "event": event})
 
     def _count(self, layer: int, model: str | None, usage: Usage) -> None:
-        trace, key = self._trace, (self._turn, layer)
+        trace, key = self.trace, (self.turn, layer)
         trace.usage[key] = trace.usage.get(key, Usage()) + usage
         trace.by_model[model or ""] = trace.by_model.get(model or "", Usage()) + usage
 
@@ -267,16 +253,16 @@ class Drafting:
 
         The query's own is left as it is.
         """
-        settings = self._settings
+        settings = self.settings
         messages = list(query)
         if not drafts and settings.proposer_system is not None and query[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": settings.proposer_system})
-        fitter = fitter_of(self._fitters, model, sampling)
+        fitter = fitter_of(self.fitters, model, sampling)
         if fitter is None:
             safe = [markers.sanitise(text) for text in drafts]
             try:
                 turns = markers.sanitise_all(messages)
-                system = (model or "") not in self._no_system
+                system = (model or "") not in self.no_system
                 sent = with_aggregator(turns, safe, settings.template, system=system)
             except RecordError as error:  # the template fails for these drafts
                 raise NoAnswer(f"layer {layer}: {error}") from error
@@ -290,6 +276,6 @@ class Drafting:
         if fitted.cut:
             self.note(layer, slot, f"{fitted.cut} drafts shortened")
             kept = [len(markers.restore(text)) for text in fitted.proposals]
-            place = {"turn": self._turn, "layer": layer, "slot": slot}
-            self._trace.shortened.append(place | {"kept": kept})
+            place = {"turn": self.turn, "layer": layer, "slot": slot}
+            self.trace.shortened.append(place | {"kept": kept})
         return fitted.messages, fitted.prompt_ids, roomy

@@ -66,7 +66,7 @@ def draw(engine, *, policy=None, fitters=None, settings=SETTINGS, drafts=(), **m
             asker,
             fitters or {},
             trace,
-            markers,
+            markers or {},
             watch=watch,
         )
         return await sample(query, drafts, **{"layer": 0, "n": 2} | more)

@@ -10,7 +10,7 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from aft_factory.engines.engine import EngineError
@@ -46,6 +46,7 @@ class Retries:
         return 10 * self.longest
 
 
+@dataclass(slots=True, eq=False)
 class Availability:
     """Asks an engine again, and finds out whether it is of any use to go on.
 
@@ -54,28 +55,21 @@ class Availability:
     they are all at fault or the engine is. If it cannot even be reached, it is the engine; else it
     is asked something harmless, with the same patience, and what becomes of that tells.
 
-    Args:
+    Attributes:
         name: What the engine is to people, such as "the model NAME".
         retries: When to ask again.
         stopping: Set once the run is asked to stop: nobody waits for another attempt then.
         reachable: Tells whether anybody is there, see `Engine.reachable`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        retries: Retries,
-        stopping: asyncio.Event,
-        reachable: Callable[[], Awaitable[bool]],
-    ) -> None:
-        self._name = name
-        self._retries = retries
-        self._stopping = stopping
-        self._reachable = reachable
-        self._answers = 0
-        self._answered = time.monotonic()  # when the last one came
-        self._given_up = 0  # who got none since then
-        self._probing = asyncio.Lock()
+    name: str
+    retries: Retries
+    stopping: asyncio.Event
+    reachable: Callable[[], Awaitable[bool]]
+    _answers: int = 0
+    _answered: float = field(default_factory=time.monotonic)  # when the last one came
+    _given_up: int = 0  # who got none since then
+    _probing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def note_answer(self) -> None:
         """Take note that somebody got an answer."""
@@ -102,22 +96,22 @@ class Availability:
             except EngineError as error:
                 if error.kind != "retry":
                     raise
-                if self._retries.most and not self._retries.outlast(error.retry_after):
-                    asked = f"{self._name} asks to wait {error.retry_after:.0f} s"
+                if self.retries.most and not self.retries.outlast(error.retry_after):
+                    asked = f"{self.name} asks to wait {error.retry_after:.0f} s"
                     raise EngineError(f"{asked}: {error}", "fatal") from error
-                if attempt == self._retries.most:
+                if attempt == self.retries.most:
                     problem = f"no answer after {attempt + 1} attempts; the last: {error}"
                     if probe is not None and await self._answers_nobody(before, probe):
                         silent = f"{time.monotonic() - self._answered:.0f} s"
-                        problem = f"{self._name} has answered nothing for {silent}; {problem}"
+                        problem = f"{self.name} has answered nothing for {silent}; {problem}"
                         raise EngineError(problem, "fatal") from error
                     raise EngineError(problem, "retry") from error
-                wait = self._retries.wait(attempt, error.retry_after)
+                wait = self.retries.wait(attempt, error.retry_after)
             if attempt == 0:  # an answer to others before the first failure tells nothing
                 before = self._answers
             attempt += 1
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), wait)
+                await asyncio.wait_for(self.stopping.wait(), wait)
 
     async def _answers_nobody(self, before: int, probe: Callable[[], Awaitable[object]]) -> bool:
         """Tell whether one who is given up is so because all are, `before` answers ago."""
@@ -127,7 +121,7 @@ class Availability:
         async with self._probing:  # one that fails ends the run, and with it all who wait here
             if self._answers > before:
                 return False
-            if not await self._reachable():
+            if not await self.reachable():
                 return True
             try:
                 await self.insist(probe)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
@@ -38,18 +39,16 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
+@dataclass(slots=True, eq=False)
 class VllmReward:
     """A sequence classifier on vLLM. Made by `start`."""
 
-    def __init__(
-        self, model: str, identity: str, llm: AsyncLLM, encoder: PairEncoder, label: int
-    ) -> None:
-        self.model = model
-        self.identity = identity
-        self._llm = llm
-        self._encoder = encoder
-        self._label = label
-        self._numbers = itertools.count()
+    model: str
+    identity: str
+    _llm: AsyncLLM
+    _encoder: PairEncoder
+    _label: int
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @classmethod
     async def start(

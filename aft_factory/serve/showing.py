@@ -74,33 +74,26 @@ class Sample:
         self.thought.written, self.text.written = completion.thought, completion.text
 
 
+@dataclass(slots=True)
 class Showing:
     """Follows one query (a `Watch`), and hands on what a stream shows of it.
 
-    Args:
+    Attributes:
         markers: What is mended in texts.
         answer: Called with the index of an answer and more of its text.
         reason: Called with the same of what is shown before it; None shows nothing of that.
         whole: Whether drafts are shown with their thoughts.
     """
 
-    def __init__(
-        self,
-        markers: Markers,
-        answer: Callable[[int, str], object],
-        reason: Callable[[int, str], object] | None,
-        *,
-        whole: bool = False,
-    ) -> None:
-        self._markers = markers
-        self._answer = answer
-        self._reason = reason
-        self._whole = whole
-        self._answers: dict[int, Sample] = {}
-        self._drafts: dict[Place, Sample] = {}
-        self._live: Place | None = None
-        self._held: list[Place] = []
-        self._parted = ""
+    markers: Markers
+    answer: Callable[[int, str], object]
+    reason: Callable[[int, str], object] | None
+    whole: bool = field(default=False, kw_only=True)
+    _answers: dict[int, Sample] = field(default_factory=dict)
+    _drafts: dict[Place, Sample] = field(default_factory=dict)
+    _live: Place | None = None
+    _held: list[Place] = field(default_factory=list)
+    _parted: str = ""
 
     def asked(self, layer: int, slot: int, *, answers: bool) -> Told:
         """Return who hears of samples; see `Watch`."""
@@ -110,7 +103,7 @@ class Showing:
             if answers:
                 self._of_answer(at).add(piece)
                 self._show(at)
-            elif self._reason is not None:
+            elif self.reason is not None:
                 self._follow((layer, at), piece)
 
         return told
@@ -119,7 +112,7 @@ class Showing:
         """Hear of a draft, or an answer, as it is used; see `Watch`."""
         if answers:
             self.ends_as(slot, completion)
-        elif self._reason is not None:
+        elif self.reason is not None:
             draft = self._of_draft((layer, slot))
             if not draft.done:
                 draft.settle(completion)
@@ -133,25 +126,25 @@ class Showing:
         return not answer.text.differs
 
     def _of_answer(self, index: int) -> Sample:
-        return self._answers.setdefault(index, Sample(Text(self._markers), Text(self._markers)))
+        return self._answers.setdefault(index, Sample(Text(self.markers), Text(self.markers)))
 
     def _of_draft(self, place: Place) -> Sample:
-        return self._drafts.setdefault(place, Sample(Text(self._markers), Text(self._markers)))
+        return self._drafts.setdefault(place, Sample(Text(self.markers), Text(self.markers)))
 
     def _show(self, index: int) -> None:
         """Show what is new of an answer; its thought, if it is another one by now, anew."""
         answer = self._of_answer(index)
         thought, text = answer.thought, answer.text
-        if self._reason is not None and not text.shown:
+        if self.reason is not None and not text.shown:
             again = thought.differs and not thought.shown.startswith(thought.written)
             if again:
                 thought.shown = ""
             head = self._parted + THOUGHT if self._parted and index == 0 else GAP if again else ""
             head = "" if thought.shown else head
             if new := thought.show():
-                self._reason(index, head + new)
+                self.reason(index, head + new)
         if new := text.show():
-            self._answer(index, new)
+            self.answer(index, new)
 
     def _follow(self, place: Place, piece: Piece) -> None:
         draft = self._of_draft(place)
@@ -177,7 +170,7 @@ class Showing:
     def _end_shown(self, place: Place) -> None:
         """Show what is left of a draft: all of it, if none was shown."""
         draft = self._drafts[place]
-        parts = (draft.thought, draft.text) if self._whole else (draft.text,)
+        parts = (draft.thought, draft.text) if self.whole else (draft.text,)
         if any(part.differs for part in parts):  # the model began anew, and wrote another one
             draft.thought.shown = draft.text.shown = ""
             self._parted = GAP
@@ -187,10 +180,10 @@ class Showing:
 
     def _say(self, place: Place) -> None:
         """Show what is new of a draft."""
-        assert self._reason is not None
+        assert self.reason is not None
         thought, text = self._drafts[place].thought, self._drafts[place].text
-        for part in (thought, text) if self._whole else (text,):
-            begun = self._whole and thought.shown
+        for part in (thought, text) if self.whole else (text,):
+            begun = self.whole and thought.shown
             head = "" if part.shown else GAP if begun else self._parted + heading(*place)
             if new := part.show():
-                self._reason(0, head + new)
+                self.reason(0, head + new)

@@ -85,7 +85,14 @@ class Parser(argparse.ArgumentParser):
             for action in self._actions
             if " " in spoken and (action.help or "").startswith(spoken)
         ]
-        return f"did you mean {found[0]!r}?" if len(found) == 1 else suggest(wrong, flags)
+        if len(found) == 1:
+            return f"did you mean {found[0]!r}?"
+        from aft_factory.stage.job_settings import AskSettings
+
+        own = {action.dest for action in self._actions}
+        if name.replace("-", "_") in declared(AskSettings).keys() - own:
+            return "it is for commands that ask a model"
+        return suggest(wrong, flags)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Tell a file that stands where one of a few words does."""

@@ -98,6 +98,12 @@ def test_a_wrong_flag_of_every_command_is_told_in_one_line(rows, capsys):
         assert (err.startswith("error: unknown flag --zzz"), err.count("\n")) == (True, 1)
 
 
+@pytest.mark.parametrize("words", [("convert", "proposals"), ("stats",)])
+def test_a_flag_of_commands_that_ask_a_model_is_told_as_such(rows, capsys, words):
+    err = told(capsys, *words, rows, "--shard", "0/2")
+    assert err.startswith("error: unknown flag --shard; it is for commands that ask a model (")
+
+
 def test_a_part_of_a_flag_is_not_taken_for_it(rows, capsys):
     words = ("aggregate", rows, "--output", "o.jsonl", "--scripted", "--keep")
     assert "unknown flag --keep; did you mean '--keep-thoughts'?" in told(capsys, *words)

@@ -454,7 +454,7 @@ def test_pages_of_others_are_not_let_in_unless_told(server):
 
 def test_limits_of_body_answer_and_queue():
     engine = Watched(drafts_of, delay=30)
-    with served(engine, max_body=1000, max_answer=50, queue=2, client_queue=2) as server:
+    with served(engine, max_body=1000, max_answer=50, queue=2, client_queue=3) as server:
         with pytest.raises(openai.APIStatusError) as raised:
             server.ask(messages=[{"role": "user", "content": "x" * 1001}])
         assert (raised.value.status_code, raised.value.code) == (413, "too_long")

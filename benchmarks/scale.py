@@ -148,11 +148,13 @@ async def measure_driver(args: argparse.Namespace) -> dict[str, dict[str, float]
 async def check_model(args: argparse.Namespace, cost: float) -> list[tuple[str, float, float]]:
     """Return real and modelled seconds of small runs: without failures, and with."""
     found = []
-    for name, mean_life in (("no failures", 0.0), ("a failure every 20 s and replica", 20.0)):
-        async with replicas(partial(timed, args.scale, mean_life)) as engine:
-            real = await run(engine, args.check, 4 * SLOTS)
+    for count, mean_life in ((1, 0.0), (2, 0.0), (1, 20.0), (2, 20.0)):
+        async with replicas(partial(timed, args.scale, mean_life), count) as engine:
+            real = await run(engine, args.check, 2 * SLOTS * count)
         load = Load(args.check, 5, 2, partial(lengths_of, scale=args.scale))
-        cluster = Cluster(2, SLOTS, STEP, cost, mean_life, args.reload)
+        cluster = Cluster(count, SLOTS, STEP, cost, mean_life, args.reload)
+        lives = f"a failure every {mean_life:.0f} s and replica" if mean_life else "no failures"
+        name = f"{count} replica{'s' if count > 1 else ''}, {lives}"
         found.append((name, real["seconds"], simulate(load, cluster).seconds))
     return found
 

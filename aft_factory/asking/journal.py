@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -214,9 +214,14 @@ class Journal(JournalFile):
 
 
 def _dump_reply(reply: Reply, seconds: float | None) -> bytes:
-    completions = list(map(astuple, reply.completions))
-    content = {"usage": astuple(reply.usage), "completions": completions, "seconds": seconds}
+    completions = list(map(_values, reply.completions))
+    content = {"usage": _values(reply.usage), "completions": completions, "seconds": seconds}
     return orjson.dumps(content)
+
+
+def _values(of: Completion | Usage) -> list[Any]:
+    """Return the values of its fields: `astuple` would copy each, for a tenth of a run's time."""
+    return [getattr(of, name) for name in of.__dataclass_fields__]
 
 
 def _reply(content: dict[str, Any]) -> Reply:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import pickle
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -79,17 +80,10 @@ class Replica:
         facts = {name: getattr(self._held, name, None) for name in self._facts}
         return Hello(node, __version__, comparable(identity, self._folders), facts)
 
-    async def call(self, name: str, *given: Any) -> Any:
+    async def call(self, packed: bytes) -> bytes:
         """Call a method, in a thread of its own if it is not asynchronous."""
-        if self._held is None:
-            return Absent()
-        method = getattr(self._held, name)
-        try:
-            if inspect.iscoroutinefunction(method):
-                return await method(*given)
-            return await asyncio.to_thread(method, *given)
-        except EngineError as error:
-            return await self._judged(error)
+        name, given = pickle.loads(packed)
+        return pickle.dumps(await self._called(name, *given), pickle.HIGHEST_PROTOCOL)
 
     async def stream(
         self, request: Request
@@ -126,6 +120,17 @@ class Replica:
         """Give back what it holds."""
         if self._held is not None:
             await self._held.close()
+
+    async def _called(self, name: str, *given: Any) -> Any:
+        if self._held is None:
+            return Absent()
+        method = getattr(self._held, name)
+        try:
+            if inspect.iscoroutinefunction(method):
+                return await method(*given)
+            return await asyncio.to_thread(method, *given)
+        except EngineError as error:
+            return await self._judged(error)
 
     async def _judged(self, error: EngineError) -> EngineError:
         if error.kind == "fatal" and not await self._held.reachable():

@@ -15,13 +15,14 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aft_factory.errors import MissingPackage, UsageError
 
 LOCAL = "local"  # an address: start one here
+STARTS = 3  # of a Ray of our own: it gives itself half a minute, too little on a busy machine
 LONGEST_CONNECT = 10.0  # seconds to wait for an address; Ray itself would take minutes
 # Answers pass through memory, not through the object store, which takes this at least.
 STORE = 100 * 2**20
@@ -79,44 +80,53 @@ async def joined(address: str) -> AsyncIterator[Cluster]:
             settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     else:
         await asyncio.to_thread(_knock, address)
+    with _environment(settings):
+        ours = await _begin(address, options)
+    import ray
+
+    try:
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Cluster([int(resources.get("GPU", 0)) for resources in alive])
+    finally:
+        if ours:
+            await asyncio.to_thread(ray.shutdown)
+
+
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Have an environment, which nothing that is begun later inherits: there is a token in it."""
     before = dict(os.environ)
     os.environ.update(settings)
     try:
-        async with _connected(address, options):
-            import ray
-
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            yield Cluster([int(resources.get("GPU", 0)) for resources in alive])
+        yield
     finally:
         for name in settings.keys() - before.keys():
             os.environ.pop(name, None)
         os.environ.update(before)
 
 
-@contextlib.asynccontextmanager
-async def _connected(address: str, options: Mapping[str, Any]) -> AsyncIterator[None]:
-    """Connect to a cluster, unless this process is, and part from it in the end."""
+async def _begin(address: str, options: Mapping[str, Any]) -> bool:
+    """Connect to a cluster; return False where this process is in one already."""
     try:
         import ray
     except ImportError:
         raise MissingPackage("replicas on Ray", "'aft-factory[ray]'") from None
     if ray.is_initialized():
-        yield
-        return
+        return False
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
-    try:  # in a thread, as it takes seconds and would set signal handlers in this one
-        await asyncio.to_thread(ray.init, address, **quiet, **options)
-    except Exception as error:  # of its many kinds, none is for users to know
-        raise UsageError(f"--ray {address}: cannot join the cluster: {error}") from error
+    for start in range(1, STARTS + 1):
+        try:  # in a thread, as it takes seconds and would set signal handlers in this one
+            await asyncio.to_thread(ray.init, address, **quiet, **options)
+            break
+        except Exception as error:  # of its many kinds, none is for users to know
+            if address != LOCAL or start == STARTS:
+                raise UsageError(f"--ray {address}: cannot join the cluster: {error}") from error
     _hush()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):  # Ray's C++ took them over, to print stacks
             signal.signal(number, signal.getsignal(number))
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(ray.shutdown)
+    return True
 
 
 def _hush() -> None:

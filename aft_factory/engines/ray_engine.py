@@ -7,13 +7,13 @@ journal's keys are those of a run in this process, and either goes on where the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.gathering import gather_or_cancel
-from aft_factory.engines.ray_actor import Absent
-from aft_factory.engines.ray_replicas import Replicas, result
+from aft_factory.engines.ray_actor import Absent, Hello
+from aft_factory.engines.ray_replicas import Replicas
 from aft_factory.engines.reward import Pair
 from aft_factory.engines.sampling import Reply, Request, Told
 from aft_factory.engines.vllm_loading import contents, fingerprint
@@ -24,73 +24,34 @@ if TYPE_CHECKING:
 
     from aft_factory.engines.vllm_served import Served
 
-ENGINE_FACTS = ("model", "context", "most_samples", "max_sequences")
 
-
-class RayEngine:
+class RayEngine(Replicas):
     """An engine (`engine.Engine`) of many replicas.
 
     Attributes:
-        count: How many replicas.
         in_flight: Samples that keep all of them busy; None where that is not known.
     """
 
-    def __init__(self, replicas: Replicas, served: Served | None) -> None:
-        assert replicas.first is not None
-        facts = replicas.first.facts
-        self.model: str = facts["model"] if served is None else served.identity
-        self.tokenizer: PreTrainedTokenizerFast | None = None
-        self.chat_template: str | None = None
-        if served is not None:
-            self.tokenizer, self.chat_template = served.tokenizer, served.template
-        self.context: int | None = facts["context"]
-        self.most_samples: int | None = facts["most_samples"]
-        self.count = replicas.count
-        each: int | None = facts["max_sequences"]
+    facts = ("model", "context", "most_samples", "max_sequences")
+    model: str
+    context: int | None
+    most_samples: int | None
+    in_flight: int | None
+    tokenizer: PreTrainedTokenizerFast | None = None
+    chat_template: str | None = None
+
+    def _begun(self, first: Hello, what: str, served: Served | None) -> None:
+        each: Any
+        self.model, self.context, self.most_samples, each = map(first.facts.__getitem__, self.facts)
         # Twice what each works on at a time, so that no queue runs dry.
-        self.in_flight = None if each is None else 2 * each * replicas.count
-        self._replicas = replicas
-
-    @classmethod
-    async def start(
-        cls,
-        opening: Callable[[], Awaitable[Any]],
-        count: int,
-        gpus: int,
-        *,
-        what: str,
-        served: Served | None = None,
-        folders: Sequence[str] = (),
-    ) -> RayEngine:
-        """Begin the replicas, and wait for the first.
-
-        Args:
-            opening: Loads an engine.
-            count: How many replicas.
-            gpus: Of each.
-            what: The model, for people.
-            served: What is to be served, as it is here; None takes the replicas' word for it.
-            folders: Of the model and its adapter.
-
-        Raises:
-            UsageError: If it cannot be loaded.
-        """
-        replicas = await Replicas.start(
-            opening,
-            count,
-            gpus,
-            what=what,
-            folders=folders,
-            facts=ENGINE_FACTS,
-            identity=None if served is None else served.identity,
-        )
-        return cls(replicas, served)
+        self.in_flight = each and 2 * each * self.count
+        if served is not None:
+            self.model, self.tokenizer = served.identity, served.tokenizer
+            self.chat_template = served.template
 
     async def sample(self, request: Request) -> Reply:
         """Ask once; see `Engine.sample`."""
-        reply: Reply = await self._replicas.ask(
-            request.n, lambda actor: result(actor.call.remote("sample", request))
-        )
+        reply: Reply = await self.call(request.n, "sample", request)
         return reply
 
     async def stream(self, request: Request, told: Told) -> Reply:
@@ -113,86 +74,46 @@ class RayEngine:
                 raise
             return answer
 
-        reply: Reply = await self._replicas.ask(request.n, follow)
+        reply: Reply = await self.ask(request.n, follow)
         return reply
-
-    async def reachable(self) -> bool:
-        """Tell whether any replica is there, or may come."""
-        return self._replicas.alive
 
     async def takes_system(self) -> bool:
         """Tell whether the chat template shows system messages."""
         return self.tokenizer is None or shows_system(self.tokenizer, self.chat_template)
 
-    async def close(self) -> None:
-        """End the replicas."""
-        await self._replicas.close()
 
+class RayReward(Replicas):
+    """A reward model (`reward.RewardModel`) of many replicas."""
 
-class RayReward:
-    """A reward model (`reward.RewardModel`) of many replicas. Made by `start`."""
+    model: str
+    identity: str
 
-    def __init__(self, replicas: Replicas, name: str) -> None:
-        assert replicas.first is not None
-        self.model = name
-        self.identity = replicas.first.identity.replace(contents(name), fingerprint(name))
-        self._replicas = replicas
+    def _begun(self, first: Hello, what: str, served: Served | None) -> None:
+        self.model = what
+        self.identity = first.identity.replace(contents(what), fingerprint(what))
         self._loop = asyncio.get_running_loop()
-
-    @classmethod
-    async def start(
-        cls,
-        opening: Callable[[], Awaitable[Any]],
-        count: int,
-        gpus: int,
-        *,
-        name: str,
-    ) -> RayReward:
-        """Begin the replicas, and wait for the first.
-
-        Args:
-            opening: Loads a reward model.
-            count: How many replicas.
-            gpus: Of each.
-            name: Folder or name of the model.
-
-        Raises:
-            UsageError: If it cannot be loaded.
-        """
-        return cls(await Replicas.start(opening, count, gpus, what=name, folders=[name]), name)
 
     async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
         """Score responses; see `RewardModel`. Each replica gets as many, of all lengths."""
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][1]))
-        shares = [order[i :: self._replicas.count] for i in range(self._replicas.count)]
         scores: list[Any] = [None] * len(pairs)
 
         async def score(share: Sequence[int]) -> None:
-            asked = [pairs[i] for i in share]
             try:
-                found = await self._replicas.ask(
-                    len(asked), lambda actor: result(actor.call.remote("score", asked))
-                )
+                found = await self.call(len(share), "score", [pairs[i] for i in share])
             except EngineError as error:
                 if error.kind == "fatal":
                     raise
-                found = [error] * len(asked)
+                found = [error] * len(share)
             for i, value in zip(share, found, strict=True):
                 scores[i] = value
 
-        await gather_or_cancel(score(share) for share in shares if share)
+        shares = (order[i :: self.count] for i in range(min(self.count, len(pairs))))
+        await gather_or_cancel(map(score, shares))
         return scores
 
     def lengths(self, pairs: Sequence[Pair]) -> list[int | None]:
         """Return the tokens of each pair; see `RewardModel`. Not from the event loop's thread."""
-        asked = self._replicas.ask(0, lambda actor: result(actor.call.remote("lengths", pairs)))
+        asked = self.call(0, "lengths", pairs)
         found: list[int | None] = asyncio.run_coroutine_threadsafe(asked, self._loop).result()
         return found
-
-    async def reachable(self) -> bool:
-        """Tell whether any replica is there, or may come."""
-        return self._replicas.alive
-
-    async def close(self) -> None:
-        """End the replicas."""
-        await self._replicas.close()

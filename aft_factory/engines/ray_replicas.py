@@ -10,15 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import pickle
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from aft_factory import __version__
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.ray_actor import Absent, Hello, Opening, Replica, comparable
 from aft_factory.errors import UsageError
+
+if TYPE_CHECKING:
+    from aft_factory.engines.vllm_served import Served
 
 CALLS = 65536  # at once, of one replica: no limit of Ray's own below those of a run
 MOST_LOST = 5  # replicas lost with one call in turn: perhaps it is the call that ends them
@@ -54,15 +58,19 @@ class Replicas:
     """All replicas of one model. Made by `start`.
 
     Attributes:
-        first: What the first that was ready said.
+        facts: What the driver wants to know of it.
+        count: How many there are to be.
     """
+
+    facts: ClassVar[Sequence[str]] = ()
 
     def __init__(self, actors: Sequence[Any], what: str, identity: str | None) -> None:
         self._members = [_Member(f"replica {i} of {what}", one) for i, one in enumerate(actors)]
         self._identity = identity
         self._changed = asyncio.Event()  # one is ready, or none can be
         self._failure: UsageError | None = None
-        self.first: Hello | None = None
+        self._any = False  # whether one was ever ready
+        self.count = len(actors)
 
     @classmethod
     async def start(
@@ -73,9 +81,8 @@ class Replicas:
         *,
         what: str,
         folders: Sequence[str] = (),
-        facts: Sequence[str] = (),
-        identity: str | None = None,
-    ) -> Replicas:
+        served: Served | None = None,
+    ) -> Self:
         """Begin them all, and wait for the first.
 
         Args:
@@ -84,8 +91,7 @@ class Replicas:
             gpus: Of each.
             what: The model, for people.
             folders: Models that are part of its identity, where they are folders.
-            facts: Attributes of it to be told of.
-            identity: Of what is to answer; None takes the first one's for all.
+            served: What is to answer, as it is here; None takes the first one's word for all.
 
         Raises:
             UsageError: If the first that comes to an end of loading cannot load.
@@ -100,27 +106,32 @@ class Replicas:
             max_concurrency=CALLS,
             scheduling_strategy="SPREAD",
         )
-        expected = None if identity is None else comparable(identity, folders)
-        actors = [actor.remote(opening, list(folders), list(facts)) for _ in range(count)]
+        expected = None if served is None else comparable(served.identity, folders)
+        actors = [actor.remote(opening, list(folders), list(cls.facts)) for _ in range(count)]
         replicas = cls(actors, what, expected)
         for member in replicas._members:
             member.loading = asyncio.create_task(replicas._load(member))
         try:
-            await replicas._some()
+            first = (await replicas._some()).hello
         except BaseException:
             await replicas.close()
             raise
+        assert first is not None
+        replicas._begun(first, what, served)
         return replicas
 
-    @property
-    def alive(self) -> bool:
-        """Whether any is ready, or may be."""
+    def _begun(self, first: Hello, what: str, served: Served | None) -> None:
+        """Take note of what they are, by what the first that was ready said."""
+
+    async def reachable(self) -> bool:
+        """Tell whether any is ready, or may be."""
         return self._failure is None
 
-    @property
-    def count(self) -> int:
-        """How many there are to be."""
-        return len(self._members)
+    async def call(self, weight: int, name: str, *given: Any) -> Any:
+        """Have a replica call a method of what it holds; see `ask`."""
+        # Bytes of our own, as Ray takes twice as long to pack anything else.
+        packed = pickle.dumps((name, given), pickle.HIGHEST_PROTOCOL)
+        return await self.ask(weight, lambda actor: _result(actor.call.remote(packed)))
 
     async def ask(self, weight: int, call: Callable[[Any], Awaitable[Any]]) -> Any:
         """Have a replica do something, and another one if it is lost meanwhile.
@@ -210,14 +221,14 @@ class Replicas:
             if member.began:
                 seconds = time.monotonic() - began
                 _log.warning("%s is there again after %.0f s", member.name, seconds)
-            self.first = self.first or said
+            self._any = True
             member.hello = said
             self._changed.set()
             return
         problem = UsageError(f"{member.name} cannot be loaded: {said}")
         others = [other for other in self._members if other is not member]
         hopes = any(other.hello or not other.loading.done() for other in others)
-        if self.first is not None and hopes:
+        if self._any and hopes:
             _log.warning("%s; the others go on without it", problem)
         else:  # all would tell the same; or it was the last one
             self._failure = problem
@@ -257,7 +268,7 @@ class Replicas:
 
     async def _started(self, member: _Member) -> Hello | UsageError:
         """Have one load; say so now and then where no other is there to answer."""
-        start = asyncio.ensure_future(result(member.actor.start.remote()))
+        start = asyncio.ensure_future(_result(member.actor.start.remote()))
         try:
             while not (await asyncio.wait([start], timeout=TELL_AFTER))[0]:
                 if not any(other.hello for other in self._members):
@@ -268,12 +279,13 @@ class Replicas:
             start.cancel()
 
 
-async def result(ref: Any) -> Any:
-    """Wait for a call; give it up with who waits."""
+async def _result(ref: Any) -> Any:
+    """Wait for a call, and return its result as it was packed; give it up with who waits."""
     import ray
 
     try:
-        return await ref
+        answer = await ref
+        return pickle.loads(answer) if isinstance(answer, bytes) else answer
     except asyncio.CancelledError:
         with contextlib.suppress(Exception):
             ray.cancel(ref)

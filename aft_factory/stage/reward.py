@@ -182,7 +182,8 @@ async def open_scorer(
             elif not any(cluster.gpus):
                 size = 0  # transformers does without
             place = placed(cluster, size, replicas)
-            reward = await RayReward.start(_opening(settings), *place, name=_name(settings))
+            name = _name(settings)
+            reward = await RayReward.start(_opening(settings), *place, what=name, folders=[name])
         scorer = Scorer(reward, Retries(retries))
         stack.push_async_callback(scorer.close)
         yield scorer

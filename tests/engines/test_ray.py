@@ -293,7 +293,7 @@ def test_what_cannot_be_loaded_is_told_once_and_an_error_of_the_engine_comes_as_
 
 
 CHECKED = """
-import functools, psutil, sys, threading, time
+import functools, os, psutil, sys, threading, time
 from aft_factory.run.__main__ import main
 from aft_factory.stage import replicas
 
@@ -310,7 +310,12 @@ def look():
                 pass
         time.sleep(0.2)
 
+def placed(*given):
+    seen.update({"RAY_AUTH_TOKEN"} & os.environ.keys())  # what is begun meanwhile would inherit it
+    return place(*given)
+
 seen = set()
+place, replicas.placed = replicas.placed, placed
 threading.Thread(target=look, daemon=True).start()
 replicas.scripted = functools.partial(replicas.scripted, delay=2.0)
 code = main(sys.argv[1:])
@@ -334,6 +339,32 @@ def test_a_ray_of_its_own_is_quiet_listens_to_this_machine_only_and_leaves_nothi
     assert done.stdout.splitlines()[-1] == "seen 127.0.0.1 left"
     assert not (rows / "home").exists()
     check_same(rows)
+
+
+@pytest.mark.parametrize(("address", "starts"), [("local", 3), ("auto", 1)])
+def test_a_ray_of_its_own_that_does_not_begin_in_time_is_begun_again(monkeypatch, address, starts):
+    import ray
+
+    begun = []
+
+    def init(*_, **__):
+        begun.append(os.environ.get("RAY_AUTH_TOKEN"))
+        if len(begun) < 3:
+            raise TimeoutError("timed out during startup")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for name, put in {"init": init, "nodes": list, "shutdown": bool}.items():
+        monkeypatch.setattr(ray, name, put)
+
+    async def join():
+        async with joined(address):
+            pass
+
+    with contextlib.nullcontext() if starts == 3 else pytest.raises(UsageError, match="timed out"):
+        asyncio.run(join())
+    assert len(begun) == starts
+    assert "RAY_AUTH_TOKEN" not in os.environ
 
 
 @pytest.mark.parametrize(

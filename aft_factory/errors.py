@@ -5,8 +5,9 @@ One base, and each is also the standard-library type it specialises, so `except 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 MOST_LISTED = 20  # names that a message may list
 
@@ -52,6 +53,19 @@ class MissingPackage(AftError, ImportError):
 
     def __init__(self, feature: str, package: str) -> None:
         super().__init__(f"{feature} needs {package}; install it with: pip install {package}")
+
+
+@contextlib.contextmanager
+def needing(feature: str, package: str) -> Iterator[None]:
+    """Import what a feature needs.
+
+    Raises:
+        MissingPackage: If it is not installed.
+    """
+    try:
+        yield
+    except ImportError:
+        raise MissingPackage(feature, package) from None
 
 
 def printable(text: str) -> str:

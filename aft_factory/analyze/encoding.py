@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from aft_factory.engines.target_loss import Row
-from aft_factory.errors import MissingPackage, RecordError, UsageError, suggest
+from aft_factory.errors import RecordError, UsageError, needing, suggest
 from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.records.columns import Columns
 from aft_factory.records.files import read_text
@@ -154,12 +154,10 @@ def encoded(
 
 
 def _tokenized(arguments: dict[str, Any]) -> list[Row]:
-    try:
+    with needing("a perplexity", '"aft-factory[train]"'):
         from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
         from llamafactory.hparams import get_train_args
         from llamafactory.model import load_tokenizer
-    except ImportError:
-        raise MissingPackage("a perplexity", '"aft-factory[train]"') from None
     model, data, training, *_ = get_train_args(arguments)
     module = load_tokenizer(model)
     chat = get_template_and_fix_tokenizer(module["tokenizer"], data)
@@ -173,10 +171,8 @@ def _set_aside(folder: Path) -> Iterator[None]:
 
     Both are as before afterwards: a training that this process starts tells its steps.
     """
-    try:
+    with needing("a perplexity", '"aft-factory[train]"'):
         import datasets
-    except ImportError:
-        raise MissingPackage("a perplexity", '"aft-factory[train]"') from None
     cache = datasets.config.HF_DATASETS_CACHE
     verbosity = os.environ.get(VERBOSITY)
     datasets.config.HF_DATASETS_CACHE = folder / "cache"

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.errors import UsageError, needing
 
 NGRAMS = (1, 2, 3, 4)
 TOKENS = r"\w+|[^\w\s]"  # words and signs; the package's own tokenizer takes a download
@@ -24,10 +24,8 @@ def need_vendi(embedding: str | None) -> None:
         MissingPackage: If vendi-score is not installed, or what its embeddings need.
         UsageError: If there is no such embedding model.
     """
-    try:
+    with needing("a Vendi score", '"aft-factory[analysis]"'):
         import vendi_score.vendi  # noqa: F401
-    except ImportError:
-        raise MissingPackage("a Vendi score", '"aft-factory[analysis]"') from None
     if embedding is not None:
         _embedder(embedding)
 
@@ -89,11 +87,9 @@ def _embedded(texts: Sequence[str], embedding: str) -> Any:
 
 @functools.cache
 def _embedder(name: str) -> tuple[Any, Any]:
-    try:
+    with needing("--embedding", '"vendi-score[text]"'):
         import vendi_score.text_utils  # noqa: F401
         from transformers import AutoModel, AutoTokenizer
-    except ImportError:
-        raise MissingPackage("--embedding", '"vendi-score[text]"') from None
     try:
         network = AutoModel.from_pretrained(name, trust_remote_code=False).eval()
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

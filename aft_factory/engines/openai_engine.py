@@ -29,7 +29,7 @@ from aft_factory.engines.openai_server import Server
 from aft_factory.engines.openai_system import takes_system
 from aft_factory.engines.sampling import Reply, Request, Sampling, Told, joined, shifted
 from aft_factory.engines.telling import apart
-from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.errors import UsageError, needing
 from aft_factory.network import is_sendable, making_client
 from aft_factory.prompts.thought_probes import Thoughts
 from aft_factory.prompts.tokenizer import shows_system
@@ -92,10 +92,8 @@ class OpenAIEngine:
         Raises:
             UsageError: If no server answers, the key is wrong or the model is not clear.
         """
-        try:
+        with needing("an OpenAI-compatible server", "openai"):
             import openai
-        except ImportError:
-            raise MissingPackage("an OpenAI-compatible server", "openai") from None
         given = [base_urls] if isinstance(base_urls, str) else base_urls
         urls = list(dict.fromkeys(map(_plain_url, given)))
         wrong = [url for url in urls if not is_url(url)]

@@ -27,7 +27,7 @@ from aft_factory.engines.openai_replies import models_in, parse_answer
 from aft_factory.engines.openai_vetting import Vetting
 from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
 from aft_factory.engines.vllm_loading import fingerprint
-from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.errors import UsageError, needing, suggest
 from aft_factory.network import making_client, proxy_hint
 from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer
 
@@ -102,10 +102,8 @@ class ServerReward:
             MissingPackage: If httpx or transformers is not installed.
             UsageError: If the server does not answer, or the model or its tokenizer is not clear.
         """
-        try:
+        with needing("a reward model's server", "httpx"):
             import httpx
-        except ImportError:
-            raise MissingPackage("a reward model's server", "httpx") from None
         url = base_url.strip().rstrip("/").removesuffix("/v1")
         if not is_url(url):
             raise UsageError(f"expected a URL such as http://localhost:8000, got {base_url!r}")

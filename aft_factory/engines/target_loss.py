@@ -14,7 +14,7 @@ from typing import Any
 
 from aft_factory.engines.transformers_reward import RewardDtype, batches
 from aft_factory.engines.vllm_loading import check_name, failures, fingerprint, started
-from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.errors import UsageError, needing
 from aft_factory.network import is_secret
 from aft_factory.prompts.tokenizer import Pretrained
 
@@ -60,11 +60,9 @@ class TransformersLoss:
         dtype: RewardDtype = "auto",
         batch_tokens: int | None = None,
     ) -> None:
-        try:
+        with needing("a perplexity", "torch transformers"):
             import torch
             from transformers import AutoModelForCausalLM
-        except ImportError:
-            raise MissingPackage("a perplexity", "torch transformers") from None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"

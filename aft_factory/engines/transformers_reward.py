@@ -24,7 +24,7 @@ from aft_factory.engines.reward import (
     refuse_headless,
 )
 from aft_factory.engines.vllm_loading import fingerprint
-from aft_factory.errors import MissingPackage
+from aft_factory.errors import needing
 from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer
 
 if TYPE_CHECKING:
@@ -107,11 +107,9 @@ class TransformersReward:
             MissingPackage: If torch or transformers is not installed.
             UsageError: If there is no such model, or it is no reward model.
         """
-        try:
+        with needing("a reward model", "torch transformers"):
             import torch
             from transformers import AutoModelForSequenceClassification
-        except ImportError:
-            raise MissingPackage("a reward model", "torch transformers") from None
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if batch_tokens is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.sampling import Sampling
-from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.errors import UsageError, needing, suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,10 +20,8 @@ def check_sampling(extra: Mapping[str, Any]) -> None:
         MissingPackage: If vLLM is not installed.
         UsageError: If vLLM has none of that name.
     """
-    try:
+    with needing("running a model in this process", "'aft-factory[vllm]'"):
         from vllm import SamplingParams
-    except ImportError:
-        raise MissingPackage("running a model in this process", "'aft-factory[vllm]'") from None
     known = [field for field in SamplingParams.__struct_fields__ if field[0] != "_"]
     for name in extra:
         if name not in (*known, "chat_template_kwargs"):

@@ -28,7 +28,7 @@ from typing import Any
 import orjson
 
 from aft_factory.engines.engine import shown_url
-from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.errors import UsageError, needing
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.stage.guard import guarding
 
@@ -245,10 +245,8 @@ def run_harness(
 
 def _usual_url() -> str:
     """Return where OpenAI's own client asks."""
-    try:
+    with needing("a judge", '"aft-factory[eval]"'):
         import openai
-    except ImportError:
-        raise MissingPackage("a judge", '"aft-factory[eval]"') from None
     return str(openai.OpenAI(api_key="none").base_url)
 
 

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.errors import UsageError, needing, suggest
 from aft_factory.evaluate.benchmarks import Benchmark, Part, Score
 from aft_factory.evaluate.lm_tasks import is_one, localised, near, shows_the_questions
 from aft_factory.evaluate.settings import EvalSettings
@@ -117,10 +117,8 @@ def task_manager(benchmark: Benchmark, include: Sequence[str]) -> Any:
     Raises:
         MissingPackage: If lm-eval is not installed.
     """
-    try:
+    with needing(f"{benchmark.name}: lm-eval", '"aft-factory[eval]"'):
         import lm_eval.tasks
-    except ImportError:
-        raise MissingPackage(f"{benchmark.name}: lm-eval", '"aft-factory[eval]"') from None
     places = [Path(name).absolute() for name in include]
     manager = lm_eval.tasks.TaskManager(include_path=places, include_defaults=False)
     if is_one(benchmark.task, manager.task_index):

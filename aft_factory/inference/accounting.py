@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aft_factory.errors import MissingPackage
+from aft_factory.errors import needing
 from aft_factory.prompts.tokenizer import Pretrained
 
 
@@ -40,15 +40,13 @@ class ModelShape:
             MissingPackage: If transformers is not installed.
             UsageError: If there is no such model.
         """
-        try:
+        with needing("counting FLOPs", "transformers torch"):
             import torch
             from transformers import (
                 AutoConfig,
                 AutoModelForCausalLM,
                 AutoModelForSequenceClassification,
             )
-        except ImportError:
-            raise MissingPackage("counting FLOPs", "transformers torch") from None
         source = Pretrained.of(source)
         try:
             config = source.loaded_by(AutoConfig, local_files_only=here)

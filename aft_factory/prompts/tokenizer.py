@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aft_factory.errors import MissingPackage, UsageError
+from aft_factory.errors import UsageError, needing
 from aft_factory.network import environment_problems
 from aft_factory.prompts.markers import MARKERS, Markers, markers_of
 from aft_factory.prompts.prelude import chat_template, chat_templates, has_prelude
@@ -77,10 +77,8 @@ def load_tokenizer(source: str | Pretrained) -> PreTrainedTokenizerFast:
         MissingPackage: If transformers is not installed.
         UsageError: If there is no such tokenizer.
     """
-    try:
+    with needing("--tokenizer", "transformers"):
         from transformers import AutoTokenizer
-    except ImportError:
-        raise MissingPackage("--tokenizer", "transformers") from None
     source = Pretrained.of(source)
     try:
         loaded: PreTrainedTokenizerFast = source.loaded_by(AutoTokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aft_factory.errors import AftError, MissingPackage, UsageError
+from aft_factory.errors import AftError, UsageError, needing
 from aft_factory.push.card import DATA_FILES
 
 
@@ -15,10 +15,8 @@ def hub_api(token: str | None) -> Any:
     Raises:
         MissingPackage: If huggingface_hub is not installed.
     """
-    try:
+    with needing("uploading", "huggingface_hub"):
         from huggingface_hub import HfApi
-    except ImportError:
-        raise MissingPackage("uploading", "huggingface_hub") from None
     return HfApi(token=token)
 
 

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aft_factory.errors import AftError, MissingPackage, UsageError
+from aft_factory.errors import AftError, UsageError, needing
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
@@ -200,10 +200,8 @@ def import_datasets() -> Any:
     Raises:
         MissingPackage: If it is not installed.
     """
-    try:
+    with needing("reading a `datasets` folder or hub data set", "datasets"):
         import datasets
-    except ImportError:
-        raise MissingPackage("reading a `datasets` folder or hub data set", "datasets") from None
     return datasets
 
 

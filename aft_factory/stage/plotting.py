@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.errors import MissingPackage
+from aft_factory.errors import needing
 from aft_factory.records.files import check_writable, replacing, write_whole
 from aft_factory.records.record import Row
 from aft_factory.stage.command import Leaves
@@ -74,10 +74,8 @@ def need_matplotlib(feature: str) -> None:
     Raises:
         MissingPackage: If matplotlib is not installed.
     """
-    try:
+    with needing(feature, "matplotlib"):
         import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingPackage(feature, "matplotlib") from None
 
 
 def new_figure(width: float, height: float) -> Figure:

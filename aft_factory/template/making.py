@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aft_factory.errors import MissingPackage, UsageError, suggest
+from aft_factory.errors import UsageError, needing, suggest
 from aft_factory.prompts.habits import thinking_switch
 from aft_factory.prompts.prelude import THINKING, Prelude
 from aft_factory.prompts.probing import fitting_prelude
@@ -166,10 +166,8 @@ def stock_templates() -> dict[str, Any]:
     Raises:
         MissingPackage: If it is not installed.
     """
-    try:
+    with needing("a template of LLaMA-Factory", "llamafactory"):
         from llamafactory.data.template import TEMPLATES
-    except ImportError:
-        raise MissingPackage("a template of LLaMA-Factory", "llamafactory") from None
     from aft_factory.plugin.templates import aggregator_of
 
     return {name: one for name, one in TEMPLATES.items() if aggregator_of(name) is None}

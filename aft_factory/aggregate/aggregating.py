@@ -16,7 +16,7 @@ from typing import Any
 
 from aft_factory.aggregate import gates
 from aft_factory.engines.sampling import Completion
-from aft_factory.errors import RecordError, UsageError, suggest
+from aft_factory.errors import RecordError, suggest
 from aft_factory.inference.drafting_options import DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record, read_with_proposals
@@ -30,7 +30,7 @@ from aft_factory.records.told import with_told
 from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import AskSettings
-from aft_factory.stage.reading import AGGREGATOR
+from aft_factory.stage.reading import AGGREGATOR, refused
 from aft_factory.stage.rehearsing import filler, records
 from aft_factory.stage.stage import Stage, Tally
 
@@ -68,11 +68,7 @@ class AggregateSettings(AskSettings):
                 problems.append(f"drop: unknown gate {name!r}; {suggest(name, gates.GATES)}")
         if not 0 < self.copy_threshold <= 1:
             problems.append(f"copy_threshold: expected a share up to 1, got {self.copy_threshold}")
-        try:
-            load_template(self.template)
-        except UsageError as error:
-            problems.append(str(error))
-        return problems
+        return problems + refused(lambda: load_template(self.template))
 
 
 def defaults(_: object, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

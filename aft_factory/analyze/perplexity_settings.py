@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from aft_factory.engines.transformers_reward import RewardDtype
-from aft_factory.errors import UsageError
 from aft_factory.prompts.selection import Aggregation
 from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
 from aft_factory.stage.plotting import PlotSettings, plot_files
-from aft_factory.stage.reading import at_least
+from aft_factory.stage.reading import at_least, refused
 from aft_factory.stage.tokenizing import folder_problems
 
 EXAMPLES = """\
@@ -80,12 +80,11 @@ class PerplexitySettings(PlotSettings):
             problems.append(
                 "dtype, batch_tokens: for transformers; for vLLM: --engine-args dtype=float32"
             )
-        for name, how in self.ablation.items():
-            try:
-                Aggregation(ablation=how)  # type: ignore[arg-type]
-            except UsageError as error:
-                problems.append(f"ablation: {name}: {error}")
-        return problems
+        return problems + [
+            f"ablation: {name}: {problem}"
+            for name, how in self.ablation.items()
+            for problem in refused(partial(Aggregation, ablation=how))  # type: ignore[arg-type]
+        ]
 
     @property
     def journal_path(self) -> Path:

@@ -9,12 +9,11 @@ from typing import Literal
 from aft_factory.convert.register import dataset_entry
 from aft_factory.convert.sources import SOURCES
 from aft_factory.convert.targets import TARGETS
-from aft_factory.errors import UsageError
 from aft_factory.prompts.selection import Aggregation
 from aft_factory.records import rejects
 from aft_factory.stage.command import Entry, Leaves
 from aft_factory.stage.declaring import argument, setting, switch, written
-from aft_factory.stage.reading import AGGREGATOR, FORMATS, INPUTS, ReadSettings, at_least
+from aft_factory.stage.reading import AGGREGATOR, FORMATS, INPUTS, ReadSettings, at_least, refused
 from aft_factory.stage.tokenizing import TokenizerSettings
 
 # What rows without proposals cannot mean.
@@ -95,11 +94,7 @@ class ConvertSettings(TokenizerSettings, ReadSettings):
             problems.append(
                 f"--column: the layouts of {self.source} are known, it takes only ignore=NAME"
             )
-        try:
-            self.options()
-        except UsageError as error:
-            problems.append(str(error))
-        return problems
+        return problems + refused(self.options)
 
     def options(self) -> Aggregation:
         """Return which proposals are taken, and under which aggregator prompt.

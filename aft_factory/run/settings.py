@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.records.tables import table_format
 from aft_factory.stage.declaring import COMMON, setting, written
 from aft_factory.stage.job_settings import DECODING, FILES, OWNED, AskSettings, missing_keys
-from aft_factory.stage.reading import AGGREGATOR, MOST_SAMPLES, ROWS, at_least
+from aft_factory.stage.reading import AGGREGATOR, MOST_SAMPLES, ROWS, at_least, refused
 from aft_factory.stage.reward import RewardSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -124,11 +125,7 @@ class RunSettings(RewardSettings, AskSettings):
         problems += at_least(self, *limits, most=MOST_SAMPLES)
         if not is_form(self.drafts):
             problems.append(f"drafts: expected {FORMS}, got {self.drafts!r}")
-        for check in (self.final, self.middle, lambda: load_template(self.template)):
-            try:
-                check()
-            except UsageError as error:
-                problems.append(str(error))
+        problems += refused(self.final, self.middle, lambda: load_template(self.template))
         problems += self.strategy_problems() + self.unneeded_reward()
         return problems if self.task is None else problems + self.output_problems(self.task)
 
@@ -174,11 +171,8 @@ class RunSettings(RewardSettings, AskSettings):
             for model in getattr(self, name):
                 if model not in self.proposers:
                     problems.append(f"{name}: {model!r} is not among the proposers")
-        for model in self.proposer_tokenizers:
-            try:
-                self.proposer_tokenizer(model)
-            except UsageError as error:
-                problems.append(str(error))
+        tokenizers = (partial(self.proposer_tokenizer, model) for model in self.proposer_tokenizers)
+        problems += refused(*tokenizers)
         problems += missing_keys("proposer_key_env", map(str, self.proposer_key_env.values()))
         return problems
 

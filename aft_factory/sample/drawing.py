@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 from aft_factory.engines.sampling import Completion, Sampling
-from aft_factory.errors import UsageError
 from aft_factory.inference.drafting_options import CompletionPrompts, DraftingOptions
 from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query, read_record
@@ -32,7 +31,7 @@ from aft_factory.sample import urial
 from aft_factory.stage.declaring import COMMON, setting
 from aft_factory.stage.engines import dry_run_engines, dry_run_note, open_engines
 from aft_factory.stage.job_settings import DECODING, AskSettings
-from aft_factory.stage.reading import MOST_SAMPLES, at_least
+from aft_factory.stage.reading import MOST_SAMPLES, at_least, refused
 from aft_factory.stage.rehearsing import filler, records
 from aft_factory.stage.stage import Stage, Tally
 
@@ -57,11 +56,8 @@ class SampleSettings(AskSettings):
         """Return what is wrong with the settings."""
         problems = AskSettings.problems(self)
         problems += at_least(self, ("samples", 1), most=MOST_SAMPLES)
-        try:
-            urial.load_propose_template(self.prompt)
-        except UsageError as error:
-            problems.append(f"prompt: {error}")
-        return problems
+        prompt = refused(lambda: urial.load_propose_template(self.prompt))
+        return problems + [f"prompt: {problem}" for problem in prompt]
 
     def proposal(self) -> Sampling:
         """Return the sampling of proposals, which end where the next query would begin."""

@@ -15,7 +15,7 @@ from aft_factory.records.files import read_text
 from aft_factory.run.settings import FINAL, MIDDLE, OPTIONS, RunSettings
 from aft_factory.stage.declaring import COMMON, checked, setting, written
 from aft_factory.stage.job_settings import FILES, PACE, missing_keys
-from aft_factory.stage.reading import at_least
+from aft_factory.stage.reading import at_least, refused
 
 KEY_VARIABLE = "AFT_API_KEY"
 CLIENTS = "clients"  # headings of `--help`
@@ -123,10 +123,7 @@ class ServeSettings(RunSettings):
         if self.port > 65535:
             problems.append(f"port: expected a number up to 65535, got {self.port}")
         problems += missing_keys("client_key_env", self.client_key_env)
-        try:
-            self.keys()
-        except UsageError as error:
-            problems.append(str(error))
+        problems += refused(self.keys)
         for name, changes in self.variants.items():
             problems += [f"variants: {name}: {text}" for text in self._variant_problems(changes)]
             if not NAME.fullmatch(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 from aft_factory.engines.openai_fields import read_omission
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.engines.vllm_loading import engine_source
-from aft_factory.errors import UsageError
 from aft_factory.inference.policy import (
     EmptyPolicy,
     FilteredPolicy,
@@ -25,7 +25,7 @@ from aft_factory.records.rejects import rejects_path
 from aft_factory.records.tables import Line
 from aft_factory.stage.declaring import COMMON, setting, written
 from aft_factory.stage.placing import RaySettings
-from aft_factory.stage.reading import ROWS, ReadSettings, at_least
+from aft_factory.stage.reading import ROWS, ReadSettings, at_least, refused
 from aft_factory.stage.sharding import read_shard
 from aft_factory.stage.tokenizing import TokenizerSettings
 
@@ -73,11 +73,7 @@ class JobSettings(ReadSettings):
         problems = ReadSettings.problems(self) + at_least(self, ("retries", 0), ("admit", 1))
         if not self.timeout > 0:
             problems.append(f"timeout: expected seconds, got {self.timeout}")
-        try:
-            self.taken()
-        except UsageError as error:
-            problems.append(str(error))
-        return problems
+        return problems + refused(self.taken)
 
     def taken(self) -> slice:
         """Return which of the rows are read: all, or a shard's.
@@ -209,21 +205,14 @@ class AskSettings(RaySettings, TokenizerSettings, JobSettings):
         )
         problems += self.tokenizer_problems(self.tokenizer)
         problems += self.ray_problems("--base-url" if self.base_url else None)
-        for text in self.omit:
-            try:
-                read_omission(text)
-            except UsageError as error:
-                problems.append(str(error))
+        problems += refused(*(partial(read_omission, text) for text in self.omit))
         problems += missing_keys("api_key_env", self.api_key_env)
         if len(self.api_key_env) not in (0, 1, len(self.base_url)):
             problems.append(
                 f"api_key_env: expected one name, or one for each of {len(self.base_url)} servers"
             )
         problems += [self._owner(name) for name in self.sampling_args if name in OWNED]
-        try:
-            self.proposal()
-        except UsageError as error:
-            problems.append(str(error))
+        problems += refused(self.proposal)
         if self.scripted:
             return problems
         problems += [
@@ -290,10 +279,4 @@ class AskSettings(RaySettings, TokenizerSettings, JobSettings):
 
 def missing_keys(setting: str, names: Iterable[str]) -> list[str]:
     """Return which environment variables hold no key; a name is asked for, never a key."""
-    problems = []
-    for name in names:
-        try:
-            read_key(name)
-        except UsageError as error:
-            problems.append(f"{setting}: {error}")
-    return problems
+    return [f"{setting}: {told}" for told in refused(*(partial(read_key, name) for name in names))]

@@ -70,12 +70,7 @@ class ReadSettings(Settings):
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings; a command's own add theirs."""
-        problems = at_least(self, ("limit", 1))
-        try:
-            self.columns()
-        except UsageError as error:
-            problems.append(str(error))
-        return problems
+        return at_least(self, ("limit", 1)) + refused(self.columns)
 
     def columns(self) -> Columns:
         """Return the columns to read rows from.
@@ -124,6 +119,17 @@ def at_least(settings: object, *limits: tuple[str, int], most: int = sys.maxsize
         for name, least in limits
         if (value := getattr(settings, name)) is not None and not least <= value <= most
     ]
+
+
+def refused(*checks: Callable[[], object]) -> list[str]:
+    """Return what is wrong, in the words in which each check refuses it."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UsageError as error:
+            problems.append(str(error))
+    return problems
 
 
 def check_again(name: str) -> None:

@@ -70,23 +70,27 @@ def unmarked(text: str) -> str:
 
 @contextlib.contextmanager
 def open_bytes(
-    path: Path, on_bytes: Callable[[int], object] = lambda _: None
+    path: Path,
+    on_bytes: Callable[[int], object] = lambda _: None,
+    suffix: str | None = None,
 ) -> Iterator[io.BufferedReader]:
     """Open a file for reading, through .gz and .zst.
 
     Args:
         path: The file.
         on_bytes: Told how many bytes were read since the last call, before decompression.
+        suffix: Tells how it is compressed, where its own name does not.
 
     Raises:
         UsageError: Inside the block, where compressed data turn out to be damaged or cut off.
     """
     raw: Any = _Counted(path, on_bytes)
-    if path.suffix in CODECS:
+    codec = CODECS.get(path.suffix if suffix is None else suffix)
+    if codec is not None:
         import pyarrow as pa
 
         # Python's own readers are slower, and zstandard's takes a cut-off file for a whole one.
-        raw = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), CODECS[path.suffix])
+        raw = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
     try:
         with io.BufferedReader(raw, CHUNK) as stream:
             yield stream

@@ -13,12 +13,37 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from aft_factory.errors import UsageError
 from aft_factory.records.files import named
 from aft_factory.records.record import Row
 
 ROWS = 2000  # of a group: what is held in memory
+REFUSALS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 _log = logging.getLogger(__name__)
+
+_TEXT, _NUMBER = pa.string(), pa.int64()
+_RECORD = {
+    "id": _TEXT,
+    "messages": pa.list_(pa.struct({"role": _TEXT, "content": _TEXT})),
+    "proposals": pa.list_(_TEXT),
+    "aggregation": _TEXT,
+    "reference": _TEXT,
+    "source": _TEXT,
+    "scores": pa.list_(pa.float64()),
+    "proposal_models": pa.list_(_TEXT),
+    "aggregation_thought": _TEXT,
+    "meta": _TEXT,
+}
+_PLACE = {"turn": _NUMBER, "layer": _NUMBER}
+_COUNTS = ("requests", "samples", "prompt", "cached", "completion", "attended")
+_RUN = {  # the columns of `run` that may hold nothing to tell their types by
+    "usage": pa.list_(pa.struct(_PLACE | dict.fromkeys(_COUNTS, _NUMBER))),
+    "events": pa.list_(pa.struct(_PLACE | {"slot": _NUMBER, "event": _TEXT})),
+    "extracted": _TEXT,
+}
 
 
 def read_parquet(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Row]:
@@ -31,9 +56,6 @@ def read_parquet(path: Path, on_bytes: Callable[[int], object]) -> Iterator[Row]
     Raises:
         UsageError: If the file is no Parquet file, or damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     size = path.stat().st_size
     try:
         with pa.OSFile(os.fsencode(path)) as opened, pq.ParquetFile(opened) as file:
@@ -85,9 +107,9 @@ class ParquetSink:
 
     def _close(self) -> None:
         self._note_types()
-        own = _record_types() | _run_types()
+        own = _RECORD | _RUN
         types = {name: _settled(found, own.get(name)) for name, found in self._types.items()}
-        types = types or _record_types()
+        types = types or _RECORD
         self._as_text |= {name for name, found in types.items() if _has_empty_object(found)}
         while not self._write(types):
             pass
@@ -95,22 +117,17 @@ class ParquetSink:
             _log.warning("column %s is JSON text, as its values have no one Parquet type", name)
 
     def _note_types(self) -> None:
-        import pyarrow as pa
-
         for name in {name: None for row in self._rows for name in row}:
             found = pa.null()
             try:
                 found = pa.array([row.get(name) for row in self._rows]).type
                 found = _merged(self._types.get(name, found), found)
-            except _refusals():
+            except REFUSALS:
                 self._as_text.add(name)
             self._types[name] = found
 
     def _write(self, types: dict[str, Any]) -> bool:
         """Write all rows; False where a column turned out to have no one type."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         types = types | dict.fromkeys(self._as_text, pa.string())
         schema = pa.schema(types)
         alters = {name: _alters(kind) for name, kind in types.items()}
@@ -128,7 +145,7 @@ class ParquetSink:
                         continue
                     try:
                         columns.append(pa.array(values, kind))
-                    except _refusals():  # such as a huge integer among numbers with a fraction
+                    except REFUSALS:  # such as a huge integer among numbers with a fraction
                         self._as_text.add(name)
                         return False
                     if (altered := alters[name]) and any(map(altered, values)):
@@ -146,16 +163,8 @@ class ParquetSink:
         yield self._rows
 
 
-def _refusals() -> tuple[type[Exception], ...]:
-    import pyarrow as pa
-
-    return (pa.ArrowException, OverflowError, TypeError, ValueError)
-
-
 def _merged(one: Any, other: Any) -> Any:
     """Return the type that holds values of both; ArrowException if there is none."""
-    import pyarrow as pa
-
     schemas = [pa.schema({"column": kind}) for kind in (one, other)]
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
 
@@ -164,14 +173,12 @@ def _settled(found: Any, own: Any) -> Any:
     """Return our own type of a column, where there is one and it holds all that was found."""
     try:
         return own if own is not None and _merged(own, found) == own else found
-    except _refusals():
+    except REFUSALS:
         return found
 
 
 def _has_empty_object(kind: Any) -> bool:
     """Tell whether a type has an object without keys in it, for which Parquet has no form."""
-    import pyarrow as pa
-
     if pa.types.is_list(kind):
         return _has_empty_object(kind.value_type)
     return pa.types.is_struct(kind) and (
@@ -184,8 +191,6 @@ def _alters(kind: Any) -> Callable[[Any], bool] | None:
 
     None where it never does, as it says itself what does not fit.
     """
-    import pyarrow as pa
-
     types = pa.types
     if types.is_struct(kind):
         parts = [(part.name, alters) for part in kind if (alters := _alters(part.type))]
@@ -200,35 +205,3 @@ def _alters(kind: Any) -> Callable[[Any], bool] | None:
     if types.is_date(kind):
         return lambda value: isinstance(value, datetime)
     return None
-
-
-def _record_types() -> dict[str, Any]:
-    import pyarrow as pa
-
-    text, texts = pa.string(), pa.list_(pa.string())
-    return {
-        "id": text,
-        "messages": pa.list_(pa.struct({"role": text, "content": text})),
-        "proposals": texts,
-        "aggregation": text,
-        "reference": text,
-        "source": text,
-        "scores": pa.list_(pa.float64()),
-        "proposal_models": texts,
-        "aggregation_thought": text,
-        "meta": text,
-    }
-
-
-def _run_types() -> dict[str, Any]:
-    """Return the types of the columns of `run` that may hold nothing to tell their types by."""
-    import pyarrow as pa
-
-    text, number = pa.string(), pa.int64()
-    place = {"turn": number, "layer": number}
-    counts = ("requests", "samples", "prompt", "cached", "completion", "attended")
-    return {
-        "usage": pa.list_(pa.struct(place | dict.fromkeys(counts, number))),
-        "events": pa.list_(pa.struct(place | {"slot": number, "event": text})),
-        "extracted": text,
-    }

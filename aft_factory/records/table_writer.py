@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from aft_factory.records import exact_json
 from aft_factory.records.early_types import EarlyTypes
-from aft_factory.records.files import CHUNK, check_writable, named, replacing
-from aft_factory.records.parquet import ParquetSink
+from aft_factory.records.files import CHUNK, check_writable, named, open_bytes, replacing
 from aft_factory.records.record import Row
 from aft_factory.records.tables import table_format
+
+if TYPE_CHECKING:
+    from aft_factory.records.parquet import ParquetSink
 
 
 class _Withdrawn(Exception):
@@ -61,6 +62,8 @@ class TableWriter:
     def __enter__(self) -> TableWriter:
         aside = self._stack.enter_context(replacing(self.path, self._until))
         if self._format == ".parquet":
+            from aft_factory.records.parquet import ParquetSink
+
             self._parquet = ParquetSink(aside)
             self._stack.push(self._finish)
             return self
@@ -121,7 +124,7 @@ class TableWriter:
             return
         first: list[bytes] = []
         with tempfile.TemporaryFile(dir=aside.parent) as rest:
-            with _decompressed(aside, self.path.suffix) as lines:
+            with open_bytes(aside, suffix=self.path.suffix) as lines:
                 for number, line in enumerate(lines):
                     first.append(line) if number in late else rest.write(line)
             rest.seek(0)
@@ -140,14 +143,3 @@ def _compressed(stream: IO[bytes], suffix: str) -> Any:
 
         return zstandard.ZstdCompressor(level=6).stream_writer(stream, closefd=False)
     return contextlib.nullcontext(stream)
-
-
-def _decompressed(path: Path, suffix: str) -> Any:
-    """Return the lines of a file whose own name does not tell how it is compressed."""
-    if suffix == ".gz":
-        return gzip.open(path, "rb")
-    if suffix == ".zst":
-        import zstandard
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")))
-    return path.open("rb")

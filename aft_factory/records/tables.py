@@ -18,7 +18,6 @@ from aft_factory.errors import UsageError
 from aft_factory.records import exact_json
 from aft_factory.records.files import CHUNK, open_bytes, other_encoding, readable
 from aft_factory.records.hub import HubSet, explained, import_datasets, is_hub_name, tell_of_splits
-from aft_factory.records.parquet import read_parquet
 
 MOST_NO_JSON = 10  # lines at the start of a file of which none is JSON: it is something else
 FORMATS = (".jsonl", ".json", ".parquet")
@@ -84,6 +83,8 @@ def read_rows(
     if path.is_dir():
         return _read_folder(path, split)
     if table_format(path) == ".parquet":
+        from aft_factory.records.parquet import read_parquet
+
         return _numbered(readable(str(path)), read_parquet(path, on_bytes))
     return _read_json(path, on_bytes)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def convert(settings: ConvertSettings) -> int:
             register(entry, output)
     text = [*previews, describe(summary, conversion, rejects, output)]
     text += next_steps(settings, summary)
-    _show("\n".join(text))
+    show("\n".join(text))
     lost = settings.strict and summary.rejected
     return 1 if lost or summary.is_empty else 0
 
@@ -131,16 +130,6 @@ def describe(
             f"{AT_RISK[conversion.target]}"
         )
     return "\n".join(text)
-
-
-def _show(text: str) -> None:
-    try:
-        show(text)
-    except OSError as error:
-        # Nothing more can be printed, and Python would try once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # such as `| head`, which has seen enough
-            raise
 
 
 COMMAND = PlainCommand(

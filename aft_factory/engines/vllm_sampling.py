@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.sampling import Sampling
@@ -13,17 +13,20 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
 
-def check_sampling(extra: Mapping[str, Any]) -> None:
-    """Check further sampling settings, before a model is loaded.
+def check_samplings(samplings: Iterable[Sampling]) -> None:
+    """Check their further settings, before a model is loaded.
 
     Raises:
         MissingPackage: If vLLM is not installed.
         UsageError: If vLLM has none of that name.
     """
+    extras = [name for sampling in samplings for name in sampling.extra]
+    if not extras:
+        return
     with needing("running a model in this process", "'aft-factory[vllm]'"):
         from vllm import SamplingParams
     known = [field for field in SamplingParams.__struct_fields__ if field[0] != "_"]
-    for name in extra:
+    for name in extras:
         if name not in (*known, "chat_template_kwargs"):
             raise UsageError(f"sampling_args: vLLM has no {name!r}; {suggest(name, known)}")
 

@@ -73,10 +73,7 @@ def build_app(state: State) -> Starlette:
                 expose_headers=["x-request-id", "x-aft-replayed"],
             )
         )
-    if keys := state.settings.keys():
-        middleware.append(Middleware(_Keys, keys=keys))
-    else:
-        middleware.append(Middleware(_Addresses))
+    middleware.append(Middleware(_Clients, keys=state.settings.keys()))
     failed = Refusal(500, "the server failed", "internal_error")
     handlers = {
         Refusal: lambda _, refusal: refused(refusal),
@@ -112,36 +109,27 @@ class _Numbers:
         await self._app(scope, receive, numbered)
 
 
-class _Keys:
-    """Lets in who shows one of the keys; each is a client that has its turn."""
+class _Clients:
+    """Lets in who shows one of the keys, if there are any; each key, else address, has its turn."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
-            return await self._app(scope, receive, send)
-        scheme, _, shown = Headers(scope=scope).get("authorization", "").partition(" ")
-        digest = _digest(shown.strip())
-        # All of them are compared, whichever is right, and each in constant time.
-        right = [hmac.compare_digest(digest, own) for own in self._digests]
-        if scheme.lower() != "bearer" or not any(right):
-            problem = "this server wants an API key: Authorization: Bearer KEY"
-            refusal = Refusal(401, problem, "invalid_api_key", None, {"www-authenticate": "Bearer"})
-            return await refused(refusal)(scope, receive, send)
-        scope["aft.client"] = f"key {right.index(True)}"
-        await self._app(scope, receive, send)
-
-
-class _Addresses:
-    """Takes each address for a client that has its turn."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope.get("client"):
+        asks = scope["type"] == "http" and scope["path"] not in OPEN
+        if asks and self._digests:
+            scheme, _, shown = Headers(scope=scope).get("authorization", "").partition(" ")
+            digest = _digest(shown.strip())
+            # All of them are compared, whichever is right, and each in constant time.
+            right = [hmac.compare_digest(digest, own) for own in self._digests]
+            if scheme.lower() != "bearer" or not any(right):
+                problem = "this server wants an API key: Authorization: Bearer KEY"
+                ask = {"www-authenticate": "Bearer"}
+                refusal = Refusal(401, problem, "invalid_api_key", None, ask)
+                return await refused(refusal)(scope, receive, send)
+            scope["aft.client"] = f"key {right.index(True)}"
+        elif asks and scope.get("client"):
             scope["aft.client"] = scope["client"][0]
         await self._app(scope, receive, send)
 

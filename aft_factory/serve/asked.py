@@ -55,6 +55,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
 }
 WHOLE = frozenset({"top_k", "max_tokens", "n", "seed", *OPTIONS})
 OF_SAMPLING = ("temperature", "top_p", "top_k", "max_tokens")
+KINDS = {dict: "an object", bool: "true or false", str: "a text"}
 MOST_STOPS, LONGEST_STOP = 32, 1000
 OF_AFT = ("strategy", *OPTIONS, "keep_drafts", "proposal")
 KNOWN = frozenset(
@@ -120,15 +121,15 @@ def read_request(body: Any) -> Asked:
     final = {name: numbers[name] for name in OF_SAMPLING if name in numbers}
     if stops := _stops(given):
         final["stop"] = stops
-    aft = _object(given, "aft")
+    aft = _typed(given, "aft", dict) or {}
     for name in aft:
         if name not in OF_AFT:
             raise wrong(f"aft.{name}", f"unknown; {suggest(name, OF_AFT)}")
-    proposal = _object(aft, "proposal", "aft.")
+    proposal = _typed(aft, "proposal", dict, "aft.") or {}
     for name in proposal:
         if name not in OF_SAMPLING:
             raise wrong(f"aft.proposal.{name}", f"unknown; {suggest(name, OF_SAMPLING)}")
-    strategy = _text(aft, "strategy", "aft.")
+    strategy = _typed(aft, "strategy", str, "aft.")
     changes: dict[str, Any] = {} if strategy is None else {"strategy": strategy}
     changes |= {
         name: _number(aft, name, 0, 2**31 - 1, "aft.")
@@ -140,20 +141,20 @@ def read_request(body: Any) -> Asked:
         for name in proposal
         if proposal[name] is not None
     }
-    options = _object(given, "stream_options")
+    options = _typed(given, "stream_options", dict) or {}
     messages, beyond = _messages(given)
     return Asked(
         messages=messages,
-        model=_text(given, "model"),
+        model=_typed(given, "model", str),
         n=_number(given, "n", 1, 2**31 - 1) if "n" in given else 1,
         final=final,
         extra={name: numbers[name] for name in numbers if name not in OF_SAMPLING},
-        template=_object(given, "chat_template_kwargs"),
+        template=_typed(given, "chat_template_kwargs", dict) or {},
         seed=_number(given, "seed", -(2**63), 2**63 - 1) if "seed" in given else None,
-        stream=_switch(given, "stream"),
-        include_usage=_switch(options, "include_usage", "stream_options."),
+        stream=bool(_typed(given, "stream", bool)),
+        include_usage=bool(_typed(options, "include_usage", bool, "stream_options.")),
         changes=changes,
-        keep_drafts=_switch(aft, "keep_drafts", "aft."),
+        keep_drafts=bool(_typed(aft, "keep_drafts", bool, "aft.")),
         body=body,
         beyond=_beyond(given, options) or beyond,
         offers_tools=bool(given.get("tools")),
@@ -208,22 +209,9 @@ def _stops(given: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _object(given: Mapping[str, Any], name: str, where: str = "") -> dict[str, Any]:
+def _typed(given: Mapping[str, Any], name: str, wanted: type, where: str = "") -> Any:
+    """Return a value of this type; None where there is none."""
     value = given.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise wrong(where + name, f"expected an object, got {kind(value)}")
-    return value or {}
-
-
-def _switch(given: Mapping[str, Any], name: str, where: str = "") -> bool:
-    value = given.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise wrong(where + name, f"expected true or false, got {kind(value)}")
-    return bool(value)
-
-
-def _text(given: Mapping[str, Any], name: str, where: str = "") -> str | None:
-    value = given.get(name)
-    if value is not None and not isinstance(value, str):
-        raise wrong(where + name, f"expected a text, got {kind(value)}")
+    if value is not None and not isinstance(value, wanted):
+        raise wrong(where + name, f"expected {KINDS[wanted]}, got {kind(value)}")
     return value

@@ -16,7 +16,11 @@ RESUMES = "interrupted; the same command goes on where this one was"
 
 def show(text: str) -> None:
     """Print what may hold texts of models, servers and files."""
-    print(printable(text), flush=True)
+    try:
+        print(printable(text), flush=True)
+    except OSError:  # nothing more can be printed, and Python would try once more at its end
+        _print_no_more()
+        raise
 
 
 def guarded(run: Callable[[], int], interrupted: str = RESUMES, *, lines: bool = False) -> int:
@@ -39,8 +43,8 @@ def guarded(run: Callable[[], int], interrupted: str = RESUMES, *, lines: bool =
         problems = [str(problem) for problem in error.args]
     except AftError as error:
         problems = [str(error)]
-    except BrokenPipeError:  # such as `| head`, which has seen enough; Python would try once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # such as `| head`, which has seen enough
+        _print_no_more()
         return 0
     except OSError as error:
         problems = [f"{error.filename}: {error.strerror}" if error.filename else str(error)]
@@ -51,3 +55,7 @@ def guarded(run: Callable[[], int], interrupted: str = RESUMES, *, lines: bool =
     told = [printable(problem) for problem in told]
     print("error: " + "\n".join(told), file=sys.stderr)
     return 2
+
+
+def _print_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

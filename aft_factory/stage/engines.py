@@ -135,11 +135,10 @@ async def open_engines(
                 engines[name] = await add(await _server(settings, other, name))
         else:
             from aft_factory.engines.vllm_engine import VllmEngine
-            from aft_factory.engines.vllm_sampling import check_sampling
+            from aft_factory.engines.vllm_sampling import check_samplings
 
             assert settings.model is not None
-            for extra in filter(None, (sampling.extra for sampling in settings.samplings())):
-                check_sampling(extra)
+            check_samplings(settings.samplings())
             engine = await VllmEngine.start(
                 settings.model,
                 adapter=None if settings.adapter is None else str(settings.adapter),

@@ -55,11 +55,10 @@ async def _model(
     if settings.scripted:
         return scripted, SCRIPTED, [], None
     from aft_factory.engines.vllm_engine import VllmEngine
-    from aft_factory.engines.vllm_sampling import check_sampling
+    from aft_factory.engines.vllm_sampling import check_samplings
     from aft_factory.engines.vllm_served import Served
 
-    for extra in filter(None, (sampling.extra for sampling in settings.samplings())):
-        check_sampling(extra)
+    check_samplings(settings.samplings())
     assert settings.model is not None
     adapter = None if settings.adapter is None else str(settings.adapter)
     # Ray is for between nodes; within one, vLLM is to begin its own processes.

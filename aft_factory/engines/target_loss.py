@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aft_factory.engines.transformers_reward import RewardDtype, batches
-from aft_factory.engines.vllm_loading import check_name, failures, fingerprint, started
+from aft_factory.engines.transformers_reward import RewardDtype, batches, placed
+from aft_factory.engines.vllm_loading import check_name, failures, fingerprint, identity_of, started
 from aft_factory.errors import UsageError, needing
 from aft_factory.network import is_secret
 from aft_factory.prompts.tokenizer import Pretrained
@@ -45,8 +45,8 @@ class TransformersLoss:
 
     Args:
         source: Folder or hub name, or how it is loaded.
-        dtype: `auto` is bfloat16 on a GPU and float32 on a CPU; the loss itself is in float32.
-        batch_tokens: Most tokens, padding included, that are read at once.
+        dtype: See `placed`; the loss itself is in float32.
+        batch_tokens: Most tokens, padding included, that are read at once; see `placed`.
 
     Raises:
         MissingPackage: If torch or transformers is not installed.
@@ -63,21 +63,14 @@ class TransformersLoss:
         with needing("a perplexity", "torch transformers"):
             import torch
             from transformers import AutoModelForCausalLM
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype == "auto":
-            dtype = "float32" if device == "cpu" else "bfloat16"
+        self._device, kind, self._budget = placed(dtype, batch_tokens)
         source = Pretrained.of(source)
         try:
-            network = source.loaded_by(AutoModelForCausalLM, dtype=getattr(torch, dtype))
+            network = source.loaded_by(AutoModelForCausalLM, dtype=getattr(torch, kind))
         except Exception as error:
             raise source.explained("the model", error) from error
-        parts = [fingerprint(source.name), dtype]
-        if revision := source.options.get("revision"):
-            parts.append(f"revision={revision}")
-        self.identity = "+".join(parts)
-        self._network = network.to(device).eval()
-        self._device = device
-        self._budget = batch_tokens or (2048 if device == "cpu" else 16384)
+        self.identity = identity_of(source, kind)
+        self._network = network.to(self._device).eval()
 
     def losses(self, rows: Sequence[Row]) -> Iterator[tuple[int, float]]:
         """Go through the rows, longest first: the number of each, and the sum of its losses."""

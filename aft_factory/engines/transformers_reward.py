@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from aft_factory.engines.engine import EngineError
@@ -23,7 +24,7 @@ from aft_factory.engines.reward import (
     finite,
     refuse_headless,
 )
-from aft_factory.engines.vllm_loading import fingerprint
+from aft_factory.engines.vllm_loading import identity_of
 from aft_factory.errors import needing
 from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer
 
@@ -55,27 +56,37 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
+def placed(dtype: RewardDtype, batch_tokens: int | None) -> tuple[str, str, int]:
+    """Return where a model runs, the GPU if there is one, in which type, and its tokens at once.
+
+    Args:
+        dtype: `auto` is bfloat16 on a GPU and float32 on a CPU.
+        batch_tokens: None is 16384, and 2048 on a CPU, whose caches larger batches overflow.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda", "bfloat16" if dtype == "auto" else dtype, batch_tokens or 16384
+    return "cpu", "float32" if dtype == "auto" else dtype, batch_tokens or 2048
+
+
+@dataclass(eq=False)
 class TransformersReward:
     """A sequence classifier in this process, in a thread of its own. Made by `load`."""
 
-    def __init__(
-        self,
-        model: str,
-        network: PreTrainedModel,
-        encoder: PairEncoder,
-        batch_tokens: int,
-        label: int,
-    ) -> None:
-        self.model = model
-        parts = (fingerprint(model), encoder.identity, str(label), str(network.dtype))
-        self.identity = "+".join(parts)
-        self._network = network
-        self._encoder = encoder
-        self._batch_tokens = batch_tokens
-        self._label = label
-        self._closing = threading.Event()
-        self._is_causal = _is_causal(network)
-        self._worker = ThreadPoolExecutor(1, "reward")  # one: calls take turns
+    model: str
+    identity: str
+    _network: PreTrainedModel
+    _encoder: PairEncoder
+    _batch_tokens: int
+    _label: int
+    _closing: threading.Event = field(default_factory=threading.Event)
+    _is_causal: bool = field(init=False)
+    # One thread: calls take turns.
+    _worker: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "reward"))
+
+    def __post_init__(self) -> None:
+        self._is_causal = _is_causal(self._network)
 
     @classmethod
     def load(
@@ -83,7 +94,6 @@ class TransformersReward:
         source: str | Pretrained = DEFAULT_REWARD_MODEL,
         *,
         dtype: RewardDtype = "auto",
-        device: str = "auto",
         batch_tokens: int | None = None,
         max_length: int | None = None,
         chat_template: str = "own",
@@ -93,11 +103,9 @@ class TransformersReward:
 
         Args:
             source: Folder or name, or how it is loaded.
-            dtype: `auto` is bfloat16 on a GPU and float32 on a CPU. The logit itself is always
-                computed in float32, so that close scores do not become ties.
-            device: As PyTorch names it; `auto` is the GPU if there is one.
-            batch_tokens: Most tokens, padding included, that the model reads at once; None is
-                16384, and 2048 on a CPU, whose caches larger batches overflow.
+            dtype: See `placed`. The logit itself is always computed in float32, so that close
+                scores do not become ties.
+            batch_tokens: Most tokens, padding included, that the model reads at once; see `placed`.
             max_length: Most tokens of a pair, at most the model's context; None takes what its
                 tokenizer and its context allow.
             chat_template: See `PairEncoder`.
@@ -110,19 +118,14 @@ class TransformersReward:
         with needing("a reward model", "torch transformers"):
             import torch
             from transformers import AutoModelForSequenceClassification
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if batch_tokens is None:
-            batch_tokens = 2048 if device == "cpu" else 16384
-        if dtype == "auto":
-            dtype = "float32" if device == "cpu" else "bfloat16"
+        device, kind, budget = placed(dtype, batch_tokens)
         source = Pretrained.of(source)
         name = source.name
         tokenizer = load_tokenizer(source)
         try:
             network, info = source.loaded_by(
                 AutoModelForSequenceClassification,
-                dtype=getattr(torch, dtype),
+                dtype=getattr(torch, kind),
                 output_loading_info=True,
             )
         except Exception as error:
@@ -132,10 +135,8 @@ class TransformersReward:
         chosen = choose_label(name, network.config.num_labels, label)
         if _has_linear_score(network):
             network.score.float()
-        reward = cls(name, network.to(device).eval(), encoder, batch_tokens, chosen)
-        if revision := source.options.get("revision"):
-            reward.identity += f"+revision={revision}"
-        return reward
+        identity = identity_of(source, encoder.identity, str(chosen), str(network.dtype))
+        return cls(name, identity, network.to(device).eval(), encoder, budget, chosen)
 
     async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
         """Score responses; see `RewardModel`."""

@@ -267,6 +267,13 @@ def fingerprint(model: str) -> str:
     return f"{readable(str(Path(model).resolve()))}#{state}"
 
 
+def identity_of(source: Pretrained, *parts: str) -> str:
+    """Return what a model that transformers loads is known by, with all else that decides."""
+    revision = source.options.get("revision")
+    own = [f"revision={revision}"] if revision else []
+    return "+".join([fingerprint(source.name), *parts, *own])
+
+
 def contents(model: str) -> str:
     """Return the same for all copies of a model's files: names and sizes, and no place or time."""
     stats = _deciding(model)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class VllmReward:
     """A sequence classifier on vLLM. Made by `start`."""
 

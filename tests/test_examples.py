@@ -76,8 +76,8 @@ def test_every_yaml_here_is_tested():
 
 @pytest.mark.parametrize("path", sorted((EXAMPLES / "eval").glob("*.yaml")), ids=named)
 def test_evaluations_are_of_what_the_trainings_make_and_decode_as_the_paper(path):
+    from aft_factory.evaluate.__main__ import COMMAND, paper_settings
     from aft_factory.evaluate.benchmarks import benchmark_named
-    from aft_factory.evaluate.command import COMMAND, paper_settings
 
     def told(benchmark):
         below = partial(paper_settings, benchmark_named(benchmark))

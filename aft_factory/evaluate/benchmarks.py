@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from aft_factory.inference.queries import Query
@@ -92,42 +93,28 @@ IFEVAL = tuple(
     f"{by}_level_{how}_acc,none" for how in ("strict", "loose") for by in ("prompt", "inst")
 )
 
+_rate = partial(Benchmark, scale=100)
+_ours = partial(_rate, folder="", plain=True)
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        Benchmark(
+        _rate(
             "gsm8k",
             task="gsm8k_cot_zeroshot",
             folder="gsm8k",
             metrics=("exact_match,flexible-extract",),
-            scale=100,
         ),
-        Benchmark("ifeval", task="ifeval", folder="ifeval", metrics=IFEVAL, scale=100),
-        Benchmark(
+        _rate("ifeval", task="ifeval", folder="ifeval", metrics=IFEVAL),
+        _rate(
             "mmlu",
             task="mmlu_cot_llama",
             folder="llama3/instruct/mmlu_cot",
             metrics=("exact_match,strict_match",),
-            scale=100,
             rows_by="subject",
             plain=True,
         ),
-        Benchmark(
-            "arc_c",
-            task="aft_arc_challenge",
-            folder="",
-            metrics=("exact_match,best-answer",),
-            scale=100,
-            plain=True,
-        ),
-        Benchmark(
-            "strategyqa",
-            task="aft_strategyqa",
-            folder="",
-            metrics=("exact_match,answer-is",),
-            scale=100,
-            plain=True,
-        ),
+        _ours("arc_c", task="aft_arc_challenge", metrics=("exact_match,best-answer",)),
+        _ours("strategyqa", task="aft_strategyqa", metrics=("exact_match,answer-is",)),
         Benchmark("alpaca_eval", harness="alpaca-eval"),
         Benchmark("mt_bench", harness="FastChat"),
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -164,35 +165,20 @@ def _aggregating(width: int, layers: int) -> int:
     return 2 * layers * width + 1
 
 
+AFT = Strategy(
+    "propose_and_aggregate",
+    propose_and_aggregate,
+    {"width": 5, "layers": 2},
+    first=_width,
+    reads=_last_layer,
+    flops=_aggregating,
+)
 STRATEGIES = {
     strategy.name: strategy
     for strategy in (
-        Strategy(
-            "propose_and_aggregate",
-            propose_and_aggregate,
-            {"width": 5, "layers": 2},
-            first=_width,
-            reads=_last_layer,
-            flops=_aggregating,
-        ),
-        Strategy(
-            "sequential_revision",
-            propose_and_aggregate,
-            {"layers": 2},
-            fixed={"width": 1},
-            first=_width,
-            reads=_last_layer,
-            flops=_aggregating,
-        ),
-        Strategy(
-            "parallel_sampling",
-            propose_and_aggregate,
-            {"width": 5},
-            fixed={"layers": 1},
-            first=_width,
-            reads=_last_layer,
-            flops=_aggregating,
-        ),
+        AFT,
+        replace(AFT, name="sequential_revision", options={"layers": 2}, fixed={"width": 1}),
+        replace(AFT, name="parallel_sampling", options={"width": 5}, fixed={"layers": 1}),
         Strategy(
             "best_of_n",
             best_of_n,

@@ -17,7 +17,7 @@ from aft_factory.run.inspection import journal_of
 from aft_factory.stage.kept import NOT_BEGUN
 from aft_factory.stage.left import PACE, difference
 from aft_factory.stage.output import read_report
-from aft_factory.stage.sharding import read_shard
+from aft_factory.stage.reading import read_shard
 
 
 @dataclass(frozen=True, slots=True)

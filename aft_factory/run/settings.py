@@ -11,7 +11,7 @@ from aft_factory.engines.sampling import Sampling
 from aft_factory.errors import UsageError, suggest
 from aft_factory.inference.drafting_options import DraftingOptions
 from aft_factory.inference.reading import FORMS, is_form
-from aft_factory.inference.strategies import STRATEGIES
+from aft_factory.inference.strategies import AFT, STRATEGIES
 from aft_factory.inference.tasks import TASKS
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.tokenizer import Pretrained
@@ -22,7 +22,7 @@ from aft_factory.stage.reading import AGGREGATOR, MOST_SAMPLES, ROWS, at_least, 
 from aft_factory.stage.reward import RewardSettings
 
 PRESETS = Path(__file__).parents[1] / "presets"
-AFT = STRATEGIES["propose_and_aggregate"].options
+USUAL = AFT.options
 STRATEGY = "strategy"  # heading of `--help`
 OPTIONS = ("width", "layers", "subset", "window")
 SAMPLED = ("temperature", "top_p", "top_k", "max_tokens")
@@ -39,14 +39,14 @@ class RunSettings(RewardSettings, AskSettings):
     )
     width: int | None = setting(
         None,
-        f"K: drafts per layer, rsa's population (default: {AFT['width']}; of others: their own)",
+        f"K: drafts per layer, rsa's population (default: {USUAL['width']}; of others: their own)",
         "K",
         short="-K",
         group=COMMON,
     )
     layers: int | None = setting(
         None,
-        f"L: rounds of aggregation (default: {AFT['layers']}; of others: their own)",
+        f"L: rounds of aggregation (default: {USUAL['layers']}; of others: their own)",
         "L",
         short="-L",
         group=COMMON,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,7 @@ COMMAND = _ServeCommand(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code."""
-    return COMMAND.main(argv)
+main = COMMAND.main
 
 
 def _serve(settings: ServeSettings) -> int:

@@ -25,8 +25,7 @@ from aft_factory.records.rejects import rejects_path
 from aft_factory.records.tables import Line
 from aft_factory.stage.declaring import COMMON, setting, written
 from aft_factory.stage.placing import RaySettings
-from aft_factory.stage.reading import ROWS, ReadSettings, at_least, refused
-from aft_factory.stage.sharding import read_shard
+from aft_factory.stage.reading import ROWS, ReadSettings, at_least, read_shard, refused
 from aft_factory.stage.tokenizing import TokenizerSettings
 
 # Headings of `--help`, beside those of what is read.

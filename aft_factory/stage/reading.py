@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,22 @@ def refused(*checks: Callable[[], object]) -> list[str]:
         except UsageError as error:
             problems.append(str(error))
     return problems
+
+
+def read_shard(text: str) -> slice:
+    """Read I/N, such as 0/4: which of the rows a shard has.
+
+    Every N-th, and not a block of them: rows that stand together are often alike, and a shard of
+    long ones would end last.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    index, of = map(int, found.groups()) if found else (0, 0)
+    if index >= of:
+        raise UsageError(f"shard: expected I/N, from 0/4 to 3/4 for four shards, got {text!r}")
+    return slice(index, None, of)
 
 
 def check_again(name: str) -> None:

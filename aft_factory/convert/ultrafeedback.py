@@ -36,7 +36,7 @@ from aft_factory.records.fields import (
     optional_text,
     parse_id,
 )
-from aft_factory.records.layouts import MESSAGE_KEYS, Asked
+from aft_factory.records.layouts import MESSAGE_KEYS, Asked, read_query
 from aft_factory.records.leftovers import refuse_leftovers
 from aft_factory.records.messages import from_text
 from aft_factory.records.record import Record
@@ -138,7 +138,7 @@ class _Response:
 def _read_completions(
     row: Mapping[str, Any], columns: Columns, notes: Counter[str]
 ) -> tuple[Asked, list[_Response], None]:
-    asked = columns.query_of(row)
+    asked = read_query(row, columns)
     completions = row["completions"]
     if not isinstance(completions, LIST) or isinstance(completions, str) or not completions:
         raise RecordError("completions", "expected a list with at least one completion")
@@ -163,14 +163,14 @@ def _read_pair(row: Mapping[str, Any], columns: Columns) -> tuple[Asked, list[_R
     _, rejected = _split_answer(row.get("rejected"), "rejected")
     # The whole conversation where it has one: `prompt` may be one message of it, but no other.
     if before:
-        asked = replace(columns, messages="chosen").query_of({**row, "chosen": before})
+        asked = read_query({**row, "chosen": before}, replace(columns, messages="chosen"))
         beside = {
             key: row[key] for key in MESSAGE_KEYS if key in row and key not in columns.ignored
         }
         said = [*(message["content"] for message in asked.messages), chosen, rejected]
         refuse_leftovers(beside, said, asked.used)
     else:
-        asked = columns.query_of(row)
+        asked = read_query(row, columns)
     metadata = row.get("metadata") if isinstance(row.get("metadata"), OBJECT) else {}
     responses = []
     for side, text in (("chosen", chosen), ("rejected", rejected)):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from aft_factory.errors import UsageError, suggest
-from aft_factory.records.layouts import Asked, read_query
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +52,11 @@ class Columns:
         """The columns that were said not to belong to the query."""
         return [] if self.ignore is None else self.ignore.split(",")
 
-    def query_of(self, row: Mapping[str, Any]) -> Asked:
-        """Read what a row asks; see `layouts.read_query`.
-
-        Raises:
-            RecordError: If it asks nothing, or something that is not understood.
-        """
-        # What another field is read from is no part of the query.
+    @property
+    def elsewhere(self) -> list[str]:
+        """The columns that are no part of the query: those, and what other fields are read from."""
         answers = (self.proposals, self.aggregation, self.aggregation_thought, self.reference)
-        ignored = [*filter(None, (*answers, self.source, self.id)), *self.ignored]
-        return read_query(
-            row,
-            main=self.messages,
-            more=self.input,
-            system=self.system,
-            history=self.history,
-            ignored=ignored,
-        )
+        return [*filter(None, (*answers, self.source, self.id)), *self.ignored]
 
 
 USUAL_COLUMNS = Columns()

@@ -17,11 +17,12 @@ is none of these, is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aft_factory.errors import RecordError
+from aft_factory.records.columns import USUAL_COLUMNS, Columns
 from aft_factory.records.fields import is_blank, names_of
 from aft_factory.records.leftovers import refuse_leftovers
 from aft_factory.records.messages import (
@@ -54,33 +55,18 @@ class Asked:
     used: frozenset[str]
 
 
-def read_query(
-    row: Mapping[str, Any],
-    *,
-    main: str | None = None,
-    more: str | None = None,
-    system: str | None = None,
-    history: str | None = None,
-    ignored: Sequence[str] = (),
-) -> Asked:
-    """Read the conversation of a row.
-
-    Args:
-        row: In one of the layouts above.
-        main: The column with the query; None takes the usual names.
-        more: The column that is joined to it (Alpaca's `input`).
-        system: The column with the system message.
-        history: The column with earlier turns.
-        ignored: Columns that are known not to belong to the query, unless they are named above.
+def read_query(row: Mapping[str, Any], columns: Columns = USUAL_COLUMNS) -> Asked:
+    """Read the conversation of a row in one of the layouts above.
 
     Raises:
         RecordError: If there is no query, a part of it is wrong, or a column may belong to it.
     """
+    main, more, system, history = columns.messages, columns.input, columns.system, columns.history
     named = list(filter(None, (main, more, system, history)))
     for given in named:
         if given not in row:
             raise RecordError(given, f"no such column; {_has(row)}")
-    if ignored:
+    if ignored := columns.elsewhere:
         row = {key: row[key] for key in row if key in named or key not in ignored}
     name = main or _main_column(row)
     value = row[name]

@@ -36,6 +36,7 @@ from aft_factory.records.fields import (
     parse_id,
     parse_list,
 )
+from aft_factory.records.layouts import read_query
 from aft_factory.records.messages import Message
 
 Row = dict[str, Any]
@@ -111,7 +112,7 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
     """
     if not isinstance(row, OBJECT):
         raise RecordError("row", f"expected an object, got {kind(row)}")
-    asked = columns.query_of(row)
+    asked = read_query(row, columns)
     used = set(asked.used)
 
     def take(

@@ -80,7 +80,7 @@ def convert(settings: ConvertSettings) -> int:
         if entry is not None and output is not None and summary.written:
             register(entry, output)
     text = [*previews, describe(summary, conversion, rejects, output)]
-    text += next_steps(settings, summary)
+    text += next_steps(settings, summary, conversion.fitter)
     show("\n".join(text))
     lost = settings.strict and summary.rejected
     return 1 if lost or summary.is_empty else 0

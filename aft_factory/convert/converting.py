@@ -36,6 +36,7 @@ from aft_factory.records.columns import Columns
 from aft_factory.records.fields import OBJECT, names_of
 from aft_factory.records.record import Record, Row, note_beside, required_aggregation
 from aft_factory.records.rejects import Rejects
+from aft_factory.records.repeats import Repeats, said
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 
@@ -130,7 +131,7 @@ class Conversion:
         on_record: Callable[[Record], object] = lambda _: None,
     ) -> Summary:
         """Convert every line; without a table, only go through the motions."""
-        summary = Summary()
+        summary, queries = Summary(), Repeats()
         rows = self._fitted(self._records(lines, rejects, summary), rejects, summary)
         to_row = TARGETS[self.target][1]
 
@@ -149,6 +150,7 @@ class Conversion:
                 rejects.add(line, f"cannot be written: {error}", "row")
                 continue
             summary.written += 1
+            queries.add(said(record.messages))
             summary.bare += not record.proposals
             summary.unread = summary.unread or bool(record.meta)
             summary.untrainable += not (record.aggregation or "").strip()
@@ -159,6 +161,8 @@ class Conversion:
                 write(replace(plain(record), id=record.id + PLAIN))
                 summary.plain += 1
         summary.rejected = rejects.count
+        if queries.count:
+            summary.notes["queries that an earlier row has"] = queries.count
         return summary
 
     def _records(

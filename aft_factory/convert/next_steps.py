@@ -9,12 +9,15 @@ from pathlib import Path
 from aft_factory.convert.converting import Conversion, Summary
 from aft_factory.convert.settings import ConvertSettings
 from aft_factory.errors import UsageError
+from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.prelude import chat_templates
 from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.prompts.selection import PAPER
+from aft_factory.prompts.tokenizer import known_vocabulary
 from aft_factory.records.rejects import Rejects
 from aft_factory.stage.following import following, in_pipeline
 
+OTHERS = " (or aft_ before another template)"
 MADE_BY = {"sample": "sampled", "aggregate": "aggregated"}
 
 
@@ -55,7 +58,9 @@ def _command(name: str, source: str, columns: Mapping[str, str]) -> str:
     return shlex.join(["aft", name, source, "--output", str(output), *named])
 
 
-def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
+def next_steps(
+    settings: ConvertSettings, summary: Summary, fitter: Fitter | None = None
+) -> list[str]:
     """Return what was made and what comes next, in lines."""
     output, entry = settings.output, settings.entry
     if output is None or not summary.written:
@@ -63,11 +68,13 @@ def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
     if entry is not None:
         names = f"dataset_dir: {entry.file.parent}, dataset: {entry.name}"
         kind = "sft" if settings.target == "sft" else "aft"
-        chat, template = _template(settings)
-        others = "" if settings.chat_template == chat else " (or aft_ before another template)"
+        registered = f"registered as {entry.name!r} in {entry.file}; train with {names}, template:"
+        if (chat := _chat(settings, fitter)) is None:
+            return [f"{registered} aft_ before the name of your model's"]
+        template = _twin(chat, settings.template)
+        others = "" if fitter or settings.chat_template == chat else OTHERS
         return [
-            f"registered as {entry.name!r} in {entry.file}; train with {names}, "
-            f"template: {shlex.quote(template)}{others}",
+            f"{registered} {shlex.quote(template)}{others}",
             *following(
                 *("llamafactory-cli", "train", f"examples/{kind}_{chat.rstrip('0123456789')}.yaml"),
                 *(f"dataset_dir={entry.file.parent}", f"dataset={entry.name}"),
@@ -86,12 +93,16 @@ def next_steps(settings: ConvertSettings, summary: Summary) -> list[str]:
     return [f"next: the same command with {registering} makes it a data set of LLaMA-Factory's"]
 
 
-def _template(settings: ConvertSettings) -> tuple[str, str]:
-    """Return the chat template and its twin to train with, which carries the rows' own prompt."""
-    asked, suffix = settings.template, ""
+def _chat(settings: ConvertSettings, fitter: Fitter | None) -> str | None:
+    """Return the chat template to train with; None where the tokenizer's is none of ours."""
+    if settings.chat_template in chat_templates():
+        return settings.chat_template
+    return "llama3" if fitter is None else known_vocabulary(fitter.tokenizer)
+
+
+def _twin(chat: str, asked: str) -> str:
+    """Return the twin of a chat template, which carries the rows' own aggregator prompt."""
+    suffix = "" if asked == PAPER.template else f"_{asked}"
     if not (TEMPLATES / "aggregate" / f"{asked}.jinja").is_file():
         suffix = f":{asked}"
-    elif asked != PAPER.template:
-        suffix = f"_{asked}"
-    chat = settings.chat_template if settings.chat_template in chat_templates() else "llama3"
-    return chat, f"aft_{chat}{suffix}"
+    return f"aft_{chat}{suffix}"

@@ -88,6 +88,7 @@ class Engine(Protocol):
         tokenizer: The model's tokenizer, to fit prompts with; None if unknown.
         chat_template: Jinja text that renders a conversation for it; None if unknown.
         most_samples: Most samples of one request; None if it takes any number.
+        tried: Requests that were sent only to find out what it takes.
     """
 
     model: str
@@ -95,6 +96,7 @@ class Engine(Protocol):
     tokenizer: PreTrainedTokenizerFast | None
     chat_template: str | None
     most_samples: int | None
+    tried: int
 
     async def sample(self, request: Request) -> Reply:
         """Ask once. May be called any number of times at once; may be cancelled.

@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl
 from aft_factory.engines.engine import EngineError, Heard, default_key, is_url, shown_url
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.openai_offers import choose
-from aft_factory.engines.openai_replies import read_reply
+from aft_factory.engines.openai_replies import counts_differ, read_reply
 from aft_factory.engines.openai_server import Server
 from aft_factory.engines.openai_system import takes_system
 from aft_factory.engines.sampling import Reply, Request, Sampling, Told, joined, shifted
@@ -41,6 +41,10 @@ LONGEST_CONNECT = 30.0  # seconds; a burst of a thousand connections may need so
 MOST_IDLE = 32  # connections kept; the client looks through them all at every request
 KEEP_IDLE = 3.0  # seconds; servers drop idle connections after 5, and a request may meet that
 OPEN_FILES = 65536  # a connection is an open file, and systems often allow 1024, or 256
+APART = (
+    "%s reads %d tokens where the tokenizer counts %d, by which drafts are fitted to the context: "
+    "--tokenizer and --chat-template are to be the served model's own"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +65,8 @@ class OpenAIEngine:
         self._servers = servers
         self._next = 0
         self.most_samples: int | None = None
+        self.tried = 0
+        self._told_apart = False
 
     @classmethod
     async def connect(
@@ -183,9 +189,10 @@ class OpenAIEngine:
         """
         if self.tokenizer is not None and self.chat_template is not None:
             return shows_system(self.tokenizer, self.chat_template)
+        server = self._pick()
         try:
             async with asyncio.timeout(LONGEST_CONNECT):
-                return await takes_system(self._pick(), self.model)
+                return await takes_system(server, self.model)
         except TimeoutError:  # busy: nothing is known
             return True
         except EngineError as error:
@@ -193,6 +200,8 @@ class OpenAIEngine:
             if failure.kind == "fatal":
                 raise failure from error
             return True  # others will answer
+        finally:
+            self.tried = server.tried
 
     async def close(self) -> None:
         """Close the connections."""
@@ -210,7 +219,12 @@ class OpenAIEngine:
             words = None if isinstance(prompt, str) else self._thoughts(sampling.extra)
             body |= _decoding(sampling, request.seed + at)
             data = await server.ask(body, apart(told, words))
-            return read_reply(data, n, server.cached, words)
+            reply = read_reply(data, n, server.cached, words)
+            ids, read = request.prompt_ids, reply.usage.prompt
+            if ids and read and not self._told_apart and counts_differ(len(ids), read, n):
+                self._told_apart = True
+                _log.warning(APART, self.model, read, len(ids))
+            return reply
         except EngineError as error:
             raise self._judged(error) from error
 

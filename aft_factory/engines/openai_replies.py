@@ -14,6 +14,8 @@ from aft_factory.engines.sampling import Completion, Reply
 from aft_factory.prompts.thoughts import ThoughtWords
 from aft_factory.records import exact_json
 
+ALIKE = 8  # tokens by which two counts of a prompt may differ, or a twentieth of it
+
 
 def parse_body(body: bytes, url: str) -> dict[str, Any]:
     """Return the object in a body of status 200, unless it is an error in disguise."""
@@ -88,6 +90,17 @@ def read_reply(
     before = cached(told, len(completions))
     # A server that tells no thoughts in a text from its answer counts none.
     return Reply.of(completions, tokens_read, before, written, thought or None)
+
+
+def counts_differ(own: int, read: int, n: int) -> bool:
+    """Tell whether a server reads a prompt by other tokens, or a template, than we count it by.
+
+    Args:
+        own: Our count.
+        read: The server's, maybe for each of the samples anew.
+        n: How many of these were asked for.
+    """
+    return min(abs(read - own), abs(read - n * own)) > max(ALIKE, own // 20)
 
 
 def _instead_of_text(message: Mapping[str, Any], reason: object) -> str | None:

@@ -46,6 +46,7 @@ class Server:
         back_at: Until then it is left alone, on the clock `time.monotonic`.
         denies: Whether it last answered that no request will do: wrong key, no such model.
         fields: The fields of requests that it takes.
+        tried: Requests that were sent by `try_out`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Server:
         self.client = client
         self._wait = wait
         self.fields = Fields(omit)
+        self.tried = 0
         self._vetting = Vetting(url, self.fields, self._post, self._deny)
         # By what a request has (`messages` or `prompt`); None: it did not answer yet.
         self._neutral: dict[str, dict[str, Any]] | None = None
@@ -127,6 +129,7 @@ class Server:
         Raises:
             EngineError: If it answers nobody.
         """
+        self.tried += 1
         try:
             return await self._vetting.try_out(body)
         except EngineError as error:

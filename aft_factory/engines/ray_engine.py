@@ -39,6 +39,7 @@ class RayEngine(Replicas):
     in_flight: int | None
     tokenizer: PreTrainedTokenizerFast | None = None
     chat_template: str | None = None
+    tried: int = 0
 
     def _begun(self, first: Hello, what: str, served: Served | None) -> None:
         each: Any

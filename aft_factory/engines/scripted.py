@@ -55,6 +55,7 @@ class ScriptedEngine:
     tokenizer: PreTrainedTokenizerFast | None = None
     chat_template: str | None = None
     most_samples: int | None = None
+    tried: int = 0
 
     def __init__(
         self,

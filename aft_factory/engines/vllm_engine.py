@@ -52,6 +52,8 @@ class VllmEngine:
         max_sequences: How many samples vLLM works on at once.
     """
 
+    tried: int = 0
+
     def __init__(
         self,
         llm: AsyncLLM,

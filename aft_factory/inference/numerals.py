@@ -48,12 +48,13 @@ def in_english(text: str) -> str:
     text = _CHAIN.sub(lambda m: _ungrouped(m[0]), text).replace("\xa0", " ")
     if " 0" in text:
         text = SPACED.sub(lambda m: m[0].replace(" ", "") if " 0" in m[0] else m[0], text)
-    text = _LATEX_FRACTION.sub(
-        lambda m: (
-            f"{m['before']}{m['before'] and ' '}{m['minus'] or ''}{m[2] or m[3]}/{m[5] or m[6]}"
-        ).replace("--", ""),
-        text,
-    )
+    if "frac" in text:
+        text = _LATEX_FRACTION.sub(
+            lambda m: (
+                f"{m['before']}{m['before'] and ' '}{m['minus'] or ''}{m[2] or m[3]}/{m[5] or m[6]}"
+            ).replace("--", ""),
+            text,
+        )
     return _APART.sub(r"\1", text) if "- " in text else text
 
 

@@ -14,7 +14,7 @@ from aft_factory.prompts.prelude import chat_template, chat_templates, has_prelu
 from aft_factory.prompts.probing import takes_system
 from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.records.files import read_text, unmarked
-from aft_factory.records.hub import hub_answers, is_missing, waiting_for
+from aft_factory.records.hub import hub_silent, is_missing, waiting_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,16 +51,16 @@ class Pretrained(NamedTuple):
         if is_missing(self.name):
             raise FileNotFoundError("no such folder here")
         here = more.get("local_files_only")
-        if not (reached := here or hub_answers(self.name)):
+        if silent := None if here else hub_silent(self.name):
             more |= {"local_files_only": True}  # it may have been fetched before
         try:
             with waiting_for(self.name):
                 chosen = {"trust_remote_code": False, **self.given, **more}
                 return kind.from_pretrained(self.name, **chosen)
         except Exception as error:
-            if reached:
+            if silent is None:
                 raise
-            raise ConnectionError("no such folder, and the hub cannot be reached") from error
+            raise ConnectionError(f"no such folder, and {silent}") from error
 
     def explained(self, what: str, error: Exception) -> UsageError:
         """Return the error that a user is shown where it cannot be loaded."""
@@ -113,7 +113,7 @@ def resolve_chat_template(
     if name == "auto":
         known = None
         if not (own and has_prelude(own)) and not (own_first and tokenizer.chat_template):
-            known = _known_vocabulary(tokenizer)
+            known = known_vocabulary(tokenizer)
         name = known or "own"
     if name == "own":
         if own is not None:
@@ -137,10 +137,10 @@ def resolve_chat_template(
 
 def has_chat_template(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Tell whether `auto` finds one."""
-    return bool(tokenizer.chat_template) or _known_vocabulary(tokenizer) is not None
+    return bool(tokenizer.chat_template) or known_vocabulary(tokenizer) is not None
 
 
-def _known_vocabulary(tokenizer: PreTrainedTokenizerFast) -> str | None:
+def known_vocabulary(tokenizer: PreTrainedTokenizerFast) -> str | None:
     """Return the chat template of ours that is for a tokenizer's vocabulary; None if none is."""
     vocabulary, has_own = tokenizer.get_vocab(), bool(tokenizer.chat_template)
     for name, about in json.loads(read_text(TEMPLATES / "chat" / "auto.json")).items():

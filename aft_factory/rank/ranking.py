@@ -28,7 +28,7 @@ from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.records.told import is_told, with_told
 from aft_factory.stage.declaring import COMMON, setting
-from aft_factory.stage.engines import OpenEngines
+from aft_factory.stage.engines import OpenEngines, tell_of_script
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.placing import RaySettings
 from aft_factory.stage.reading import at_least
@@ -53,6 +53,8 @@ class RankSettings(RaySettings, RewardSettings, JobSettings):
         problems = JobSettings.problems(self) + self.reward_problems()
         elsewhere = "--reward-url" if self.reward_url else "--scripted" if self.scripted else None
         problems += self.ray_problems(elsewhere)
+        if self.scripted:
+            problems += self.not_scripted("reward_model", "reward_url")
         return problems + at_least(self, ("top_k", 1))
 
 
@@ -111,6 +113,7 @@ def sampling_of(record: Record, kept: Sequence[int]) -> dict[str, Any]:
 async def open_reward(settings: RankSettings) -> AsyncIterator[OpenEngines]:
     """Open the reward model; no other model is asked."""
     if settings.scripted:
+        tell_of_script("scores")
         yield reward_only(Longest())
         return
     opening = open_scorer(

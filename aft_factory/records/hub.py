@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aft_factory.errors import AftError, UsageError, needing
+from aft_factory.network import environment_problems
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
@@ -56,6 +57,8 @@ class HubSet(NamedTuple):
 
     def _fetch(self) -> Iterator[Any]:
         datasets = import_datasets()
+        if silent := hub_silent(self.name, "dataset"):
+            raise UsageError(f"{self.name}: no such file, and {silent}", *environment_problems())
         choices = "--data-subset, --split and --data-revision choose"
         with explained(f"{self.name}: no such file, and the hub does not give it ({choices})"):
             with waiting_for(f"the data set {self.name} of the hub"):
@@ -161,25 +164,25 @@ def is_missing(name: str) -> bool:
 
 
 @functools.cache
-def hub_answers(name: str) -> bool:
-    """Tell whether the hub can be reached for a model's files, if that is where they are.
+def hub_silent(name: str, kind: str = "model") -> str | None:
+    """Say why the hub cannot be reached for the files of a model or data set, if they are there.
 
     It is asked once: what reads them asks for each of them again and again, minutes long.
     """
     if Path(name).exists():
-        return True
+        return None
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
-        return True
+        return None
     try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=PATIENCE)
+        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type=kind), timeout=PATIENCE)
     except (HfHubHTTPError, HFValidationError):
-        return True  # which is an answer, too
-    except Exception:  # of whatever package carries the bytes
-        return False
-    return True
+        return None  # which is an answer, too
+    except Exception as error:  # of whatever package carries the bytes
+        return f"the hub cannot be reached ({error})"
+    return None
 
 
 @contextlib.contextmanager

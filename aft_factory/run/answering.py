@@ -159,7 +159,7 @@ async def open_run(
                 settings, settings.template, proposers, aggregates=drafts_read(settings) > 0
             )
         )
-        warn_of_room(settings, engines.engines[""].context)
+        warn_of_room(settings, engines.engines[""].context, fitted="" in engines.fitters)
         if "score" in needs:
             scoring = with_scores(
                 engines, settings, settings.timeout, settings.retries, settings.ray
@@ -173,16 +173,17 @@ def drafts_read(settings: RunSettings) -> int:
     return STRATEGIES[settings.strategy].reads(**settings.options())
 
 
-def warn_of_room(settings: RunSettings, context: int | None) -> None:
+def warn_of_room(settings: RunSettings, context: int | None, *, fitted: bool = True) -> None:
     """Warn where drafts as long as they may be do not fit the context beside an answer."""
     read = drafts_read(settings)
     longest = max(sampling.max_tokens for sampling in (settings.proposal(), settings.middle()))
     need = read * longest + settings.final().max_tokens
     if context is not None and read and need > context:
         _log.warning(
-            "%d drafts of up to %d tokens and an answer of %d do not fit the context of %d: long "
-            "drafts will be shortened; --max-tokens and --width make room",
+            "%d drafts of up to %d tokens and an answer of %d do not fit the context of %d: %s; "
+            "--max-tokens and --width make room",
             *(read, longest, settings.final().max_tokens, context),
+            "long drafts will be shortened" if fitted else "--tokenizer shortens long drafts",
         )
 
 

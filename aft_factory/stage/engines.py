@@ -41,6 +41,7 @@ class OpenEngines:
         stop: Called when the run is asked to stop: gives up what waits to be scored.
         name: The run's own engine as people know it: as it is served, or as it was given.
         no_system: The engines, by name, whose models take no system message.
+        tried: Requests that servers were sent to find that out.
     """
 
     engines: dict[str, Engine]
@@ -53,6 +54,7 @@ class OpenEngines:
     stop: Callable[[], object] = field(default=lambda: None)
     name: str | None = None
     no_system: frozenset[str] = frozenset()
+    tried: int = 0
     reward_shape: Pretrained | None = None
 
     @property
@@ -108,6 +110,8 @@ async def open_engines(
             stack.push_async_callback(engine.close)
             return engine
 
+        if settings.scripted:
+            tell_of_script("answers")
         engines: dict[str, Engine] = {}
         in_flight = settings.in_flight or DEFAULT_IN_FLIGHT
         if settings.ray is not None:
@@ -179,9 +183,17 @@ async def open_engines(
         own_name = engines[""].model if served else "+".join(given)
         fitters = fitters_of(engines, load_template(template), no_system)
         opened = OpenEngines(
-            engines, fitters, in_flight, settings.shape(), name=own_name, no_system=no_system
+            *(engines, fitters, in_flight, settings.shape()),
+            name=own_name,
+            no_system=no_system,
+            tried=sum(engine.tried for engine in engines.values()),
         )
         yield opened
+
+
+def tell_of_script(made: str) -> None:
+    """Say that no model is asked."""
+    _log.warning("--scripted: no model is asked, the %s are made up", made)
 
 
 def ignored_variables(engines: Mapping[str, Engine], samplings: Iterable[Sampling]) -> str | None:
@@ -209,7 +221,7 @@ def check_room(engines: Mapping[str, Engine], samplings: Iterable[Sampling]) -> 
             raise UsageError(
                 f"max_tokens {longest} leaves no room for a prompt: the context of "
                 f"{engine.model} is {engine.context} tokens; lower --max-tokens and "
-                "--final-max-tokens"
+                "--final-max-tokens (or give --context, where a server has more than it tells)"
             )
 
 

@@ -147,6 +147,7 @@ class Job(JobFiles):
         self.session = {
             "seconds": round(time.monotonic() - started, 3),
             "requests_asked": asker.counts.asked.requests,
+            "requests_tried": engines.tried,
             "attempts_failed": asker.counts.retried,
             "most_in_flight": asker.limiter.most,
             "tokens": asdict(asker.counts.asked),

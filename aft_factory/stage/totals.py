@@ -15,6 +15,13 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.strategy import Strategy
 from aft_factory.records.record import Row
 
+SET_BY = {  # by what became of a draft
+    "unfinished": " (--on-unfinished; --max-tokens gives thoughts more room)",
+    "truncated": " (--on-truncated; --max-tokens gives answers more room)",
+    "empty": " (--on-empty)",
+    "filtered": " (--on-filtered)",
+}
+
 
 class FirstTimes:
     """Tells the first time of a key from the others; on disk, so that there may be millions."""
@@ -148,7 +155,9 @@ class Totals:
             for usage in self.usage.values()
             if usage.requests
         ]
-        known = total.samples and total.completion is not None and None not in behind
+        known = (
+            self.answers and total.samples and total.completion is not None and None not in behind
+        )
         # Of drafts that were given it does not tell, and rows may bring any number.
         if shape is None or strategy.flops is None or not known or any(self.given):
             return None
@@ -259,5 +268,7 @@ def describe(
 
 
 def _described_events(totals: Totals) -> list[str]:
-    events = ", ".join(f"{count} x {name}" for name, count in totals.events.most_common())
+    events = ", ".join(
+        f"{count} x {name}{SET_BY.get(name, '')}" for name, count in totals.events.most_common()
+    )
     return [f"drafts: {events}"] if events else []

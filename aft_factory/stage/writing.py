@@ -31,6 +31,8 @@ from aft_factory.stage.reading import check_paths
 from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe, summary
 
+TO_MEND = {"context": " (a smaller --max-tokens leaves it more room)"}  # by what a reject is about
+
 
 class JobFiles:
     """What a job reads and writes.
@@ -168,7 +170,10 @@ class JobFiles:
         if totals.unfinished:
             counts += f", {totals.unfinished} not done yet"
         told = [f"read {totals.read} rows: {counts}"]
-        told += [f"  {count} x {name}: {first}" for name, (count, first) in totals.rejects.items()]
+        told += [
+            f"  {count} x {name}: {first}{TO_MEND.get(name, '')}"
+            for name, (count, first) in totals.rejects.items()
+        ]
         if task_output is not None:
             told += _told_of_task(totals, task_output)
         told += self._stale()
@@ -176,7 +181,9 @@ class JobFiles:
         if totals.total.requests:
             asked = self.session.get("requests_asked", 0)
             kept = max(totals.total.requests - asked, 0)
-            told.append(f"requests: {asked:,} asked, {kept:,} from the journal")
+            tried = self.session.get("requests_tried", 0)
+            before = f"; before, {tried} of one token, for what the server takes" if tried else ""
+            told.append(f"requests: {asked:,} asked, {kept:,} from the journal{before}")
         if totals.written and not totals.unfinished:
             told += self.following()
         show("\n".join(told))

@@ -8,9 +8,8 @@ estimated from bytes here.
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from aft_factory.engines.endings import is_cut_off, is_filtered
@@ -22,11 +21,11 @@ from aft_factory.records.columns import USUAL_COLUMNS, Columns
 from aft_factory.records.fields import LIST, OBJECT
 from aft_factory.records.record import Record, note_beside, record_from_row
 from aft_factory.records.rejects import Rejects
+from aft_factory.records.repeats import Repeats, said
 from aft_factory.records.tables import Line
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LIMITS = (2048, 4096, 8192)  # tokens; the first is LLaMA-Factory's own cutoff_len
-BUCKETS = 16  # of hashes, to look for equal ones in each
 MOST_NAMES = 1000  # counted by themselves; a source per row would fill the memory
 OTHERS = "(others)"
 PARTS = ("query", "proposal", "aggregation")
@@ -101,7 +100,7 @@ class Counts:
         self.models: Counter[str] = Counter()
         self._columns = columns
         self._template = load_template(template)
-        self._seen = {name: array("q") for name in ("ids", "queries", "queries_and_proposals")}
+        self._seen = {name: Repeats() for name in ("ids", "queries", "queries_and_proposals")}
         self._empty: Counter[str] = Counter()
         self._scores: Counter[str] = Counter()
         self._truncated: Counter[str] = Counter()
@@ -128,11 +127,10 @@ class Counts:
 
     def _add(self, record: Record) -> None:
         query = record.messages[-1]["content"]
-        conversation = hash(tuple(m[key] for m in record.messages for key in ("role", "content")))
-        proposals = tuple(record.proposals)
-        self._seen["ids"].append(hash(record.id))
-        self._seen["queries"].append(conversation)
-        self._seen["queries_and_proposals"].append(hash((conversation, proposals)))
+        conversation, proposals = said(record.messages), tuple(record.proposals)
+        self._seen["ids"].add(record.id)
+        self._seen["queries"].add(conversation)
+        self._seen["queries_and_proposals"].add((conversation, proposals))
         self._equal_proposals += len(set(proposals)) < len(proposals)
         self.proposals_per_row.add(len(proposals))
 
@@ -193,7 +191,7 @@ class Counts:
             "tokens": tokens_dict(self.tokens, HOW),
             "characters": self.characters.summary(),
             "words": self.words.summary(),
-            "duplicates": {name: _repeats(seen) for name, seen in self._seen.items()},
+            "duplicates": {name: seen.count for name, seen in self._seen.items()},
             "rows_with_equal_proposals": self._equal_proposals,
             "empty": dict(self._empty),
             "scores": {**self.scores.summary(), **self._scores},
@@ -221,12 +219,6 @@ def tokens_dict(tokens: Lengths, how: str) -> dict[str, Any]:
 
 def _blank(text: str | None) -> bool:
     return not text or text.isspace()
-
-
-def _repeats(seen: Sequence[int]) -> int:
-    """Return how many came up before; part by part, as a set of all takes ten times their room."""
-    different = (len({n for n in seen if n % BUCKETS == part}) for part in range(BUCKETS))
-    return len(seen) - sum(different)
 
 
 def _count_name(counts: Counter[str], name: str) -> None:

@@ -440,6 +440,17 @@ def test_columns_of_other_names(convert):
     }
 
 
+def test_queries_that_come_again_are_counted_and_written(convert):
+    again = [ROWS[0] | {"id": "other"}, ROWS[0] | {"query": [{"role": "user", "content": "New"}]}]
+    write("in.jsonl", [*ROWS, *again, ROWS[0] | {"proposals": 1}])
+    out = convert("proposals", "in.jsonl", "--output", "out.jsonl").splitlines()
+    assert out[-2:] == [
+        "only told, and no reason to reject a row:",
+        "  1 x queries that an earlier row has",
+    ]
+    assert len(read("out.jsonl")) == 4
+
+
 def test_summary_numbers_reconcile(convert):
     rows = [*ROWS, BAD, BAD | {"proposals": [3]}, BAD | {"proposals": ["a", 3]}, {"query": " "}]
     write("in.jsonl", rows)
@@ -484,7 +495,7 @@ def long_row(name, words):
 def test_rows_at_risk_are_counted_with_their_percentage(convert):
     rows = [long_row(str(i), 10) for i in range(7)] + [long_row("long", 4000)]
     out = convert("proposals", write("in.jsonl", rows), "--output", "out.jsonl")
-    assert out.splitlines()[1:] == [
+    assert out.splitlines()[2:] == [
         "warning: 12.5% of rows (1) are longer than 2048 tokens (estimated; --tokenizer measures), LLaMA-Factory's default "
         "cutoff_len (examples/ have 4096). The plugin shortens their proposals to fit. Without it (--target sharegpt) LLaMA-Factory cuts them, and "
         "the query is lost first, unless --tokenizer and --cutoff-len fit them here."
@@ -561,7 +572,7 @@ def test_a_tokenizer_alone_measures(convert, llama3_tokenizer_dir):
         "--tokenizer",
         llama3_tokenizer_dir,
     )
-    assert out.splitlines()[1].startswith(
+    assert out.splitlines()[2].startswith(
         "warning: 50.0% of rows (1) are longer than 2048 tokens (measured), LLaMA"
     )
     assert [row["proposals"] for row in read("out.jsonl")] == [row["proposals"] for row in rows]
@@ -581,6 +592,7 @@ def test_fitting_shortens_proposals_and_nothing_else(convert, llama3_tokenizer_d
     assert re.fullmatch(
         r"read 10 rows: 9 written to out\.jsonl, 1 rejected \(out\.rejects\.jsonl\)\n"
         r"  1 x cutoff_len: needs \d+ tokens before any of its 2 proposals, the limit is 700\n"
+        r"only told, and no reason to reject a row:\n  8 x queries that an earlier row has\n"
         r"fitted to 700 tokens: (\d) proposals shortened in \1 rows \(\d+ tokens, \d+\.\d% of these rows\); "
         r"no query, instruction or target was cut\n",
         out,

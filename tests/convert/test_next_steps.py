@@ -13,6 +13,7 @@ from asking_tools import read_lines, write_lines
 from conftest import ROOT, demo_rows
 
 from aft_factory import cli
+from aft_factory.prompts.tokenizer import load_tokenizer
 from aft_factory.stage.following import PIPELINE
 
 ROWS = [{k: row[k] for k in ("query", "proposals", "aggregation")} for row in demo_rows()[:4]]
@@ -116,6 +117,29 @@ def test_the_baselines_file_is_trained_by_the_baselines_settings(aft):
         "next: llamafactory-cli train examples/sft_llama.yaml dataset_dir=. dataset=x "
         "template=aft_llama3"
     )
+
+
+def test_the_training_is_that_of_the_tokenizer_where_it_is_known(
+    aft, tiny_mistral, llama3_tokenizer_dir, tmp_path
+):
+    write_lines(Path("in.jsonl"), ROWS)
+    own = load_tokenizer(str(tiny_mistral))
+    own.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    own.save_pretrained(tmp_path / "own")
+    words = ("convert", "proposals", "in.jsonl", "--output", "x.jsonl", "--register", ".")
+    for tokenizer, *told in (
+        (tiny_mistral, "aft_mistral", "aft_mistral.yaml dataset_dir=. dataset=x template=aft_mistral"),
+        (llama3_tokenizer_dir, "aft_llama3", "aft_llama.yaml dataset_dir=. dataset=x template=aft_llama3"),
+        (tmp_path / "own", "aft_ before the name of your model's"),
+    ):  # fmt: skip
+        code, lines = aft(*words, "--overwrite", "--tokenizer", str(tokenizer))
+        place, *train = lines[-len(told) :]
+        assert (code, place) == (
+            0,
+            "registered as 'x' in dataset_info.json; train with dataset_dir: ., dataset: x, "
+            f"template: {told[0]}",
+        )
+        assert train == [f"next: llamafactory-cli train examples/{line}" for line in told[1:]]
 
 
 @pytest.mark.parametrize(

@@ -240,8 +240,10 @@ class TestSettings:
 
     def test_the_model_that_was_opened_is_named(self, tmp_path, tiny_reward_model, served):
         source = write_rows(tmp_path / "in.jsonl", made_up_rows(1))
+        config = tmp_path / "rank.yaml"
+        config.write_text("reward_model: never/opened\n")
         for name, flags in {
-            "longest": ["--scripted", "--reward-model", "never/opened"],
+            "longest": ["--scripted", "--config", str(config)],
             "rm": served.flags,
             str(tiny_reward_model): ["--reward-model", str(tiny_reward_model)],
         }.items():
@@ -249,6 +251,13 @@ class TestSettings:
             assert rank([source, "--output", str(output), "--quiet", *flags]) == 0
             [record] = records(output)
             assert record.meta["ranking"]["model"] == name
+
+    def test_a_script_is_told_of_and_is_no_reward_model_beside_it(self, tmp_path, capsys, caplog):
+        assert self.ranked(tmp_path, "--scripted")[0] == 0
+        assert caplog.messages == ["--scripted: no model is asked, the scores are made up"]
+        assert self.ranked(tmp_path, "--scripted", "--reward-model", "m") == (2, None)
+        words = "error: reward_model: --scripted asks no model; leave one of them out\n"
+        assert capsys.readouterr().err.endswith(words)
 
     def test_a_chat_template_a_length_a_dtype_and_a_budget(
         self, tmp_path, tiny_reward_model, capsys

@@ -19,7 +19,7 @@ from aft_factory.engines.vllm_loading import check_name
 from aft_factory.errors import UsageError
 from aft_factory.pipeline.steps import check_ready, read_pipeline
 from aft_factory.prompts.tokenizer import load_tokenizer
-from aft_factory.records.hub import fetched_once, hub_answers, waiting_for
+from aft_factory.records.hub import fetched_once, hub_silent, waiting_for
 from aft_factory.records.tables import read_rows
 from aft_factory.stats.__main__ import main as stats
 
@@ -162,6 +162,7 @@ def stream(monkeypatch):
                     raise row
                 yield row
 
+        monkeypatch.setattr("aft_factory.records.hub.hub_silent", lambda *_: None)
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": load()})
         return taken
 
@@ -238,7 +239,8 @@ def test_a_name_with_a_dot_may_be_on_the_hub(stream, name):
         *("rows", "data.v2", "a/b/c", "./rows", "/rows", "../rows", "~/rows", "a/b c", "a/", "/b"),
     ],
 )
-def test_a_name_of_a_file_is_not_looked_for_on_the_hub(stream, name):
+def test_a_name_of_a_file_is_not_looked_for_on_the_hub(stream, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     taken = stream({"a": 1})
     with pytest.raises(UsageError, match=r"no such file, and not the OWNER/NAME of a data set"):
         list(values(name))
@@ -265,13 +267,18 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
-    hub_answers.cache_clear()
+    hub_silent.cache_clear()
     words = r"'your/model': no such folder, and the hub cannot be"
     for _ in range(2):  # whatever is loaded of it
         with pytest.raises(UsageError, match=words):
             load_tokenizer("your/model")
     assert len(asked) == 1
-    hub_answers.cache_clear()
+    with pytest.raises(
+        UsageError, match=r"^your/rows: no such file, and the hub cannot be reached"
+    ):
+        list(read_rows("your/rows"))
+    assert "/datasets/your/rows/" in asked[1]
+    hub_silent.cache_clear()
 
 
 def test_what_takes_long_is_told(monkeypatch, caplog):

@@ -62,17 +62,21 @@ def test_what_belongs_to_no_query_is_said_of_all_rows(run, caplog):
         {"query": "a", "topic": "x", "meta": {"k": 1}, "note": "", "blank": [None]},
         *(["no row"], {"context": "refused", "query": "c"}, {"query": "b", "note": "y"}),
     ]
+
+    def messages():
+        return [one for one in caplog.messages if "--scripted" not in one]
+
     assert run(rows)[0] == 0
-    assert caplog.messages == [f"{told}note, topic"]
+    assert messages() == [f"{told}note, topic"]
     caplog.clear()
     row = {"question": "2 + 2?", "answer": "#### 4", "id": "1", "system": "Be brief."}
     run([row], "--overwrite", "--task", "gsm8k")
-    assert not caplog.messages
+    assert not messages()
     run([row | {"body": "Seven."}], "--overwrite", "--task", "gsm8k")
-    assert caplog.messages == [f"{told}body"]
+    assert messages() == [f"{told}body"]
     caplog.clear()
     run([{"query": "a", "id": "1", "reference": "x"}], "--overwrite")
-    assert not caplog.messages
+    assert not messages()
 
 
 def test_a_column_of_a_benchmarks_row_can_be_left_out_of_the_query(run):
@@ -695,3 +699,18 @@ def test_drafts_that_cannot_fit_are_told_before_the_run(options, context, told, 
 
     warn_of_room(RunSettings(**options), context)
     assert ("do not fit the context" in caplog.text) is told
+    assert ("long drafts will be shortened; --max-tokens" in caplog.text) is told
+    caplog.clear()
+    warn_of_room(RunSettings(**options), context, fitted=False)
+    assert ("--tokenizer shortens long drafts; --max-tokens" in caplog.text) is told
+
+
+def test_a_script_is_told_of_and_is_no_model_beside_it(run, tmp_path, caplog):
+    words = "--scripted asks no model; leave one of them out"
+    flags = ("--model", "m", "--base-url", "http://127.0.0.1:9/v1")
+    assert run([{"query": "a"}], *flags)[3] == f"error: model: {words}\nbase_url: {words}\n"
+    caplog.clear()
+    config = tmp_path / "run.yaml"
+    config.write_text("model: m\n")  # which --scripted tries
+    assert run([{"query": "a"}], "--config", str(config))[0] == 0
+    assert caplog.messages == ["--scripted: no model is asked, the answers are made up"]

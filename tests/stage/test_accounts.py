@@ -51,6 +51,10 @@ def test_split_samples_are_counted_as_they_are_sent(tmp_path, summary, capsys):
         assert total.split()[1:3] == ["11", "11"]
         assert main([*argv, *flags]) == 0
         assert len(server.log) == 11
+        assert len(server.probes) == summary()["session"]["requests_tried"] == 1
+    last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("requests: ")]
+    words = "before, 1 of one token, for what the server takes"
+    assert last == [f"requests: 11 asked, 0 from the journal; {words}"]
     told = summary()
     assert [layer["requests"] for layer in told["layers"]] == [5, 5, 1]
     assert told["total"]["requests"] == told["session"]["requests_asked"] == 11
@@ -242,6 +246,7 @@ def test_an_export_needs_no_model_and_no_template(tmp_path, run):
 
 def test_todays_settings_do_not_count_for_an_export_and_that_is_said(run, tmp_path, caplog):
     _, rows, _ = run(ROWS, "--seed", "7", "--keep-drafts", "--width", "2")
+    caplog.clear()
     flags = ("--seed", "8", "--no-keep-drafts", "--width", "2", "--strategy", "rsa", "--limit", "1")
     code, again, _ = run(ROWS, "--export", "--overwrite", *flags)
     assert (code, again) == (0, rows)
@@ -302,6 +307,46 @@ def test_answers_cut_off_are_counted_by_whatever_word(tmp_path, capsys, reason, 
     with serving(answer=answer) as server:
         assert main([*argv, "--base-url", server.url, "--on-filtered", "keep"]) == 0
     assert f"warning: {by} cut off 3 final answers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "flags", "words"),
+    [
+        ({"reasoning_content": "But"}, "length", "", "3 x unfinished (--on-unfinished; --max-tokens gives thoughts more room), "),
+        ({"content": "So"}, "length", "--on-truncated drop", "3 x truncated (--on-truncated; --max-tokens gives answers more room), "),
+        ({"content": ""}, "stop", "", "3 x empty (--on-empty), "),
+        ({"content": "So"}, "content_filter", "", "3 x filtered (--on-filtered), "),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_drafts_is_told_with_the_flags_that_say_so(
+    tmp_path, capsys, message, reason, flags, words
+):
+    def answer(path, body):
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        return web.json_response({"choices": [choice], "usage": {}})
+
+    source = write_lines(tmp_path / "in.jsonl", ROWS)
+    argv = [str(source), "--output", str(tmp_path / "out.jsonl"), "--quiet", "--layers", "0"]
+    with serving(answer=answer) as server:
+        own = ["--base-url", server.url, "--resamples", "0", *flags.split()]
+        assert main([*argv, *own]) == 1
+    assert f"\ndrafts: {words}3 x dropped\n" in capsys.readouterr().out
+
+
+def test_a_row_that_is_too_long_is_told_with_the_flag_that_makes_room(tmp_path, tiny_llama, capsys):
+    source = write_lines(tmp_path / "in.jsonl", [{"query": "Explain it. " * 200}])
+    argv = [str(source), "--output", str(tmp_path / "out.jsonl"), "--quiet", "--layers", "0"]
+    with serving(max_model_len=500) as server:
+        own = ["--base-url", server.url, "--tokenizer", str(tiny_llama), "--max-tokens", "400"]
+        assert main([*argv, *own]) == 1
+        told = capsys.readouterr().out
+        assert main([*argv, *own[:-1], "500"]) == 2
+    assert "1 x context: layer 0: needs " in told
+    assert ", the limit is 244 (a smaller --max-tokens leaves it more room)\n" in told
+    assert capsys.readouterr().err.endswith(
+        "the context of flaky is 500 tokens; lower --max-tokens and --final-max-tokens (or give "
+        "--context, where a server has more than it tells)\n"
+    )
 
 
 def test_a_failed_query_counts_what_it_took(run, summary):

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from flaky_server import FlakyServer
 
 from aft_factory.engines.sampling import Request, Sampling
@@ -110,6 +111,25 @@ def test_prompts_that_cannot_be_fitted_are_told_of(tmp_path, caplog):
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path)
     assert not opening({"max_model_len": 5000}, tokenizer=str(tmp_path)).fitters
     assert "has no chat template: drafts are not fitted" in caplog.text
+
+
+@pytest.mark.parametrize(("read", "told"), [(60, True), (48, False), (2 * 40 + 8, False)])
+def test_a_tokenizer_by_which_the_server_does_not_read_is_told_of_once(served, caplog, read, told):
+    def answer(path, body):
+        choice = {"index": 0, "message": {"content": "So"}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice] * 2, "usage": {"prompt_tokens": read}})
+
+    async def look(engines, servers):
+        asked = Request("?", 2, Sampling(), 1, prompt_ids=range(40))
+        for _ in range(2):
+            await engines.engines[""].sample(asked)
+
+    opening({"max_model_len": 5000, "answer": answer}, tokenizer=served, look=look)
+    words = (
+        "flaky reads 60 tokens where the tokenizer counts 40, by which drafts are fitted to the "
+    )
+    words += "context: --tokenizer and --chat-template are to be the served model's own"
+    assert [r.message for r in caplog.records if "reads" in r.message] == [words] * told
 
 
 THINKS = {"chat_template_kwargs": {"thinking": False}}

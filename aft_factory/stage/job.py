@@ -27,6 +27,7 @@ from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner, window
 from aft_factory.records.columns import Columns
 from aft_factory.records.fields import OBJECT, is_blank
+from aft_factory.records.leftovers import may_be_part
 from aft_factory.records.record import Row, note_beside, record_from_row, told_beside
 from aft_factory.records.rejects import Rejects
 from aft_factory.stage.console import show
@@ -238,7 +239,8 @@ def note_of_columns(rows: Sequence[Row], stage: Stage, columns: Columns) -> str 
             beside |= {
                 name
                 for name in row
-                if name not in (*stage.columns, *columns.ignored) and not is_blank(row[name])
+                if name not in (*stage.columns, *columns.ignored)
+                and not (is_blank(row[name]) or may_be_part(str(name), row[name]))
             }
             continue
         with contextlib.suppress(RecordError):  # which is told of its row

@@ -280,6 +280,24 @@ def test_control_tokens_in_a_draft_are_broken():
     assert "<|eot_id|>" not in system
 
 
+def test_a_template_that_fails_for_a_querys_drafts_fails_that_query_alone(
+    tmp_path, llama3_tokenizer_dir
+):
+    path, tokenizer = tmp_path / "own.jinja", load_tokenizer(str(llama3_tokenizer_dir))
+    path.write_text("{{ proposals[1] }}")
+    own = load_template(str(path))
+    fitter = Fitter(tokenizer, resolve_chat_template("llama3", tokenizer), 8192, own)
+    for fitters in ({}, {"": fitter}):
+        with pytest.raises(NoAnswer, match="layer 1: "):
+            draw(
+                ScriptedEngine(numbered()),
+                drafts=[Completion("the only one")],
+                layer=1,
+                fitters=fitters,
+                settings=replace(SETTINGS, template=own),
+            )
+
+
 def test_overlong_drafts_are_shortened_to_the_context_and_noted(llama3_tokenizer_dir):
     tokenizer = load_tokenizer(str(llama3_tokenizer_dir))
     chat = resolve_chat_template("llama3", tokenizer)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from ready_tools import once, ready
 from shared_data import RealData
-from vllm_tools import vllm_server_of
+from vllm_tools import start_vllm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -19,6 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+# A process less for each engine, as where there is a GPU.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 # On a busy machine any example may take long.
 settings.register_profile("aft-factory", deadline=None)
@@ -114,7 +117,27 @@ def real_mistral(tmp_path_factory, tiny_mistral):
 
 
 @pytest.fixture(scope="session")
-def vllm_server(tiny_llama, tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """A folder of all processes of this test run."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def ready_vllm(shared_folder):
+    """What vLLM's servers are started by; see `ready_tools`."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    return ready("vllm", shared_folder)
+
+
+@pytest.fixture(scope="session")
+def ready_llamafactory(shared_folder):
+    """What LLaMA-Factory's commands are started by; see `ready_tools`."""
+    return ready("llamafactory", shared_folder)
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tiny_llama, shared_folder, ready_vllm, tmp_path_factory):
     """A real vLLM server of the tiny Llama, with our chat template; its URL."""
     from aft_factory.prompts.prelude import chat_template
 
@@ -129,5 +152,9 @@ def vllm_server(tiny_llama, tmp_path_factory):
     flags += ["--no-enable-chunked-prefill", "--max-model-len", "4096"]
     flags += ["--max-num-batched-tokens", "4096", "--max-num-seqs", "64"]
     flags += ["--enable-prompt-tokens-details"]
-    with vllm_server_of(tiny_llama, folder, *flags) as url:
-        yield f"{url}/v1"
+
+    def begin():
+        _, url = start_vllm(ready_vllm, tiny_llama, folder, *flags, lasting=True)
+        return f"{url}/v1"
+
+    return once(shared_folder, f"vllm-{Path(ready_vllm.address).name}", begin)

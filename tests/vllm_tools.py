@@ -1,35 +1,29 @@
 """A real vLLM server of a tiny model, for several test files."""
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from flaky_server import until
+from ready_tools import Ready
 from reward_tools import free_port
 
 
-@contextlib.contextmanager
-def vllm_server_of(model: Path, folder: Path, *flags: str) -> Iterator[str]:
-    """A vLLM server that calls the model `tiny` and logs into the folder. Yields its URL."""
+def start_vllm(ready: Ready, model: Path, folder: Path, *flags: str, lasting: bool = False):
+    """Start a vLLM server that calls the model `tiny` and logs into the folder.
+
+    Returns:
+        The program, and its URL, at which it answers.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
-    # One process less to start, and nothing to compile.
-    command += ["--distributed-executor-backend", "uni", "--enforce-eager", "--dtype", "float32"]
+    arguments = ["--model", model, "--served-model-name", "tiny"]
+    arguments += ["--host", "127.0.0.1", "--port", port]
+    # Nothing to compile.
+    arguments += ["--enforce-eager", "--dtype", "float32", *flags]
     log = folder / "log"
-    with log.open("wb") as stream:
-        server = subprocess.Popen(
-            [*command, *flags],
-            stdout=stream,
-            stderr=stream,
-            env=os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"},
-            start_new_session=True,
-        )
+    module = "vllm.entrypoints.openai.api_server"
+    server = ready.start(module, arguments, log, lasting=lasting)
     url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
@@ -39,14 +33,15 @@ def vllm_server_of(model: Path, folder: Path, *flags: str) -> Iterator[str]:
             return True
         return False
 
+    until(answers, 400)
+    return server, url
+
+
+@contextlib.contextmanager
+def vllm_server_of(ready: Ready, model: Path, folder: Path, *flags: str) -> Iterator[str]:
+    """Have a vLLM server. Yields its URL."""
+    server, url = start_vllm(ready, model, folder, *flags)
     try:
-        until(answers, 400)
         yield url
     finally:
-        with contextlib.suppress(ProcessLookupError):  # it died by itself
-            os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+        server.end()

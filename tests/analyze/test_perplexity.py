@@ -4,9 +4,6 @@ import csv
 import json
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from conftest import demo_rows
@@ -18,7 +15,6 @@ from aft_factory.analyze.__main__ import main
 from aft_factory.engines.target_loss import IGNORED, Row, TransformersLoss
 from aft_factory.prompts.tokenizer import Pretrained
 
-CLI = str(Path(sys.executable).parent / "llamafactory-cli")
 ROWS = [{"id": f"row{i}", **row} for i, row in enumerate(demo_rows()[:16])]
 
 
@@ -191,7 +187,9 @@ def test_what_cannot_be_meant_is_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.slow
-def test_it_is_llamafactorys_own_evaluation_loss(measure, sets, tiny_llama, tmp_path):
+def test_it_is_llamafactorys_own_evaluation_loss(
+    measure, sets, tiny_llama, tmp_path, ready_llamafactory
+):
     """Of one batch that holds all rows, and of batches of one row."""
     found = measure("aft")["aft"]
     running = {}
@@ -204,16 +202,10 @@ def test_it_is_llamafactorys_own_evaluation_loss(measure, sets, tiny_llama, tmp_
         }  # fmt: skip
         path = tmp_path / f"{size}.yaml"
         path.write_text(json.dumps(config))
-        environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / f"cache{size}")}
-        running[size] = subprocess.Popen(
-            [CLI, "train", str(path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
+        log = tmp_path / f"{size}.log"
+        running[size] = ready_llamafactory.start("llamafactory.cli", ["train", path], log)
     for (size, process), ours in zip(running.items(), ("loss", "row_loss"), strict=True):
-        told, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, told.decode()[-3000:]
+        assert process.wait() == 0, (tmp_path / f"{size}.log").read_text()[-3000:]
         theirs = json.loads((tmp_path / str(size) / "eval_results.json").read_text())["eval_loss"]
         assert math.exp(float(found[ours])) == pytest.approx(math.exp(theirs), rel=1e-3)
         assert float(found[ours]) == pytest.approx(theirs, abs=1e-4)

@@ -5,7 +5,6 @@ import contextlib
 import copy
 import json
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -956,7 +954,7 @@ def test_asked_until_all_is_answered_a_flaky_server_answers_nothing_twice(tmp_pa
 
 @pytest.mark.skipif(not find_spec("llamafactory"), reason="beside the newest vLLM it cannot be")
 @pytest.mark.slow
-def test_the_api_of_llamafactory_gives_n_samples(tmp_path, tiny_llama):
+def test_the_api_of_llamafactory_gives_n_samples(tmp_path, tiny_llama, ready_llamafactory):
     """It takes n, ignores seeds and refuses what is not a dialogue; the engine's docstring says so."""
     port = closed_port()
     config = tmp_path / "api.yaml"
@@ -964,17 +962,11 @@ def test_the_api_of_llamafactory_gives_n_samples(tmp_path, tiny_llama):
     config.write_text(json.dumps(options | {"infer_backend": "huggingface"}))  # JSON is YAML
     environment = {"API_HOST": "127.0.0.1", "API_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
     environment["API_MODEL_NAME"] = "tiny"
-    output = (tmp_path / "output.txt").open("w+")
-    process = subprocess.Popen(
-        [str(Path(sys.executable).parent / "llamafactory-cli"), "api", str(config)],
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        env=os.environ | environment,
-    )
+    log = tmp_path / "output.txt"
+    process = ready_llamafactory.start("llamafactory.cli", ["api", config], log, **environment)
 
     def said() -> str:
-        output.seek(0)
-        return output.read()[-4000:]
+        return log.read_text(errors="replace")[-4000:]
 
     async def start() -> OpenAIEngine:
         deadline = time.monotonic() + 180
@@ -984,7 +976,7 @@ def test_the_api_of_llamafactory_gives_n_samples(tmp_path, tiny_llama):
             except UsageError:
                 assert process.poll() is None, said()
                 assert time.monotonic() < deadline, said()
-                await asyncio.sleep(1)
+                await asyncio.sleep(0.1)
 
     async def main():
         engine = await start()
@@ -1003,9 +995,7 @@ def test_the_api_of_llamafactory_gives_n_samples(tmp_path, tiny_llama):
     try:
         model, replies, refusal, missing = asyncio.run(main())
     finally:
-        process.terminate()
-        process.wait(30)
-        output.close()
+        process.end()
     first, again, greedy, greedy_again, greedy_two = replies
     assert model == "tiny"
     assert [len(reply.completions) for reply in replies] == [2, 2, 1, 1, 2]

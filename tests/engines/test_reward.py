@@ -587,10 +587,11 @@ class TestServerAnswers:
 
 
 @pytest.fixture(scope="module")
-def vllm_reward_server(reward_dir, tmp_path_factory):
+def vllm_reward_server(ready_vllm, reward_dir, tmp_path_factory):
     """A real vLLM server with the tiny reward model; its URL."""
     flags = ["--runner", "pooling", "--max-model-len", "2048", "--api-key", "secret"]
-    with vllm_server_of(reward_dir, tmp_path_factory.mktemp("vllm"), *flags) as url:
+    folder = tmp_path_factory.mktemp("vllm")
+    with vllm_server_of(ready_vllm, reward_dir, folder, *flags) as url:
         yield url
 
 

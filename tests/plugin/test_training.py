@@ -23,8 +23,7 @@ PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts torchr
 
 def cli(folder: Path, command: str, config: dict, **environment) -> str:
     """Run one llamafactory-cli command with a YAML (JSON is YAML) and return its output."""
-    path = folder / f"{command}.yaml"
-    path.write_text(json.dumps(config))
+    path = write_config(folder, command, config)
     done = subprocess.run(
         [CLI, command, str(path)],
         stdout=subprocess.PIPE,
@@ -35,6 +34,20 @@ def cli(folder: Path, command: str, config: dict, **environment) -> str:
     )
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
+
+
+def write_config(folder: Path, command: str, config: dict) -> Path:
+    path = folder / f"{command}.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def quick_cli(ready, folder: Path, command: str, config: dict) -> str:
+    """Do the same in a process that has imported LLaMA-Factory."""
+    path = write_config(folder, command, config)
+    code, said = ready.run("llamafactory.cli", [command, path], folder / f"{command}.log")
+    assert code == 0, said[-4000:]
+    return said
 
 
 def settings(folder: Path, model: Path, dataset: str, **options) -> dict:
@@ -111,7 +124,7 @@ def test_the_merged_model_carries_our_chat_template(training, tiny_llama):
     assert AutoModelForCausalLM.from_pretrained(merged).num_parameters() > 0
 
 
-def test_the_sft_baseline_trains(tmp_path, tiny_llama):
+def test_the_sft_baseline_trains(tmp_path, tiny_llama, ready_llamafactory):
     rows = [
         {
             "conversations": [
@@ -122,6 +135,7 @@ def test_the_sft_baseline_trains(tmp_path, tiny_llama):
         for row in demo_rows()[:24]
     ]
     write_dataset(tmp_path, "baseline", rows, formatting="sharegpt")
-    output = cli(tmp_path, "train", settings(tmp_path, tiny_llama, "baseline", template="llama3"))
+    config = settings(tmp_path, tiny_llama, "baseline", template="llama3")
+    output = quick_cli(ready_llamafactory, tmp_path, "train", config)
     assert "aft-factory: trained" not in output  # it is no aggregation data
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]

@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 from llamafactory_tools import tokenize, write_dataset
-from test_training import cli, settings
+from test_training import quick_cli, settings
 from test_twin_tokens import ROWS, before_target
 from vllm_tools import vllm_server_of
 
@@ -43,23 +43,24 @@ def with_tokens(model, target, tokens):
 
 
 @pytest.fixture(scope="module", params=TOKENS)
-def exported(request, tmp_path_factory, tiny_llama):
+def exported(request, tmp_path_factory, tiny_llama, ready_llamafactory):
     """(Template, folder, model before training, exported model)."""
     twin = request.param
     folder = tmp_path_factory.mktemp(twin)
     model = with_tokens(tiny_llama, folder / "model", TOKENS[twin])
     write_dataset(folder, "rows", ROWS)
     more = {"template": twin, "max_steps": 2, **TRAINED[twin]}
-    cli(folder, "train", settings(folder, model, "rows", **more))
+    quick_cli(ready_llamafactory, folder, "train", settings(folder, model, "rows", **more))
     merged = folder / "merged"
     export = {"model_name_or_path": str(model), "adapter_name_or_path": str(folder / "adapter")}
     export |= {"template": twin, "finetuning_type": "lora", "export_dir": str(merged)}
-    assert "as the training has saved it" in cli(folder, "export", export)
+    said = quick_cli(ready_llamafactory, folder, "export", export)
+    assert "as the training has saved it" in said
     return twin, folder, model, merged
 
 
 def test_the_exported_model_asks_by_the_trained_tokens_in_transformers_and_in_vllm(
-    exported, monkeypatch
+    exported, ready_vllm, monkeypatch
 ):
     from llamafactory.data.template import TEMPLATES
     from transformers import AutoTokenizer
@@ -82,7 +83,7 @@ def test_the_exported_model_asks_by_the_trained_tokens_in_transformers_and_in_vl
         )
         assert rendered == ids
 
-    with vllm_server_of(merged, folder, "--max-model-len", "4096") as url:
+    with vllm_server_of(ready_vllm, merged, folder, "--max-model-len", "4096") as url:
 
         def ask(path, **body):
             data = json.dumps({"model": "tiny", **body}).encode()

@@ -425,9 +425,11 @@ def test_a_subject_that_lm_eval_does_not_know_is_refused_by_row(tmp_path, capsys
 
 def test_what_was_answered_needs_no_model_again(tmp_path, monkeypatch):
     requests = answering(monkeypatch, number_of)
-    arguments = ("gsm8k", "--data", gsm8k(tmp_path, 2))
+    # One whose settings hold what is kept nowhere is known again too.
+    arguments = ("gsm8k", "--data", gsm8k(tmp_path, 2), "--sampling-args", "hf_token=secret")
     _, first = evaluate(tmp_path, *arguments)
     assert len(requests) == 4
+    assert first["settings"]["sampling_args"] == {"hf_token": "..."}
 
     def no_model(self):
         raise AssertionError("a model was opened")

@@ -12,6 +12,7 @@ import os
 import re
 import ssl
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -20,6 +21,10 @@ from aft_factory.errors import AftError, UsageError
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 SCHEMES = ("http", "https", "socks5", "socks5h")
 _LOGIN = re.compile(r"(?<=://)[^\s/?#]+@")  # of an address in a text
+# A text that is addresses and nothing else: a prompt in which one stands is kept as it was sent.
+_ADDRESS = re.compile(r"[\w+.-]+://\S+")
+# The values of an address's query, which may be secrets as its login may.
+_VALUE = re.compile(r"(?<=[?&])([^\s=&#]+)=[^\s&#]+")
 # In the words of a name: hfToken, X-Api-Key, PGPASSWORD, api_key_2; not: max_tokens.
 _SECRET = re.compile(
     r"pass ?(?:word|wd|phrase)|secret|credential|cookie|authorization|bearer|private ?key"
@@ -61,6 +66,31 @@ def is_secret(name: str) -> bool:
     """
     words = _NUMBERED_NAME.sub("", _WORD_START.sub(" ", name).lower())
     return bool(_SECRET.search(words)) and not _NO_SECRET.search(words)
+
+
+def without_secrets(value: Any) -> Any:
+    """Return the value of a setting without secrets: those of addresses, and what is called one.
+
+    Example:
+        >>> without_secrets({"url": ["http://me:pw@host/v1?key=1"], "hf_token": "hf_abc"})
+        {'url': ['http://host/v1?key=...'], 'hf_token': '...'}
+    """
+    if isinstance(value, str):
+        if not _ADDRESS.fullmatch(value):
+            return value
+        return _VALUE.sub(r"\1=...", without_login(value))
+    if isinstance(value, dict):
+        return {
+            key: "..." if item and _hidden(str(key), item) else without_secrets(item)
+            for key, item in value.items()
+        }
+    return list(map(without_secrets, value)) if isinstance(value, list) else value
+
+
+def _hidden(name: str, value: Any) -> bool:
+    """Whether a value is a secret by its name, and not the name of a variable that holds one."""
+    told = name.endswith("_env") or isinstance(value, bool | int | float)
+    return is_secret(name) and not told
 
 
 def is_sendable(text: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import orjson
 
 from aft_factory.asking.journal_file import JournalFile
 from aft_factory.engines.sampling import Completion, Reply, Request, Usage
+from aft_factory.network import without_secrets
 from aft_factory.records.messages import Message
 
 
@@ -68,9 +69,11 @@ class Journal(JournalFile):
         seconds: float | None = None,
     ) -> None:
         """Write a reply down, and how long it took; it is safe when this returns."""
+        extra = without_secrets(dict(request.sampling.extra))
+        sampling = replace(request.sampling, extra=extra)
         row = (
             *(key, place.query, place.turn, place.layer, place.slot, place.attempt),
-            *(model, request.n, request.seed, orjson.dumps(request.sampling).decode()),
+            *(model, request.n, request.seed, orjson.dumps(sampling).decode()),
             *(self._squeeze(_dump_reply(reply, seconds)), self._run),
         )
         with self._db:  # all of it or nothing, at the price of one write

@@ -23,13 +23,13 @@ from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS, Task
+from aft_factory.network import without_secrets
 from aft_factory.records.files import read_text, write_whole
 from aft_factory.records.record import Row, content_id
 from aft_factory.run.answering import build_stage, output_row
 from aft_factory.run.decoding import BY_ROW, decoded, decoding_told
 from aft_factory.run.settings import SAMPLED, RunSettings
 from aft_factory.stage.job import Job
-from aft_factory.stage.kept import without_secrets
 from aft_factory.stage.output import read_summary
 from aft_factory.stage.stage import Files
 from aft_factory.stage.totals import Totals

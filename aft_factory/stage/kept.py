@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError
-from aft_factory.network import is_secret, without_login
+from aft_factory.network import without_secrets
 from aft_factory.stage.declaring import build, declared
 from aft_factory.stage.job_settings import JobSettings
 
@@ -20,37 +19,7 @@ S = TypeVar("S", bound=JobSettings)
 PLACES = ("journal", "rejects", "task_output")  # of files: each command names its own
 NOT_BEGUN = "nothing is answered yet; start it again by the same command"
 
-# A text that is addresses and nothing else: a prompt in which one stands is kept as it was sent.
-_ADDRESS = re.compile(r"[\w+.-]+://\S+")
-# The values of an address's query, which may be secrets as its login may.
-_VALUE = re.compile(r"(?<=[?&])([^\s=&#]+)=[^\s&#]+")
-
 _log = logging.getLogger(__name__)
-
-
-def without_secrets(value: Any) -> Any:
-    """Return the value of a setting without secrets: those of addresses, and what is called one.
-
-    Example:
-        >>> without_secrets({"url": ["http://me:pw@host/v1?key=1"], "hf_token": "hf_abc"})
-        {'url': ['http://host/v1?key=...'], 'hf_token': '...'}
-    """
-    if isinstance(value, str):
-        if not _ADDRESS.fullmatch(value):
-            return value
-        return _VALUE.sub(r"\1=...", without_login(value))
-    if isinstance(value, dict):
-        return {
-            key: "..." if item and _hidden(str(key), item) else without_secrets(item)
-            for key, item in value.items()
-        }
-    return list(map(without_secrets, value)) if isinstance(value, list) else value
-
-
-def _hidden(name: str, value: Any) -> bool:
-    """Whether a value is a secret by its name, and not the name of a variable that holds one."""
-    told = name.endswith("_env") or isinstance(value, bool | int | float)
-    return is_secret(name) and not told
 
 
 def keepable(settings: JobSettings) -> str:

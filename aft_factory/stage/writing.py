@@ -16,6 +16,7 @@ from aft_factory.inference.outcome import Outcome
 from aft_factory.inference.queries import Query
 from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategy import Strategy
+from aft_factory.network import without_secrets
 from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.records.files import check_writable, write_report
 from aft_factory.records.record import Row
@@ -25,7 +26,7 @@ from aft_factory.records.tables import Line
 from aft_factory.stage.console import show
 from aft_factory.stage.following import following
 from aft_factory.stage.job_settings import JobSettings
-from aft_factory.stage.kept import NOT_BEGUN, without_secrets
+from aft_factory.stage.kept import NOT_BEGUN
 from aft_factory.stage.output import Outputs, read_summary, summary_path
 from aft_factory.stage.reading import check_paths
 from aft_factory.stage.stage import Files, Stage

@@ -99,6 +99,15 @@ def test_a_journal_of_another_version_is_refused_and_left_as_it_is(tmp_path):
     assert (tmp_path / "j").read_bytes() == before
 
 
+def test_no_secret_among_the_settings_of_a_request_is_kept(tmp_path):
+    path = tmp_path / "j"
+    with Journal(path) as journal:
+        request = Request("q", 1, Sampling(extra={"hf_token": "hf_abcdef", "min_p": 0.1}), 0)
+        journal.keep(request.key("m"), Place("q", 0, 0, 0), "m", request, REPLY)
+    assert b"hf_abcdef" not in path.read_bytes()
+    assert b'"min_p":0.1' in path.read_bytes()
+
+
 def test_one_writer_at_a_time(tmp_path):
     with Journal(tmp_path / "j"), pytest.raises(ValueError, match="another run is using this"):
         Journal(tmp_path / "j")

@@ -5,7 +5,7 @@ Run: pytest tests/stage/test_kept.py
 
 import pytest
 
-from aft_factory.stage.kept import without_secrets
+from aft_factory.network import without_secrets
 
 
 @pytest.mark.parametrize(

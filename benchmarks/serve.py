@@ -10,7 +10,8 @@
   above the calls by hand, pair by pair.
   Who asks over HTTP is a process of its own, as clients are.
 * First token: for streams, the time from the end of the last draft to the first byte of the answer,
-  beside that by hand. Goal with vLLM: at most 1.1 times of it.
+  beside that by hand. Goal with vLLM: at most 1.1 times of it, or 5 ms more: a model that needs but
+  10 ms for its first token shows the server's own milliseconds as a share, which larger ones hide.
 * Streams: `--streams` (256) clients that each ask again as soon as their answer has come, on the
   scripted engine; how many answers, what failed, the slowest in medians, and the memory of the
   server after a third of the time and at its end. Goals: no failure, the slowest within 2 medians,
@@ -270,12 +271,12 @@ def resident() -> int:
 async def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Measure all of it."""
     found = {"scripted engine": await overhead(ScriptedEngine(record=False), args.requests)}
-    if args.model:
+    for model in args.model:
         from aft_factory.engines.vllm_engine import VllmEngine
 
-        engine = await VllmEngine.start(args.model, engine_args=TINY_ARGS)
+        engine = await VllmEngine.start(model, engine_args=TINY_ARGS)
         try:
-            found["vLLM"] = await overhead(engine, args.requests)
+            found[f"vLLM, {Path(model).name}"] = await overhead(engine, args.requests)
         finally:
             await engine.close()
     found["streams"] = await streams(args.streams, args.seconds)
@@ -286,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", help="folder of a model for vLLM in this process")
+    parser.add_argument("--model", nargs="+", default=[], help="folders, for vLLM in this process")
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -296,8 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         args.json.write_text(json.dumps(found, indent=2))
     missed = False
-    for name in ("scripted engine", "vLLM"):
-        if (one := found.get(name)) is None:
+    for name, one in found.items():
+        if name == "streams":
             continue
         print(f"{name}: by hand {1000 * one['by hand']:.1f} ms")
         for way in ("plain", "stream"):
@@ -307,7 +308,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"  {way}: {1000 * more:+.1f} ms (goal for plain: at most {1000 * MOST_OVERHEAD:g})"
             )
         ratio = one["first stream"] / one["first by hand"]
-        missed |= name == "vLLM" and ratio > MOST_FIRST
+        late = ratio > MOST_FIRST and one["first stream"] - one["first by hand"] > MOST_OVERHEAD
+        missed |= name != "scripted engine" and late
         print(
             f"  first token after the drafts: {1000 * one['first stream']:.1f} ms, "
             f"{ratio:.2f} of that by hand (goal with vLLM: at most {MOST_FIRST})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -77,7 +78,7 @@ async def joined(address: str) -> AsyncIterator[Cluster]:
         options = {"include_dashboard": False, "object_store_memory": STORE}
         settings |= OWN
         if not os.environ.keys() & TOKENS:  # else Ray makes one, and leaves it in ~/.ray
-            settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            settings["RAY_AUTH_TOKEN"] = _token()
     else:
         await asyncio.to_thread(_knock, address)
     with _environment(settings):
@@ -90,6 +91,12 @@ async def joined(address: str) -> AsyncIterator[Cluster]:
     finally:
         if ours:
             await asyncio.to_thread(ray.shutdown)
+
+
+@functools.cache
+def _token() -> str:
+    """Return the token of all clusters that this process begins: Ray reads it once."""
+    return secrets.token_hex(32)
 
 
 @contextlib.contextmanager

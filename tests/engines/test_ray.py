@@ -365,6 +365,10 @@ def test_a_ray_of_its_own_that_does_not_begin_in_time_is_begun_again(monkeypatch
         asyncio.run(join())
     assert len(begun) == starts
     assert "RAY_AUTH_TOKEN" not in os.environ
+    if address == "local":  # the next one has its token: Ray would know no other
+        asyncio.run(join())
+        assert None not in begun
+        assert len(set(begun)) == 1
 
 
 @pytest.mark.parametrize(

@@ -95,5 +95,4 @@ COMMAND = PlainCommand(
     examples=EXAMPLES,
     settings=PointsSettings,
     do=analyze,
-    left=PointsSettings.leaves,
 )

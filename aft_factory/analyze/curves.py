@@ -159,5 +159,4 @@ COMMAND = PlainCommand(
     examples=EXAMPLES,
     settings=CurvesSettings,
     do=analyze,
-    left=CurvesSettings.leaves,
 )

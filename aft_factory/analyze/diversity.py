@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from aft_factory.analyze.subsets import SubsetSettings, build_stage
 from aft_factory.records.record import Row
 from aft_factory.records.tables import read_rows
-from aft_factory.stage.command import Leaves
 from aft_factory.stage.console import show
 from aft_factory.stage.job_command import JobCommand
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.plotting import need_matplotlib, new_figure, plot_files, write_plot
 from aft_factory.stage.reading import check_paths
 

@@ -211,5 +211,4 @@ COMMAND = PlainCommand(
     settings=PerplexitySettings,
     do=analyze,
     interrupted=RESUMES,
-    left=PerplexitySettings.leaves,
 )

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from aft_factory.engines.transformers_reward import RewardDtype
 from aft_factory.prompts.selection import Aggregation
 from aft_factory.prompts.tokenizer import Pretrained
-from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.plotting import PlotSettings, plot_files
 from aft_factory.stage.reading import at_least, refused
 from aft_factory.stage.tokenizing import folder_problems

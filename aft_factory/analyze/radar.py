@@ -82,5 +82,4 @@ COMMAND = PlainCommand(
     examples=EXAMPLES,
     settings=EvaluationsSettings,
     do=analyze,
-    left=EvaluationsSettings.leaves,
 )

@@ -172,5 +172,4 @@ COMMAND = PlainCommand(
     examples=EXAMPLES,
     settings=PointsSettings,
     do=analyze,
-    left=PointsSettings.leaves,
 )

@@ -138,7 +138,6 @@ COMMAND = PlainCommand(
     examples=EXAMPLES,
     settings=ConvertSettings,
     do=convert,
-    left=ConvertSettings.leaves,
     rehearse=rehearse,
 )
 main = COMMAND.main

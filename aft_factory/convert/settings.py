@@ -11,8 +11,8 @@ from aft_factory.convert.sources import SOURCES
 from aft_factory.convert.targets import TARGETS
 from aft_factory.prompts.selection import Aggregation
 from aft_factory.records import rejects
-from aft_factory.stage.command import Entry, Leaves
 from aft_factory.stage.declaring import argument, setting, switch, written
+from aft_factory.stage.leaves import Entry, Leaves
 from aft_factory.stage.reading import AGGREGATOR, FORMATS, INPUTS, ReadSettings, at_least, refused
 from aft_factory.stage.tokenizing import TokenizerSettings
 

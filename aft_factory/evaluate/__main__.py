@@ -18,9 +18,10 @@ from aft_factory.evaluate.benchmarks import BENCHMARKS, Benchmark, Part, Score, 
 from aft_factory.evaluate.compare import compare
 from aft_factory.evaluate.results import FILE, results_of, table, write_results
 from aft_factory.evaluate.settings import EvalArguments, EvalSettings, paper_settings
-from aft_factory.stage.command import ConfiguredCommand, Leaves
+from aft_factory.stage.command import ConfiguredCommand
 from aft_factory.stage.console import guarded
 from aft_factory.stage.flags import with_argument
+from aft_factory.stage.leaves import Leaves
 
 _log = logging.getLogger(__name__)
 

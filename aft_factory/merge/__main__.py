@@ -21,7 +21,6 @@ COMMAND = PlainCommand(
     examples=EXAMPLES,
     settings=MergeSettings,
     do=merge,
-    left=MergeSettings.leaves,
 )
 main = COMMAND.main
 

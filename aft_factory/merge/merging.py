@@ -20,12 +20,12 @@ from aft_factory.records.rejects import rejects_path
 from aft_factory.records.tables import Line
 from aft_factory.run.__main__ import COMMAND as RUN
 from aft_factory.sample.__main__ import COMMAND as SAMPLE
-from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import argument, setting, switch, written
 from aft_factory.stage.following import following
 from aft_factory.stage.job import survey
 from aft_factory.stage.job_command import JobCommand
 from aft_factory.stage.kept import command_of, kept_settings
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.output import summary_path
 from aft_factory.stage.reading import FORMATS, INPUTS, Settings, check_paths
 from aft_factory.stage.stage import Files

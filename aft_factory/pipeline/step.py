@@ -15,9 +15,10 @@ from aft_factory.errors import UsageError
 from aft_factory.rank.__main__ import COMMAND as RANK
 from aft_factory.run.__main__ import COMMAND as RUN
 from aft_factory.sample.__main__ import COMMAND as SAMPLE
-from aft_factory.stage.command import Command, Leaves
+from aft_factory.stage.command import Command
 from aft_factory.stage.declaring import checked, declared
 from aft_factory.stage.flags import to_arguments
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stats.__main__ import COMMAND as STATS
 
 COMMANDS: dict[str, Command[Any]] = {

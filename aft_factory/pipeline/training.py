@@ -18,7 +18,7 @@ from typing import Any
 from aft_factory.errors import UsageError, suggest
 from aft_factory.pipeline.step import Step, texts
 from aft_factory.records.files import read_text, write_whole
-from aft_factory.stage.command import Leaves
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.yaml_file import read_yaml
 
 Training = Mapping[str, Any]

@@ -58,7 +58,6 @@ COMMAND = PlainCommand(
     examples=EXAMPLES,
     settings=ReportSettings,
     do=report,
-    left=ReportSettings.leaves,
 )
 main = COMMAND.main
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.reading import INPUTS, Settings, at_least, check_paths
 
 MOST = 10_000  # queries: their list is scrolled and searched without a wait

@@ -12,7 +12,7 @@ from aft_factory.errors import MissingPackage
 from aft_factory.run.__main__ import RunArguments, preset_settings
 from aft_factory.run.settings import preset_names
 from aft_factory.serve.settings import ServeSettings
-from aft_factory.stage.command import ConfigArguments, ConfiguredCommand, Leaves
+from aft_factory.stage.command import ConfigArguments, ConfiguredCommand
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import COMMON, declared, setting
 
@@ -50,9 +50,6 @@ def _preset(args: ServeArguments, given: Mapping[str, Any]) -> tuple[str, Mappin
 class _ServeCommand(ConfiguredCommand[ServeSettings]):
     def run(self, given: Mapping[str, Any]) -> int:
         return guarded(lambda: _serve(self.read(given)), "interrupted", lines=True)
-
-    def leaves(self, given: Mapping[str, Any], settings: ServeSettings) -> Leaves:
-        return Leaves()
 
 
 COMMAND = _ServeCommand(

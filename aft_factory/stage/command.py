@@ -7,20 +7,19 @@ a pipeline checks its steps by it and asks it what a step would leave.
 from __future__ import annotations
 
 import abc
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from aft_factory.errors import UsageError
-from aft_factory.records.files import read_text
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import build, declared, setting
 from aft_factory.stage.flags import Parser, add_flags, usage_of
 from aft_factory.stage.job_settings import FILES
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.reading import Settings
 from aft_factory.stage.yaml_file import read_yaml
 
@@ -31,57 +30,6 @@ LOOKS_LIKE = {
 }
 
 S = TypeVar("S", bound=Settings)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An entry of a JSON file that holds those of others too, such as `dataset_info.json`."""
-
-    file: Path
-    name: str
-    content: Mapping[str, Any]
-
-    def is_there(self) -> bool:
-        """Tell whether the file has it as it is here."""
-        try:
-            return bool(json.loads(read_text(self.file))[self.name] == self.content)
-        except (OSError, ValueError, LookupError, TypeError):
-            return False
-
-
-@dataclass(frozen=True, slots=True)
-class Leaves:
-    """What a command leaves.
-
-    Attributes:
-        outputs: What it is for, the main one first.
-        traces: What lies beside: rejects, summary and journal.
-        entry: What it adds to a file of others'.
-        summary: Of the traces, the one that counts the rows whose engine failed.
-    """
-
-    outputs: Sequence[Path] = ()
-    traces: Sequence[Path] = ()
-    entry: Entry | None = None
-    summary: Path | None = None
-
-    def files(self) -> list[Path]:
-        """Return all files that it writes, also such as hold what is others'."""
-        entry = [] if self.entry is None else [self.entry.file]
-        return [*self.outputs, *self.traces, *entry]
-
-    def places(self) -> dict[str, str]:
-        """Return all that it writes: what tells it from others, and how to name it."""
-        found = {str(path.resolve()): str(path) for path in (*self.outputs, *self.traces)}
-        if self.entry is not None:
-            file, name = self.entry.file, self.entry.name
-            found[f"{file.resolve()}: {name}"] = f"the data set {name!r} of {file}"
-        return found
-
-    def are_there(self) -> bool:
-        """Tell whether all that it is for is there."""
-        entry = self.entry is None or self.entry.is_there()
-        return entry and all(path.exists() for path in self.outputs)
 
 
 # Writes the rows that a command would leave, with filler for what only a model can write, and
@@ -141,9 +89,9 @@ class Command(abc.ABC, Generic[S]):
             UsageError: With everything that is wrong with them.
         """
 
-    @abc.abstractmethod
     def leaves(self, given: Mapping[str, Any], settings: S) -> Leaves:
         """Tell what it leaves, from what it is given and the settings that were read from it."""
+        return settings.leaves()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +101,10 @@ class PlainCommand(Command[S]):
     Attributes:
         do: Does the work, and returns the exit code.
         interrupted: What to say after Ctrl-C.
-        left: What it leaves.
     """
 
     do: Callable[[S], int]
     interrupted: str = "interrupted; nothing was written"
-    left: Callable[[S], Leaves] = lambda _: Leaves()
 
     def run(self, given: Mapping[str, Any]) -> int:
         """Run it, and show errors as messages."""
@@ -169,10 +115,6 @@ class PlainCommand(Command[S]):
         settings = replace(build(self.settings, [("", given)]), by_flag=tuple(sorted(given)))
         settings.refuse_wrong()
         return settings
-
-    def leaves(self, given: Mapping[str, Any], settings: S) -> Leaves:
-        """Tell what it leaves."""
-        return self.left(settings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 
 from aft_factory.errors import UsageError
 from aft_factory.records.tables import is_table
-from aft_factory.stage.command import ConfigArguments, ConfiguredCommand, Leaves
+from aft_factory.stage.command import ConfigArguments, ConfiguredCommand
 from aft_factory.stage.console import guarded
 from aft_factory.stage.declaring import COMMON, argument, build, switch, written
 from aft_factory.stage.flags import with_argument
 from aft_factory.stage.job import Job, note_of_columns, survey
 from aft_factory.stage.job_settings import FILES, JobSettings
 from aft_factory.stage.kept import kept_settings
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.output import summary_path
 from aft_factory.stage.reading import FORMATS, INPUTS
 from aft_factory.stage.stage import Files, Stage

@@ -18,6 +18,7 @@ from aft_factory.records.columns import FIELDS, Columns
 from aft_factory.records.files import check_place
 from aft_factory.records.tables import Line, read_rows
 from aft_factory.stage.declaring import setting
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.progress import progress_bar
 
 MOST_SAMPLES = 10_000  # of one query: what is larger is a slip, and fills the memory
@@ -56,6 +57,10 @@ class Settings:
         """
         given = (name for name in names if name in self.by_flag and getattr(self, name))
         return [f"{name}: --scripted asks no model; leave one of them out" for name in given]
+
+    def leaves(self) -> Leaves:
+        """Tell what the command leaves; a command's own say it."""
+        return Leaves()
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,6 @@ COMMAND = PlainCommand(
     examples=EXAMPLES,
     settings=StatsSettings,
     do=count,
-    left=StatsSettings.leaves,
 )
 main = COMMAND.main
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.plotting import plot_files, plot_problems
 from aft_factory.stage.reading import AGGREGATOR, INPUTS, ReadSettings, at_least
 from aft_factory.stage.tokenizing import TokenizerSettings

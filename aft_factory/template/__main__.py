@@ -103,7 +103,6 @@ COMMAND = PlainCommand(
     examples=EXAMPLES,
     settings=TemplateSettings,
     do=do,
-    left=TemplateSettings.leaves,
 )
 main = COMMAND.main
 

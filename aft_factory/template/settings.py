@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aft_factory.prompts.selection import PAPER
-from aft_factory.stage.command import Leaves
 from aft_factory.stage.declaring import argument, setting, switch, written
+from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.reading import AGGREGATOR, Settings
 from aft_factory.stage.tokenizing import TokenizerSettings
 

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
 from aft_factory.engines.engine import EngineError
@@ -57,10 +58,11 @@ class _Settings:
             self.refused, self.refusal = self.refused + 1, error
 
 
+@dataclass(eq=False)
 class Vetting:
     """Asks one server, and learns what it takes.
 
-    Args:
+    Attributes:
         url: Of the server, for messages.
         fields: What it takes.
         post: Sends a body as it is.
@@ -69,23 +71,14 @@ class Vetting:
         advice: From the settings that a refusal speaks of to what helps.
     """
 
-    def __init__(
-        self,
-        url: str,
-        fields: Fields,
-        post: Post,
-        deny: Callable[[EngineError], object] = lambda _: None,
-        *,
-        short: Mapping[str, Any] | None = None,
-        advice: Callable[[Sequence[str]], str] = hint,
-    ) -> None:
-        self._url = url
-        self._fields = fields
-        self._post = post
-        self._deny = deny
-        self._short = short
-        self._advice = advice
-        self._settings: dict[str, _Settings] = {}
+    url: str
+    fields: Fields
+    post: Post
+    deny: Callable[[EngineError], object] = lambda _: None
+    _: KW_ONLY
+    short: Mapping[str, Any] | None = None
+    advice: Callable[[Sequence[str]], str] = hint
+    _settings: dict[str, _Settings] = field(default_factory=dict, init=False)
 
     async def ask(self, body: Mapping[str, Any], post: Post | None = None) -> dict[str, Any]:
         """Send one request and return the body of the answer.
@@ -100,7 +93,7 @@ class Vetting:
         Raises:
             EngineError: If there is none; of kind `fatal`, if the settings are refused.
         """
-        post, shape = post or self._post, _shape(body)
+        post, shape = post or self.post, _shape(body)
         while shape not in self._settings and len(self._settings) >= MOST_SETTINGS:
             del self._settings[next(iter(self._settings))]
         settings = self._settings.setdefault(shape, _Settings())
@@ -124,27 +117,27 @@ class Vetting:
         Raises:
             EngineError: If there is no answer.
         """
-        return await self._ask(body, _Settings(answered=True), self._post)
+        return await self._ask(body, _Settings(answered=True), self.post)
 
     async def _ask(
         self, body: Mapping[str, Any], settings: _Settings, post: Post
     ) -> dict[str, Any]:
         while True:
-            sent = self._fields.applied(body)
+            sent = self.fields.applied(body)
             try:
                 answer = await post(sent)
             except EngineError as error:
                 if error.kind != "refused":
                     raise
                 refusal = _refusal(error)
-                if lost := self._fields.hopeless(refusal, sent):
+                if lost := self.fields.hopeless(refusal, sent):
                     raise self._refused(error, lost) from error
-                told = self._fields.learn(refusal, sent)
+                told = self.fields.learn(refusal, sent)
                 if not told:
                     if not settings.answered:
                         await self._judge(error, sent, settings)
                     raise
-                _log.warning("%s: %s; its words: %s", self._url, ", ".join(told), error)
+                _log.warning("%s: %s; its words: %s", self.url, ", ".join(told), error)
             else:
                 settings.passed = settings.answered = True
                 return answer
@@ -158,30 +151,30 @@ class Vetting:
             EngineError: Of kind `fatal`, if it is the settings: the server speaks of one, or
                 refuses even a short question.
         """
-        named = self._fields.blamed(error.problem, sent)
+        named = self.fields.blamed(error.problem, sent)
         if not set(named) - LENGTHS:
             short = [{"role": "user", "content": SHORT_QUESTION}]
             asked = {"messages": short} if "messages" in sent else {"prompt": SHORT_QUESTION}
             try:
-                await self._post({**sent, **(self._short or asked)})
+                await self.post({**sent, **(self.short or asked)})
             except EngineError as again:
                 if again.kind != "refused":
                     return
                 if "messages" in sent and TEMPLATE.search(again.problem):
-                    raise self._denied(f"{self._url}: {NO_TEMPLATE}: {again.problem}") from error
-                named = self._fields.blamed(again.problem, sent) or named
+                    raise self._denied(f"{self.url}: {NO_TEMPLATE}: {again.problem}") from error
+                named = self.fields.blamed(again.problem, sent) or named
             else:
                 settings.passed = settings.answered = True
                 return
         raise self._refused(error, named) from error
 
     def _refused(self, error: EngineError, named: Sequence[str]) -> EngineError:
-        words = f"refuses these settings: {error.problem}{self._advice(named)}"
-        return self._denied(f"{self._url} {words}")
+        words = f"refuses these settings: {error.problem}{self.advice(named)}"
+        return self._denied(f"{self.url} {words}")
 
     def _denied(self, problem: str) -> EngineError:
         refusal = EngineError(problem, "fatal")
-        self._deny(refusal)
+        self.deny(refusal)
         return refusal
 
 

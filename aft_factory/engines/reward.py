@@ -13,9 +13,10 @@ place. Knows no queue and no retries: those are `aft_factory.inference.scoring`'
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from aft_factory.engines.engine import EngineError
@@ -168,27 +169,31 @@ def refuse_headless(name: str, missing: Collection[str]) -> None:
         raise UsageError(f"{name!r} is no reward model: it has no weights for {names}")
 
 
-async def score_each(
-    encoder: PairEncoder, pairs: Sequence[Pair], score: Callable[[list[int]], Awaitable[float]]
-) -> list[float | EngineError]:
-    """Score pairs by a request of its own for each; see `RewardModel.score`.
+class PairByPair(abc.ABC):
+    """What reward models share that are asked for every pair by a request of its own."""
 
-    Args:
-        encoder: Makes their tokens, not on the event loop.
-        pairs: What to score.
-        score: From tokens to a score; raises EngineError.
-    """
+    _encoder: PairEncoder
 
-    async def one(ids: list[int] | EngineError) -> float | EngineError:
+    async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
+        """Score responses; see `RewardModel`. Their tokens are not made on the event loop."""
+        encoded = await asyncio.to_thread(self._encoder.encode, list(pairs))
+        return await gather_or_cancel(map(self._one, encoded))
+
+    def lengths(self, pairs: Sequence[Pair]) -> list[int | None]:
+        """Return the tokens of each pair; see `RewardModel`."""
+        return self._encoder.lengths(pairs)
+
+    async def _one(self, ids: list[int] | EngineError) -> float | EngineError:
         try:
-            return ids if isinstance(ids, EngineError) else finite(await score(ids))
+            return ids if isinstance(ids, EngineError) else finite(await self._score(ids))
         except EngineError as error:
             if error.kind == "fatal":
                 raise
             return error
 
-    encoded = await asyncio.to_thread(encoder.encode, list(pairs))
-    return await gather_or_cancel(one(ids) for ids in encoded)
+    @abc.abstractmethod
+    async def _score(self, ids: list[int]) -> float:
+        """Score the tokens of a pair; raises EngineError."""
 
 
 def choose_label(name: str, labels: int, label: int | None) -> int:

@@ -17,7 +17,7 @@ template.)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError, default_key, is_url, shown_url
@@ -25,7 +25,7 @@ from aft_factory.engines.openai_failures import ABSENT, failure_of
 from aft_factory.engines.openai_fields import Needed
 from aft_factory.engines.openai_replies import models_in, parse_answer
 from aft_factory.engines.openai_vetting import Vetting
-from aft_factory.engines.reward import Pair, PairEncoder, choose_label, score_each
+from aft_factory.engines.reward import Pair, PairByPair, PairEncoder, choose_label
 from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import UsageError, needing, suggest
 from aft_factory.network import making_client, proxy_hint
@@ -43,7 +43,7 @@ LONGEST_CONNECT = 10.0  # seconds
 SHORT_PAIR: Pair = ([{"role": "user", "content": "Hello"}], "Hello")
 
 
-class ServerReward:
+class ServerReward(PairByPair):
     """A sequence classifier on a server. Made by `connect`."""
 
     def __init__(
@@ -129,14 +129,6 @@ class ServerReward:
             await client.aclose()
             raise
         return cls(entry["id"], root, client, encoder, concurrency, label)
-
-    async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
-        """Score responses; see `RewardModel`."""
-        return await score_each(self._encoder, pairs, self._score)
-
-    def lengths(self, pairs: Sequence[Pair]) -> list[int | None]:
-        """Return the tokens of each pair; see `RewardModel`."""
-        return self._encoder.lengths(pairs)
 
     async def reachable(self) -> bool:
         """Tell whether the server answers at all, if only to say no."""

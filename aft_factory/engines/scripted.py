@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
 from aft_factory.engines.engine import EngineError
@@ -38,51 +39,43 @@ def _tokens(text: str) -> int:
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
+@dataclass(eq=False)
 class ScriptedEngine:
     """Replies by a script, and records every request it was asked.
 
     Example:
         engine = ScriptedEngine(lambda request: ["42"] * request.n)
 
-    Args:
+    Attributes:
         script: From a request to its n texts, or to the error to raise.
         delay: Seconds a reply takes.
         tokens: Length of every completion to account, in tokens; None estimates it by its text.
         record: Whether to keep the requests; a long run would fill the memory with them.
     """
 
-    context: int | None = None
-    tokenizer: PreTrainedTokenizerFast | None = None
-    chat_template: str | None = None
-    most_samples: int | None = None
-    tried: int = 0
-
-    def __init__(
-        self,
-        script: Script = babble,
-        *,
-        model: str = "scripted",
-        delay: float = 0.0,
-        tokens: int | None = None,
-        record: bool = True,
-    ) -> None:
-        self.model = model
-        self.requests: list[Request] = []
-        self._script = script
-        self._delay = delay
-        self._tokens = tokens
-        self._record = record
+    script: Script = babble
+    _: KW_ONLY
+    model: str = "scripted"
+    delay: float = 0.0
+    tokens: int | None = None
+    record: bool = True
+    requests: list[Request] = field(default_factory=list, init=False)
+    context: int | None = field(default=None, init=False)
+    tokenizer: PreTrainedTokenizerFast | None = field(default=None, init=False)
+    chat_template: str | None = field(default=None, init=False)
+    most_samples: int | None = field(default=None, init=False)
+    tried: int = field(default=0, init=False)
 
     async def sample(self, request: Request) -> Reply:
         """Reply as the script says."""
         self._note(request)
-        await asyncio.sleep(self._delay)
-        return self._reply(request, self._script(request))
+        await asyncio.sleep(self.delay)
+        return self._reply(request, self.script(request))
 
     async def stream(self, request: Request, told: Told) -> Reply:
         """Reply as the script says, word by word."""
         self._note(request)
-        texts = self._script(request)
+        texts = self.script(request)
         words = None if isinstance(request.prompt, str) else ThoughtWords()
         tell = apart(told, words) or told
         shown = [] if isinstance(texts, EngineError) else texts
@@ -90,7 +83,7 @@ class ScriptedEngine:
         starts = [0] * len(pieces)
         longest = max(map(len, pieces), default=0)
         for step in range(longest):
-            await asyncio.sleep(self._delay / longest)
+            await asyncio.sleep(self.delay / longest)
             for i, own in enumerate(pieces):
                 if step < len(own):
                     tell(Piece(i, own[step], starts[i], ended=step == len(own) - 1))
@@ -98,7 +91,7 @@ class ScriptedEngine:
         return self._reply(request, texts)
 
     def _note(self, request: Request) -> None:
-        if self._record:
+        if self.record:
             self.requests.append(request)
 
     def _reply(self, request: Request, texts: list[str] | EngineError) -> Reply:
@@ -106,7 +99,7 @@ class ScriptedEngine:
             raise texts
         prompt = request.prompt
         size = len(prompt) if isinstance(prompt, str) else sum(len(m["content"]) for m in prompt)
-        completions = [Completion(text, tokens=self._tokens or _tokens(text)) for text in texts]
+        completions = [Completion(text, tokens=self.tokens or _tokens(text)) for text in texts]
         written = sum(completion.tokens or 0 for completion in completions)
         if not isinstance(prompt, str):
             completions = [completion.split(ThoughtWords()) for completion in completions]

@@ -11,18 +11,17 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.reward import (
     DEFAULT_REWARD_MODEL,
-    Pair,
+    PairByPair,
     PairEncoder,
     choose_label,
     refuse_headless,
-    score_each,
 )
 from aft_factory.engines.vllm_loading import (
     check_name,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class VllmReward:
+class VllmReward(PairByPair):
     """A sequence classifier on vLLM. Made by `start`."""
 
     model: str
@@ -98,14 +97,6 @@ class VllmReward:
         deciding = [f"{key}={settings[key]}" for key in DECIDING if key in settings]
         identity = "+".join([fingerprint(name), encoder.identity, str(chosen), "vllm", *deciding])
         return cls(name, identity, llm, encoder, chosen)
-
-    async def score(self, pairs: Sequence[Pair]) -> list[float | EngineError]:
-        """Score responses; see `RewardModel`."""
-        return await score_each(self._encoder, pairs, self._score)
-
-    def lengths(self, pairs: Sequence[Pair]) -> list[int | None]:
-        """Return the tokens of each pair; see `RewardModel`."""
-        return self._encoder.lengths(pairs)
 
     async def reachable(self) -> bool:
         """Tell whether vLLM is there."""

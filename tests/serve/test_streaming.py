@@ -246,7 +246,7 @@ def test_what_is_short_is_sent_at_once_nodelay():
 def test_a_client_that_goes_ends_its_drafts_in_every_layer(stream, layer):
     class Slow(Watched):
         async def _watched(self, request, work):
-            self._delay = 30 if len(self.requests) == layer else 0
+            self.delay = 30 if len(self.requests) == layer else 0
             return await super()._watched(request, work)
 
     with served(Slow(drafts_of)) as server:

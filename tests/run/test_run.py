@@ -83,7 +83,7 @@ def test_a_column_of_a_benchmarks_row_can_be_left_out_of_the_query(run, caplog):
     row = {"question": "2 + 2?", "answer": "#### 4", "context": "In German."}
     code, _, out, _ = run([row], "--task", "gsm8k")
     assert (code, "1 x context: may belong" in out) == (1, True)
-    assert not caplog.messages  # that it is no part of the query
+    assert "in no prompt" not in caplog.text
     flags = ("--task", "gsm8k", "--overwrite", "--column", "ignore=context")
     code, [written], _, _ = run([row, ["no row"]], *flags)
     assert (code, written["context"]) == (0, "In German.")

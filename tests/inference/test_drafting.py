@@ -493,6 +493,10 @@ def test_a_tail_is_cut_at_tokens_where_the_tokenizer_is_known(llama3_tokenizer_d
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert fitter.tail(text, 5) == tokenizer.decode(ids[-5:])
     assert fitter.tail(text, len(ids)) == fitter.tail(text, 10**6) == text
+    engine, tail = ScriptedEngine(numbered()), replace(SETTINGS, reads="tail:5")
+    fitters = {"": fitter.but(limit=8192)}
+    draw(engine, settings=tail, fitters=fitters, drafts=[Completion(text)], layer=1, n=1)
+    assert f"1. {tokenizer.decode(ids[-5:])}" in engine.requests[0].prompt[0]["content"]
 
 
 def test_a_summary_is_asked_for_once_and_counted_and_read_in_the_drafts_place():

@@ -209,7 +209,7 @@ class Drafting:
         [summary] = reply.completions
         if not summary.text.strip():
             raise NoAnswer(f"layer {layer}: the summary of a draft is empty")
-        return markers.restore(summary.text)
+        return summary.text
 
     def require(self, drafts: Sequence[Completion], n: int, *, layer: int) -> None:
         """Refuse to go on with too few drafts (see `strategy.Sample`).

@@ -26,7 +26,7 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.engines.vllm_engine import VllmEngine
 from aft_factory.engines.vllm_loading import adapter_rank, fingerprint
-from aft_factory.engines.vllm_sampling import check_sampling, stop_token_ids
+from aft_factory.engines.vllm_sampling import check_samplings, stop_token_ids
 from aft_factory.errors import UsageError
 from aft_factory.inference.queries import read_record
 from aft_factory.inference.runner import Runner
@@ -203,8 +203,8 @@ def test_a_real_adapter_with_an_alpha_pattern_is_refused():
 
 def test_a_sampling_setting_that_vllm_has_not_is_refused_before_loading():
     with pytest.raises(UsageError, match="vLLM has no 'min_pp'; did you mean 'min_p'"):
-        check_sampling({"min_pp": 0.1})
-    check_sampling({"min_p": 0.1, "ignore_eos": True})
+        check_samplings([Sampling(extra={"min_pp": 0.1})])
+    check_samplings([Sampling(extra={"min_p": 0.1, "ignore_eos": True})])
 
 
 def test_a_model_or_template_that_is_not_there_is_refused_before_loading(run, tiny_llama, tmp_path):

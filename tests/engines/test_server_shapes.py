@@ -79,6 +79,15 @@ def test_what_stands_around_an_answer_does_not_hide_it(body):
     assert read(body).text == "It is 42."
 
 
+def test_the_tokens_of_a_thought_are_counted_apart_where_the_server_counts_them():
+    message = {"reasoning": "6 x 7", "content": "It is 42."}
+    details = {"completion_tokens_details": {"reasoning_tokens": 5}}
+    for said, count in ((details, 5), ({}, None)):
+        usage = {"prompt_tokens": 3, "completion_tokens": 9} | said
+        reply = read_reply({"choices": [{"message": message}], "usage": usage}, 1, lambda *_: 0)
+        assert (reply.usage.completion, reply.usage.thought) == (9, count)
+
+
 def test_a_text_that_is_null_leaves_the_message_to_be_read():
     answer = {"choices": [{"text": None, "message": {"content": "It is 42."}}]}
     assert read(json.dumps(answer).encode()).text == "It is 42."

@@ -16,6 +16,7 @@ from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.inference.accounting import ModelShape
 from aft_factory.inference.scoring import Longest
 from aft_factory.run.__main__ import main
+from aft_factory.stage.totals import Totals, describe
 
 ROWS = [{"id": f"q{i}", "query": f"What is {i}+{i}?"} for i in range(3)]
 
@@ -357,3 +358,9 @@ def test_a_failed_query_counts_what_it_took(run, summary):
 
     run(ROWS, "--width", "2", "--layers", "1", script=script)
     assert [layer["samples"] for layer in summary()["layers"]] == [6, 2]
+
+
+def test_thoughts_are_told_of_what_was_written():
+    of_a_thinker = Totals(usage={(0, 0): Usage(1, 1, 3, 0, 9, 0, 5)})
+    assert "thoughts: 5 of the tokens written" in describe(of_a_thinker, None)
+    assert not [line for line in describe(Totals(), None) if "thoughts" in line]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -277,22 +277,20 @@ def _about(error: BaseException) -> str:
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     """Return the error of a group to show, the gravest if there are several."""
-    errors: list[BaseException] = []
 
-    def collect(error: BaseException) -> None:
-        for part in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
-            collect(part)
-        if not isinstance(error, BaseExceptionGroup):
-            errors.append(error)
-
-    collect(group)
+    def single(error: BaseException) -> Iterator[BaseException]:
+        if isinstance(error, BaseExceptionGroup):
+            for part in error.exceptions:
+                yield from single(part)
+        else:
+            yield error
 
     def gravity(error: BaseException) -> int:
         if isinstance(error, EngineError):
             return 1 if error.kind == "fatal" else 3
         return 2 if isinstance(error, Stopped) else 3 if isinstance(error, NoAnswer) else 0
 
-    return min(errors, key=gravity)
+    return min(single(group), key=gravity)
 
 
 def _canonical(content: Any) -> bytes:

@@ -28,6 +28,8 @@ OPTIONS = ("width", "layers", "subset", "window")
 SAMPLED = ("temperature", "top_p", "top_k", "max_tokens")
 FINAL = tuple(f"final_{name}" for name in SAMPLED)
 MIDDLE = tuple(f"middle_{name}" for name in SAMPLED)
+_FINAL = partial(setting, None, "of the final layer, if it differs", group=DECODING)
+_MIDDLE = partial(setting, None, "of layers between, if it differs", group=DECODING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +83,19 @@ class RunSettings(RewardSettings, AskSettings):
         "N tokens), or summary (by the model: one more request each)",
         group=STRATEGY,
     )
-    final_temperature: float | None = setting(
-        None, "of the final layer, if it differs", group=DECODING
-    )
-    final_top_p: float | None = setting(None, "of the final layer, if it differs", group=DECODING)
-    final_top_k: int | None = setting(None, "of the final layer, if it differs", group=DECODING)
-    final_max_tokens: int | None = setting(
-        None, "of the final layer, if it differs", group=DECODING
-    )
+    final_temperature: float | None = _FINAL()
+    final_top_p: float | None = _FINAL()
+    final_top_k: int | None = _FINAL()
+    final_max_tokens: int | None = _FINAL()
     final_sampling_args: dict[str, Any] = setting(
         {},
         "of the final layer, beside --sampling-args, such as chat_template_kwargs",
         group=DECODING,
     )
-    middle_temperature: float | None = setting(
-        None, "of layers between, if it differs", group=DECODING
-    )
-    middle_top_p: float | None = setting(None, "of layers between, if it differs", group=DECODING)
-    middle_top_k: int | None = setting(None, "of layers between, if it differs", group=DECODING)
-    middle_max_tokens: int | None = setting(
-        None, "of layers between, if it differs", group=DECODING
-    )
+    middle_temperature: float | None = _MIDDLE()
+    middle_top_p: float | None = _MIDDLE()
+    middle_top_k: int | None = _MIDDLE()
+    middle_max_tokens: int | None = _MIDDLE()
     middle_sampling_args: dict[str, Any] = setting(
         {}, "of layers between, beside --sampling-args", group=DECODING
     )

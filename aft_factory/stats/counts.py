@@ -8,8 +8,10 @@ estimated from bytes here.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
 from aft_factory.engines.endings import is_cut_off, is_filtered
@@ -53,16 +55,14 @@ class Distribution:
         if not total:
             return {"count": 0}
         values = sorted(self.counts)
-        found = {"count": total, "min": values[0]}
-        ranks = [max(1, math.ceil(share * total)) for share in QUANTILES]
-        below, position = self.counts[values[0]], 0
-        for share, rank in zip(QUANTILES, ranks, strict=True):
-            while below < rank:
-                position += 1
-                below += self.counts[values[position]]
-            found[f"p{round(100 * share)}"] = values[position]
+        ends = list(accumulate(self.counts[value] for value in values))
+        quantiles = {
+            f"p{round(100 * share)}": values[bisect_left(ends, math.ceil(share * total))]
+            for share in QUANTILES
+        }
         mean = math.fsum(value * count for value, count in self.counts.items()) / total
-        return {**found, "max": values[-1], "mean": mean}
+        extremes = {"max": values[-1], "mean": mean}
+        return {"count": total, "min": values[0], **quantiles, **extremes}
 
     def over(self, limit: float) -> float:
         """Return the share of the values that are larger than the limit."""

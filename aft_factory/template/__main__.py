@@ -54,7 +54,8 @@ def do(settings: TemplateSettings) -> int:
     )
     for limit in own_limits(text, source.tokens):
         _tell(f"note: with proposals or without, it cannot render {limit}")
-    own = own_system(text, source.tokens) if prelude.form != "user" else ""
+    said = {} if prelude.thinking is None else {prelude.switch: prelude.thinking == "true"}
+    own = own_system(text, source.tokens, **said) if prelude.form != "user" else ""
     if own:
         _tell(f"note: the aggregator prompt stands in the place of its own system message: {own!r}")
     if settings.yaml:

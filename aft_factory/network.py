@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -144,8 +144,15 @@ def environment_problems() -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def proxy_hint(url: str) -> str:
-    """Say what may help where a server nearby does not answer, and a proxy is asked for it."""
+def hint(url: str, words: str) -> str:
+    """Say what may help where a server does not answer: of certificates, or of a proxy.
+
+    Args:
+        url: Of the server.
+        words: What became of the request.
+    """
+    if "CERTIFICATE_VERIFY_FAILED" in words:
+        return " (SSL_CERT_FILE names a file of the certificates to trust)"
     parts = urlsplit(url)
     host = parts.hostname or ""
     proxies = getproxies()
@@ -155,6 +162,11 @@ def proxy_hint(url: str) -> str:
         return ""
     names = " and ".join(_set(f"{parts.scheme}_proxy", "all_proxy"))
     return f" (it is asked through the proxy of {names}; to ask it directly, NO_PROXY={host})"
+
+
+def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for who asks this process only."""
+    return {name: value for name, value in environment.items() if name.lower() not in PROXIES}
 
 
 def _is_near(host: str) -> bool:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def http_server(answer, listing=None, **entry) -> Iterator[str]:
+def http_server(answer, listing=None, context=None, **entry) -> Iterator[str]:
     """A server of which any path gives `answer(body)`: status, headers and text. Yields its URL.
 
     `entry` changes what it says of its one model, `listing` all that it says: a body, or a status
-    and a text.
+    and a text; `context` is that of TLS.
     """
     listing = listing or {"data": [{"id": "rm", "max_model_len": 100, **entry}]}
     status, listed = listing if isinstance(listing, tuple) else (200, json.dumps(listing))
@@ -40,10 +40,12 @@ def http_server(answer, listing=None, **entry) -> Iterator[str]:
         request_queue_size = 256  # all may come at once
 
     server = Server(("127.0.0.1", 0), Handler)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.handle_error = lambda *_: None  # of clients that hang up
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'' if context is None else 's'}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

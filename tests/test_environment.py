@@ -6,6 +6,9 @@ Run: pytest tests/test_environment.py
 import asyncio
 import http.server
 import importlib.util
+import json
+import ssl
+import subprocess
 import threading
 
 import pytest
@@ -16,7 +19,7 @@ from reward_tools import free_port, http_server, logits
 
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.errors import UsageError
-from aft_factory.network import environment_problems, proxy_hint
+from aft_factory.network import environment_problems, hint
 from aft_factory.prompts.tokenizer import load_tokenizer
 from aft_factory.rank.__main__ import main as rank
 from aft_factory.run.__main__ import main as run
@@ -164,14 +167,14 @@ def test_a_server_nearby_that_is_asked_through_a_proxy_gets_a_hint(
     ],
 )
 def test_who_is_near_and_not_left_out_of_proxies_is_hinted_at(monkeypatch, url, names):
-    assert proxy_hint(url) == ""
+    assert hint(url, "no answer") == ""
     monkeypatch.setenv("http_proxy", f"http://u:{SECRET}@h:9")
     monkeypatch.setenv("NO_PROXY", "gpu2")
     if url.startswith("https"):
-        assert proxy_hint(url) == ""
+        assert hint(url, "no answer") == ""
         monkeypatch.setenv("all_proxy", "http://h:9")
-    assert (f"the proxy of {names};" in proxy_hint(url)) == (names is not None)
-    assert (proxy_hint(url) == "") == (names is None)
+    assert (f"the proxy of {names};" in hint(url, "no answer")) == (names is not None)
+    assert (hint(url, "no answer") == "") == (names is None)
 
 
 @KINDS
@@ -221,6 +224,24 @@ def test_a_tokenizer_that_is_not_had_tells_what_is_wrong_with_the_environment(
     ) as e:
         load_tokenizer("no/such")
     assert SECRET not in str(e.value)
+
+
+def test_a_certificate_that_is_not_trusted_tells_the_variable(ask, tmp_path, monkeypatch):
+    certificate = str(tmp_path / "cert.pem")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext"
+    command = [*command.split(), "subjectAltName=IP:127.0.0.1", "-keyout", certificate + ".key"]
+    subprocess.run([*command, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate + ".key")
+    listing = {"data": [{"id": "flaky", "max_model_len": 9999}]}
+    said = json.dumps({"choices": [{"message": {"content": "2"}}], **json.loads(logits(1))})
+    with http_server(lambda body: (200, {}, said), listing, context=context) as url:
+        for kind in ("model", "reward"):
+            code, err = ask(kind, url)
+            assert (code, "CERTIFICATE_VERIFY_FAILED" in err, len(err.splitlines())) == (2, True, 1)
+            assert err.endswith(" (SSL_CERT_FILE names a file of the certificates to trust)\n")
+            assert ask(kind, url, SSL_CERT_FILE=certificate)[0] == 0
+            monkeypatch.delenv("SSL_CERT_FILE")
 
 
 # What servers say

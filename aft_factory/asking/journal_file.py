@@ -149,7 +149,12 @@ class JournalFile:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
-        if isinstance(error, (sqlite3.Error, zstandard.ZstdError)):  # damaged, or the disk is full
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise UsageError(
+                f"{self.path}: its disk is full; make room and give the same command again: what "
+                "was answered until now is kept"
+            ) from error
+        if isinstance(error, (sqlite3.Error, zstandard.ZstdError)):  # damaged
             raise UsageError(
                 f"{self.path}: this journal cannot be used: {error}; if it is damaged, put back a "
                 "copy of it, or name another --journal"

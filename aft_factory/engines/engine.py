@@ -37,6 +37,7 @@ class EngineError(AftError, RuntimeError):
         kind: `retry` may succeed if asked again; `refused` is final for this request (a prompt that
             is too long); `fatal` is final for the whole run (wrong key, no such model).
         retry_after: Seconds to wait before the next attempt, where the server says so.
+        body: What a server answered, as JSON; None where it is none.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class EngineError(AftError, RuntimeError):
         problem: str,
         kind: Literal["retry", "refused", "fatal"],
         retry_after: float | None = None,
+        body: Any = None,
     ) -> None:
         problem = printable(problem)
-        super().__init__(problem, kind, retry_after)
+        super().__init__(problem, kind, retry_after, body)
         self.problem = problem
         self.kind = kind
         self.retry_after = retry_after
+        self.body = body
 
     def __str__(self) -> str:
         return self.problem

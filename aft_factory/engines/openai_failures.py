@@ -15,14 +15,36 @@ from typing import Any, Literal
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_parts import as_object
-from aft_factory.network import proxy_hint
+from aft_factory.network import hint
 from aft_factory.records import exact_json
 
 MOST_WORDS = 500  # characters of a server's error message
 # Of 429s, which mostly pass, these do not.
 SPENT = re.compile(r"insufficient|billing|payment|credit|balance", re.IGNORECASE)
 # Whatever the status: a text that is too long will be so the next time.
-TOO_LONG = re.compile(r"context\b.{0,40}\bexceed|exceed\w*\b.{0,40}\bcontext", re.IGNORECASE)
+TOO_LONG = re.compile(
+    r"context\b.{0,40}\b(?:exceed|overflow)|"
+    r"(?:exceed\w*|(?:great|long|larg)er than)\b.{0,40}\bcontext",
+    re.IGNORECASE,
+)
+UNTAKEN = re.compile(
+    r"unsupported|not[ _](?:supported?|permitted|allowed|taken|accepted)|does(?: not|n't) support|"
+    r"unknown|unrecogni[sz]ed|unexpected|forbidden",
+    re.IGNORECASE,
+)
+# An error without a status is what it says: the first of these that is found in it counts.
+SAID = {
+    status: re.compile(words, re.IGNORECASE)
+    for status, words in {
+        429: r"rate.?limit|too.many.requests|quota|billing",
+        503: r"overload|busy|time.?out|timed.out|unavailable|temporar|again.(?:later|in|soon)|"
+        r"internal|(?:server|api).error",
+        401: r"api.?key|authenti|unauthori[sz]ed|permission",
+        404: r"endpoint|not.?found|no.models?.loaded",
+        400: rf"invalid|bad.?request|validation|must|required|expected|missing|render|only|"
+        rf"{UNTAKEN.pattern}",
+    }.items()
+}
 ABSENT = (404, 405)
 STATUSES = range(400, 600)
 WITHIN = ("error", "message", "detail", "raw")  # what holds an error's words
@@ -46,19 +68,31 @@ def failure_of(response: Any, url: str, absent: str = "") -> EngineError:
         absent: What to add where there is nothing at that URL.
     """
     status, words = response.status_code, error_words(response.content)
-    kind, after = kind_of(status), retry_after(response.headers)
-    if after is None:
-        after = _delay_in(read_json(response.content))
-    if status == 429 and after is None and SPENT.search(response.text):
+    body = read_json(response.content)
+    kind, after = _meaning(status, words, body, retry_after(response.headers))
+    problem = words if kind == "refused" else f"{url} answered {status}: {words}{hint(url, '')}"
+    return EngineError(problem + (absent if status in ABSENT else ""), kind, after, body)
+
+
+def _meaning(
+    status: int, words: str, body: Any, after: float | None = None
+) -> tuple[Kind, float | None]:
+    """Return what a status means with what else is said, and the seconds to wait."""
+    kind, after = kind_of(status), _delay_in(body) if after is None else after
+    if status == 429 and after is None and SPENT.search(exact_json.dump([words, body]).decode()):
         kind = "fatal"  # a quota that is used up does not pass
     elif kind == "retry" and TOO_LONG.search(words):
         kind = "refused"
     elif kind == "refused" and after is not None:  # of whatever status: it says that it passes
         kind = "retry"
-    problem = words if kind == "refused" else f"{url} answered {status}: {words}"
-    if kind != "refused":
-        problem += proxy_hint(url)
-    return EngineError(problem + (absent if status in ABSENT else ""), kind, after)
+    return kind, after
+
+
+def _status_said(error: Any, words: str) -> int | None:
+    """Return the status that fits an error without one, by its type, else by its words."""
+    types = " ".join(str(as_object(error).get(name)) for name in ("type", "code", "status"))
+    found = (status for text in (types, words) for status in SAID if SAID[status].search(text))
+    return next(found, None)
 
 
 def undisguised(data: Any) -> Any:
@@ -72,11 +106,9 @@ def undisguised(data: Any) -> Any:
         code = next((int(code) for code in codes if code in map(str, STATUSES)), None)
         bare = code is not None and not one.get("choices") and not one.get("data")
         if error or one.get("object") == "error" or bare:
-            kind = "retry" if code is None else kind_of(code)
             words = error_words(exact_json.dump(one))
-            if TOO_LONG.search(words):
-                kind = "refused"
-            raise EngineError(words, kind, _delay_in(one))
+            status = code or _status_said(inner, words) or 503
+            raise EngineError(words, *_meaning(status, words, one), one)
     return data
 
 

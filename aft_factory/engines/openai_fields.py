@@ -11,16 +11,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from aft_factory.engines.openai_failures import read_json
+from aft_factory.engines.openai_failures import UNTAKEN, read_json
 from aft_factory.errors import UsageError
 
 NOT_SETTINGS = frozenset({"model", "messages", "prompt", "stream"})
 SUCCESSORS = {"max_tokens": "max_completion_tokens"}  # as OpenAI has renamed it
-UNTAKEN = re.compile(
-    r"unsupported|not[ _](?:supported?|permitted|allowed|taken|accepted)|does(?: not|n't) support|"
-    r"unknown|unrecogni[sz]ed|unexpected|forbidden",
-    re.IGNORECASE,
-)
 ONLY_STREAMS = re.compile(r"\bstream", re.IGNORECASE)
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 LENGTHS = frozenset({"max_tokens", "max_completion_tokens"})

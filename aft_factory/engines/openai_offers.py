@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 
 async def choose(servers: list[Server], model: str | None) -> tuple[list[Server], str, int | None]:
     """Return the servers to ask, the model's name and its context: the smallest that one tells."""
+    for server in servers:
+        server.alone = len(servers) == 1
     answers = await asyncio.gather(*(s.models() for s in servers), return_exceptions=True)
     offers: dict[Server, list[dict[str, Any]]] = {}
     problems = []

@@ -19,7 +19,7 @@ from aft_factory.engines.openai_neutral import neutral_fields
 from aft_factory.engines.openai_reading import follow, moved, read_list, read_whole
 from aft_factory.engines.openai_vetting import Vetting
 from aft_factory.engines.sampling import Told
-from aft_factory.network import proxy_hint
+from aft_factory.network import hint
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -171,8 +171,6 @@ class Server:
             entries = await self._call(read_list(listing, self.url), sampling=False)
         except EngineError as error:
             status = getattr(error.__cause__, "status_code", None)
-            if error.__cause__ is None:  # something else than a list
-                error.problem += self._elsewhere
             if error.kind == "retry" or status == 401:
                 raise
             level = logging.INFO if status in ABSENT else logging.WARNING
@@ -225,13 +223,16 @@ class Server:
             raise failure from error
         except openai.APIError as error:  # no whole answer came
             problem = f"{self.url}: {error.message} {error.__cause__ or ''}".strip()
-            failure = EngineError(problem + proxy_hint(self.url), "retry")
+            failure = EngineError(problem + hint(self.url, problem), "retry")
             self._fails(started, failure, in_doubt=True)
             raise failure from error
-        except EngineError as failure:
+        except EngineError as failure:  # of status 200
             if failure.kind == "refused":
                 self._works(started)
             else:
+                words = failure.problem.removeprefix(f"{self.url}: ")
+                misplaced = failure.kind == "fatal" or not sampling
+                failure.problem = f"{self.url}: {words}{self._elsewhere * misplaced}"
                 self._fails(started, failure, in_doubt=failure.kind == "fatal")
             raise
         self._works(started)

@@ -16,7 +16,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
 from aft_factory.engines.engine import EngineError
-from aft_factory.engines.openai_failures import read_json
 from aft_factory.engines.openai_fields import LENGTHS, Fields, hint
 
 LEAD = 1.0  # seconds that the first request goes ahead: a refusal comes sooner than an answer
@@ -129,7 +128,7 @@ class Vetting:
             except EngineError as error:
                 if error.kind != "refused":
                     raise
-                refusal = _refusal(error)
+                refusal = error.body
                 if lost := self.fields.hopeless(refusal, sent):
                     raise self._refused(error, lost) from error
                 told = self.fields.learn(refusal, sent)
@@ -182,12 +181,6 @@ def _shape(body: Mapping[str, Any]) -> str:
     """Return the settings of a request: all of it but what is asked, and the seed."""
     settings = {k: v for k, v in body.items() if k not in QUESTION}
     return json.dumps([settings, "messages" in body], sort_keys=True, default=str)
-
-
-def _refusal(error: EngineError) -> Any:
-    """Return the body of the answer that an error came of."""
-    response = getattr(error.__cause__, "response", None)
-    return None if response is None else read_json(response.content)
 
 
 async def _or_cancel(task: asyncio.Task[dict[str, Any]], waiting: Awaitable[T]) -> T:

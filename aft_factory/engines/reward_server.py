@@ -28,7 +28,7 @@ from aft_factory.engines.openai_vetting import Vetting
 from aft_factory.engines.reward import Pair, PairByPair, PairEncoder, choose_label
 from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import UsageError, needing, suggest
-from aft_factory.network import making_client, proxy_hint
+from aft_factory.network import hint, making_client
 from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer
 
 if TYPE_CHECKING:
@@ -200,8 +200,8 @@ async def _call(client: AsyncClient, method: str, path: str, body: Any = None, *
         response = await client.request(method, path, json=body, **more)
     except httpx.HTTPError as error:
         base = shown_url(str(client.base_url))
-        problem = f"{base}: {error or type(error).__name__}{proxy_hint(base)}"
-        raise EngineError(problem, "retry") from error
+        words = str(error) or type(error).__name__
+        raise EngineError(f"{base}: {words}{hint(base, words)}", "retry") from error
     place = shown_url(str(response.url))
     if response.is_success:
         return parse_answer(response.content, place)

@@ -16,21 +16,22 @@ import signal
 import sqlite3
 import subprocess
 import threading
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from aft_factory.engines.engine import shown_url
+from aft_factory.engines.engine import KEY, default_key, shown_url
 from aft_factory.errors import UsageError, needing
 from aft_factory.evaluate.settings import EvalSettings
+from aft_factory.network import hint, making_client, read_key, without_proxies
 from aft_factory.stage.guard import guarding
+
+if TYPE_CHECKING:
+    from httpx import Client
 
 AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
 OF_ONE = frozenset({400, 413, 422})  # refusals that may be of one request: the harness knows best
@@ -56,8 +57,9 @@ class Judge:
         self.asked = 0
         self._judges = judges
         self._url = settings.judge_url or _usual_url()
-        self._key = os.environ.get(settings.judge_key_env, "none")
-        self._timeout, self._retries = settings.timeout, settings.retries
+        self._retries = settings.retries
+        name = settings.judge_key_env
+        self._client = _client(default_key() if name == KEY else read_key(name), settings.timeout)
         self._one_by_one: dict[bytes, threading.Lock] = defaultdict(threading.Lock)
         self._refused: dict[bytes, tuple[int, bytes]] = {}
         self._lock = threading.Lock()
@@ -69,9 +71,12 @@ class Judge:
     def ask(self, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Return the status and body of a judgment, an earlier one where there is one."""
         data = self._data(body)
-        status, reply = self._once(data, data, self._retries, self._judges)
+        try:
+            status, reply = self._once(data, data, self._retries, self._judges)
+        except sqlite3.Error as error:  # such as a full disk: what comes next would be lost, too
+            status, reply = 507, f"judgments cannot be kept: {error}".encode()
         if status != 200 and status not in OF_ONE:
-            self.failure = f"{status}: {reply.decode('utf-8', 'replace')[:500]}"
+            self.failure = self._told(status, reply)
         return status, reply
 
     def check(self, body: Mapping[str, Any], judges: Judges) -> bool:
@@ -84,10 +89,13 @@ class Judge:
         retries = min(self._retries, FIRST_RETRIES)
         status, reply = self._once(self._url.encode() + data, data, retries, judges)
         if status != 200:
-            told = reply.decode("utf-8", "replace")[:500]
             place = shown_url(self._url)
-            raise UsageError(f"the judge {self.model} at {place}: {status}: {told}")
+            raise UsageError(f"the judge {self.model} at {place}: {self._told(status, reply)}")
         return _is_one(reply, judges)
+
+    def _told(self, status: int, reply: bytes) -> str:
+        told = reply.decode("utf-8", "replace")[:500]
+        return f"{status}: {told}{hint(self._url, told)}"
 
     def _data(self, body: Mapping[str, Any]) -> bytes:
         return orjson.dumps({**body, "model": self.model}, option=orjson.OPT_SORT_KEYS)
@@ -117,22 +125,20 @@ class Judge:
         return None if found is None else found[0]
 
     def _send(self, data: bytes, retries: int) -> tuple[int, bytes]:
+        from httpx import HTTPError
+
         url = f"{self._url.rstrip('/')}/chat/completions"
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         status, reply = 502, b""
         for attempt in range(retries + 1):
             with self._lock:
                 self.asked += 1
-            request = urllib.request.Request(url, data, headers)
             try:
-                with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-                    return int(answer.status), answer.read()
-            except urllib.error.HTTPError as error:
-                status, reply = error.code, error.read()
-                if status not in AGAIN or b"insufficient_quota" in reply:
-                    break
-            except (OSError, HTTPException) as error:  # the latter of an answer that broke off
-                status, reply = 502, str(error).encode()
+                answer = self._client.post(url, content=data)
+                status, reply = answer.status_code, answer.content
+            except HTTPError as error:
+                status, reply = 502, str(error or type(error).__name__).encode()
+            if status not in AGAIN or b"insufficient_quota" in reply:
+                break
             wait = min(0.5 * 2**attempt, LONGEST_WAIT)
             if attempt == retries or self._stopping.wait(wait):
                 break
@@ -175,6 +181,7 @@ class Judge:
 
     def close(self) -> None:
         """Close what is kept."""
+        self._client.close()
         self._db.close()
 
 
@@ -209,7 +216,7 @@ def run_harness(
     ):
         # The names that the versions of OpenAI's client know.
         names = {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "none"}
-        env = {**os.environ, **names, **environment}
+        env = without_proxies({**os.environ, **names, **environment})
         env.pop("OPENAI_API_KEYS", None)
         child = subprocess.Popen(
             command,
@@ -245,9 +252,17 @@ def run_harness(
 
 def _usual_url() -> str:
     """Return where OpenAI's own client asks."""
+    return os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+
+
+def _client(key: str, timeout: float) -> Client:
+    """Return what asks a judge by this key."""
     with needing("a judge", '"aft-factory[eval]"'):
-        import openai
-    return str(openai.OpenAI(api_key="none").base_url)
+        import httpx
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    headers["Connection"] = "close"  # servers drop those that are kept, and a request may meet that
+    with making_client():
+        return httpx.Client(headers=headers, timeout=timeout)
 
 
 def _is_one(reply: bytes, judges: Judges) -> bool:

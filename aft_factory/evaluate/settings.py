@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from aft_factory.engines.engine import is_url, shown_url
+from aft_factory.engines.engine import KEY, is_url, shown_url
 from aft_factory.evaluate.benchmarks import BENCHMARKS, Benchmark
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.run.__main__ import RunArguments, preset_settings
 from aft_factory.run.settings import RunSettings
 from aft_factory.stage.command import ConfigArguments
 from aft_factory.stage.declaring import COMMON, argument, setting, switch, written
-from aft_factory.stage.job_settings import FILES
+from aft_factory.stage.job_settings import FILES, missing_keys
 from aft_factory.stage.reading import ROWS, at_least
 
 JUDGE = "the judge"  # headings of `--help`
@@ -69,9 +69,7 @@ class EvalSettings(RunSettings):
     judge_url: str | None = setting(
         None, "an OpenAI-compatible judge (default: OpenAI, or OPENAI_BASE_URL)", "URL", group=JUDGE
     )
-    judge_key_env: str = setting(
-        "OPENAI_API_KEY", "environment variable with its key", "NAME", group=JUDGE
-    )
+    judge_key_env: str = setting(KEY, "environment variable with its key", "NAME", group=JUDGE)
     reference: Path | None = setting(
         None, "alpaca_eval: the answers to compare with (default: the hub's)", "FILE", group=HARNESS
     )
@@ -107,6 +105,8 @@ class EvalSettings(RunSettings):
             for name in ("reference", "lc_data")
             if (path := getattr(self, name)) is not None and not path.is_file()
         ]
+        if self.judge_key_env != KEY:  # which a judge of one's own may do without
+            problems += missing_keys("judge_key_env", [self.judge_key_env])
         url = self.judge_url
         if url is not None and not (is_url(url) and shown_url(url) == url):
             problems.append(

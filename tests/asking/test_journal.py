@@ -114,3 +114,19 @@ def test_one_writer_at_a_time(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written: "):
         Journal(tmp_path / "file" / "j")
+
+
+def test_a_full_disk_is_told_as_that_and_what_was_answered_is_kept(tmp_path):
+    answered = []
+
+    def fill():
+        with Journal(tmp_path / "j") as journal:
+            journal._db.execute("PRAGMA max_page_count = 40")
+            while True:
+                answered.append(keep(journal, str(len(answered)) * 99))
+
+    with pytest.raises(UsageError, match="j: its disk is full; make room"):
+        fill()
+    with Journal(tmp_path / "j", read_only=True) as journal:
+        assert {request["key"] for _, request, _ in journal.replies()} == set(answered)
+    assert answered

@@ -175,6 +175,18 @@ def test_settings_that_a_server_speaks_of_cost_one_request_and_end_everything(wo
     }
 
 
+def test_what_is_refused_behind_a_status_of_200_is_refused_all_the_same(caplog):
+    disguised = lambda words, **more: refuse(words, 200, **more)  # noqa: E731
+    replies, sent = gathered(lambda *_: disguised("'top_p' must be below 1"))
+    assert ([error.kind for error in replies], len(sent)) == (["fatal"] * len(QUESTIONS), 1)
+    assert str(replies[0]).endswith("'top_p' must be below 1; see --omit top_p")
+    untaken = lambda _, body: disguised("Unknown", param="seed") if "seed" in body else None  # noqa: E731
+    replies, sent = gathered(untaken)
+    assert len(texts(replies)) == len(QUESTIONS)
+    assert len(sent) == 1 + len(QUESTIONS)
+    assert "seed is not sent; its words: Unknown" in caplog.text
+
+
 def test_settings_that_do_not_even_do_for_a_short_question_end_everything():
     replies, sent = gathered(lambda *_: refuse("computer says no"))
     assert [error.kind for error in replies] == ["fatal"] * len(QUESTIONS)

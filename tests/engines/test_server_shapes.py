@@ -22,7 +22,6 @@ from aft_factory.engines.openai_fields import Fields
 from aft_factory.engines.openai_replies import parse_body, read_reply
 from aft_factory.engines.openai_streams import lines_of
 from aft_factory.engines.sampling import Request, Sampling
-from aft_factory.errors import UsageError
 
 ANSWER = {"choices": [{"message": {"content": "It is 42."}, "finish_reason": "stop"}]}
 RAW = json.dumps({"error": {"message": "the prompt is odd", "param": "seed"}})
@@ -199,6 +198,24 @@ def test_a_field_that_is_named_in_an_error_that_was_passed_on_is_left_out():
         ([{"error": {"code": 429, "message": "exhausted"}}], "retry"),
         ({"error": {"code": 500, "message": "Context size has been exceeded."}}, "refused"),
         ({"error": {"status_code": 401, "message": "who?"}}, "fatal"),
+        ({"error": {"code": 429, "message": SPENT}}, "fatal"),
+        ({"code": 429, "message": SPENT, "retryDelay": "3s"}, "retry"),
+        # without a status: by its type, else by its words
+        (
+            {"error": {"type": "invalid_request_error", "message": "please try again later"}},
+            "refused",
+        ),
+        ({"error": {"type": "rate_limit_error", "message": "invalid burst"}}, "retry"),
+        ({"error": {"code": "insufficient_quota", "message": "no"}}, "fatal"),
+        ({"error": {"type": "authentication_error", "message": "no"}}, "fatal"),
+        ({"error": "Incorrect API key provided"}, "fatal"),
+        ({"error": "No models loaded. Please load a model in the developer page."}, "fatal"),
+        ({"error": "Only user and assistant roles are supported!"}, "refused"),
+        ({"error": "Invalid 'top_p': must be at most 1"}, "refused"),
+        ({"error": "Trying to keep the first 9 tokens when context the overflows."}, "refused"),
+        ({"error": "n_keep is greater than the context length"}, "refused"),
+        ({"error": "The server is busy; the queue is full"}, "retry"),
+        ({"error": "The model has crashed without additional information."}, "retry"),
     ],
 )
 def test_an_error_behind_status_200_is_what_its_own_code_says(body, kind):
@@ -341,8 +358,12 @@ def test_what_is_no_list_of_models_says_where_the_list_may_be():
     async def handle(request):
         return web.json_response({"error": f"Unexpected endpoint or method. (GET {request.path})"})
 
-    with pytest.raises(UsageError, match=r"\(GET /models\) \(should the URL end in /v1\?\)"):
+    wanted = (
+        r"^http://127.0.0.1:\d+: Unexpected .*/chat/completions\) \(should the URL end in /v1\?\)$"
+    )
+    with pytest.raises(EngineError, match=wanted) as caught:
         ask_site(handle, "http://{}")
+    assert caught.value.kind == "fatal"
 
 
 def test_an_answer_that_comes_by_drops_is_given_up_in_time():

@@ -183,3 +183,33 @@ def test_where_a_judge_fails_what_it_is_at_is_waited_for_as_it_is_paid(tmp_path)
             assert judge.failure.startswith("401")
         assert kept(tmp_path) == 1
         slow.join()
+
+
+def test_a_harness_asks_us_directly_whatever_proxy_the_environment_names(tmp_path, monkeypatch):
+    with judging(lambda body: {"content": "[[7]]"}) as (url, asked):
+        judge = judge_at(url, tmp_path)  # by NO_PROXY, which may name no more than the judge
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        assert harness(judge, tmp_path, questions=1) == "[[7]]\n"
+        with pytest.raises(UsageError, match=r"through the proxy of http_proxy; .* NO_PROXY=127"):
+            judge_at(url, tmp_path, retries=0).check(body(), rated)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "JUDGES_KEY"])
+def test_a_judges_key_that_cannot_be_sent_is_told_by_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "xyzzy\nx")
+    with pytest.raises(UsageError, match=f"variable {name} holds no key") as caught:
+        judge_at("http://127.0.0.1:1", tmp_path, judge_key_env=name)
+    assert "xyzzy" not in str(caught.value)
+    problems = EvalSettings(judge_key_env="JUDGES_KEY_2").problems()
+    assert any(text.startswith("judge_key_env: no environment variable") for text in problems)
+
+
+def test_judgments_that_cannot_be_kept_end_the_judging(tmp_path):
+    with judging(lambda body: {"content": "[[7]]"}) as (url, asked):
+        judge = judge_at(url, tmp_path)
+        judge._db.execute("PRAGMA max_page_count = 3")  # as a full disk
+        with pytest.raises(UsageError, match="judgments cannot be kept: database or disk is full"):
+            harness(judge, tmp_path, questions=200)
+    assert len(asked) < 200
+    assert kept(tmp_path) == len(asked) - 1

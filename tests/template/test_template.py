@@ -98,7 +98,7 @@ def test_a_system_message_of_the_templates_own_gives_way_and_that_is_told(tmp_pa
         own.replace("!=", "==").replace("Think first.", "{{ raise_exception('no') }}") + own + BODY
     )
     assert "note" not in run(capsys, path)[2]  # beside it, in the user's turn
-    path.write_text(own.replace("if ", "if thinking and ") + BODY)
+    path.write_text(own.replace("% if ", "% if thinking and ") + BODY)
     assert "note" not in run(capsys, path)[2]
     assert note in run(capsys, path, "--thinking", "on")[2]
 

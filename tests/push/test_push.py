@@ -392,7 +392,7 @@ def test_all_that_our_stages_write_is_published(push):
     for command, more in (
         (sample, ["--samples", "2"]),
         (rank, ["--top-k", "2"]),
-        (aggregate, ["--model", "m"]),
+        (aggregate, []),
     ):
         read = "made.jsonl" if Path("made.jsonl").exists() else write("rows.jsonl", ROWS[:2])
         argv = [read, "--output", "next.jsonl", "--scripted", "--quiet", *more]

@@ -49,7 +49,7 @@ def events(row):
 
 def test_without_the_flag_drafts_are_drawn_and_the_run_says_so(run, tmp_path, caplog):
     _, rows, _, _, asked = run([*ROWS, {"id": "none", "query": "Why?"}])
-    assert caplog.messages == [
+    assert caplog.messages[:1] == [
         "the first row brings proposals, and drafts are drawn anew; --use-proposals starts from "
         "them"
     ]
@@ -71,7 +71,7 @@ def test_a_benchmarks_row_that_brings_some_is_told_of_too(run, caplog):
 
 def test_the_first_layer_is_the_rows_proposals_and_the_rest_goes_on_as_usual(run, caplog):
     code, rows, _, _, asked = run(ROWS, "--use-proposals", "--width", "5", "--keep-drafts")
-    assert (code, caplog.messages) == (0, [])
+    assert (code, "brings proposals" in caplog.text) == (0, False)
     for row, of_row in zip(ROWS, rows, strict=True):
         mine = [(read, n) for said, read, n in asked if said == row["query"]]
         usable = [text for text in row["proposals"] if text and text.strip()][:5]

@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -169,11 +168,13 @@ def _scores(
     }
     by_turn["average"] = by_turn["first turn"] & by_turn["second turn"]
     category = {row["question_id"]: row["category"] for row in asked}
-    of_category = defaultdict(list)
+    # In the order of the questions, as judgments are kept in that of their arrival.
+    of_category: dict[str, list[float]] = {name: [] for name in category.values()}
     for one in judged:
         of_category[category[one["question_id"]]].append(one["score"])
     for name, values in of_category.items():
-        categories.setdefault(name, []).append(fmean(values))
+        if values:
+            categories.setdefault(name, []).append(fmean(values))
     scores = []
     for turn, title in TURNS.items():
         _, _, rest = shown.partition(f"## {title} ##")

@@ -61,6 +61,7 @@ def test_both_turns_are_judged_and_counted_by_fastchat(tmp_path, monkeypatch, da
     found = {metric["metric"]: (metric["value"], metric["n"]) for metric in one["metrics"]}
     assert found == {"first turn": (6.0, 11), "second turn": (8.0, 11), "average": (7.0, 11)}
     assert one["categories"] == {"writing": [7.0], "roleplay": [7.0]}
+    assert list(one["categories"]) == ["writing", "roleplay"]  # as asked, not as judged
     assert one["of"] == 80
     assert "11 of 80, 1 without a judgment" in capsys.readouterr().out
     # a conversation of two turns each, at the temperature of its category

@@ -9,6 +9,7 @@ from evaluate_tools import answering, evaluate, judging
 from shared_data import WHOLE
 
 from aft_factory.evaluate.__main__ import main
+from aft_factory.evaluate.mt_bench import JUDGE, MODEL, TURNS, _scores
 
 PYTHON = ROOT / ".venv-fastchat" / "bin" / "python"
 needs_fastchat = pytest.mark.skipif(
@@ -61,7 +62,6 @@ def test_both_turns_are_judged_and_counted_by_fastchat(tmp_path, monkeypatch, da
     found = {metric["metric"]: (metric["value"], metric["n"]) for metric in one["metrics"]}
     assert found == {"first turn": (6.0, 11), "second turn": (8.0, 11), "average": (7.0, 11)}
     assert one["categories"] == {"writing": [7.0], "roleplay": [7.0]}
-    assert list(one["categories"]) == ["writing", "roleplay"]  # as asked, not as judged
     assert one["of"] == 80
     assert "11 of 80, 1 without a judgment" in capsys.readouterr().out
     # a conversation of two turns each, at the temperature of its category
@@ -77,6 +77,23 @@ def test_both_turns_are_judged_and_counted_by_fastchat(tmp_path, monkeypatch, da
     # FastChat's average is its own; what cannot be of its scale is told.
     assert "2 ratings are not of 1 to 10" in caplog.text
     assert "question 91, turn " in caplog.text
+
+
+def test_categories_stand_in_the_order_of_the_questions_whatever_is_judged_first(tmp_path):
+    asked = [
+        {"question_id": i, "category": name} for i, name in enumerate(["writing", "math", "stem"])
+    ]
+    path = tmp_path / "model_judgment" / f"{JUDGE}_single.jsonl"
+    path.parent.mkdir()
+    judged = [
+        {"question_id": number, "turn": turn, "score": 5 + turn}
+        for number, turn in ((1, 2), (0, 1), (1, 1), (0, 2))  # none of the third
+    ]
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in judged))
+    shown = "".join(f"## {title} ##\n{MODEL} 1 6.5\n" for title in TURNS.values())
+    categories = {}
+    _scores(shown, tmp_path, asked, categories)
+    assert list(categories.items()) == [("writing", [6.5]), ("math", [6.5])]
 
 
 @needs_fastchat

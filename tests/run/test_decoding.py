@@ -96,7 +96,7 @@ def test_nothing_is_said_where_nothing_was_set_otherwise(run, caplog):
     run(GSM8K, "--preset", "gsm8k")
     run(IFEVAL)
     run(ALPACA, "--preset", "alpaca_eval")
-    assert caplog.text == ""
+    assert "aft_factory.run" not in caplog.text
 
 
 @pytest.mark.parametrize("strategy", ["best_of_n", "majority_vote"])

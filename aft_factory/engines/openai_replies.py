@@ -9,7 +9,7 @@ from aft_factory.engines.endings import is_broken, is_filtered
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_failures import error_words, read_json, undisguised
 from aft_factory.engines.openai_parts import as_object, text_of, thought_of
-from aft_factory.engines.openai_streams import is_stream, joined_stream
+from aft_factory.engines.openai_streams import STOPPED_BY, is_stream, joined_stream
 from aft_factory.engines.sampling import Completion, Reply
 from aft_factory.prompts.thoughts import ThoughtWords
 from aft_factory.records import exact_json
@@ -84,6 +84,7 @@ def read_reply(
             tokens,
             instead=_instead_of_text(message, reason) if blank else None,
             thought=thought_of(message),
+            stopped=_stopped(choice),
         ).told()
         completions.append(completion if words is None else completion.split(words))
     tokens_read = whole(usage.get("prompt_tokens"))
@@ -108,6 +109,12 @@ def _instead_of_text(message: Mapping[str, Any], reason: object) -> str | None:
     if message.get("tool_calls") or message.get("function_call"):
         return "a call of a tool"
     return "a refusal" if message.get("refusal") and not is_filtered(reason) else None
+
+
+def _stopped(choice: Mapping[str, Any]) -> bool | None:
+    """Tell whether a text of `stop` ended a choice: None where the server does not say."""
+    said = [choice[name] for name in STOPPED_BY if name in choice]
+    return any(isinstance(one, str) for one in said) if said else None
 
 
 def whole(value: object) -> int | None:

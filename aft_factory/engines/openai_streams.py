@@ -11,6 +11,7 @@ from aft_factory.engines.openai_parts import as_object, text_of, thought_in
 from aft_factory.engines.sampling import Piece, Told
 from aft_factory.prompts.thoughts import FIELDS
 
+STOPPED_BY = ("stop_reason", "matched_stop")  # vLLM's and SGLang's: the text or token, or null
 DATA, DONE = b"data:", b"[DONE]"
 
 
@@ -85,6 +86,8 @@ class Joining:
             reason = part.get("finish_reason")
             reason = None if reason == "null" else reason
             choice["finish_reason"] = reason or choice.get("finish_reason")
+            if reason:
+                choice |= {name: part[name] for name in STOPPED_BY if name in part}
             _add_text(*texts[0])
             for name, value in delta.items():
                 _add_text(message, name, value)

@@ -171,6 +171,7 @@ class Completion:
         problem: What is wrong with the text, where it was taken out of what the model wrote.
         instead: What the model gave instead of a text: a thought, a call of a tool.
         thought: What it wrote before its text and apart from it.
+        stopped: Whether a text of `stop` ended it; None where that is not told.
     """
 
     text: str
@@ -179,10 +180,12 @@ class Completion:
     problem: str | None = None
     instead: str | None = None
     thought: str = ""
+    stopped: bool | None = None
 
     def split(self, words: ThoughtWords) -> Completion:
         """Return it with the thought that its text holds apart."""
-        thought, text = words.split(self.text, cut_off=self.cut_off)
+        early = not self.thought and (self.cut_off or bool(self.stopped))
+        thought, text = words.split(self.text, cut_off=early)
         if not thought or self.thought:
             return self if text == self.text else replace(self, text=text)
         return replace(self, text=text, thought=thought).told()

@@ -269,4 +269,5 @@ def _ended(final: RequestOutput | None) -> RequestOutput:
 
 def _completion(output: RequestOutput) -> Completion:
     (sample,) = output.outputs
-    return Completion(sample.text, sample.finish_reason or "stop", len(sample.token_ids))
+    reason, stopped = sample.finish_reason or "stop", isinstance(sample.stop_reason, str)
+    return Completion(sample.text, reason, len(sample.token_ids), stopped=stopped)

@@ -18,6 +18,7 @@ from aft_factory.evaluate.benchmarks import BENCHMARKS, Benchmark, Part, Score, 
 from aft_factory.evaluate.compare import compare
 from aft_factory.evaluate.results import FILE, results_of, table, write_results
 from aft_factory.evaluate.settings import EvalArguments, EvalSettings, paper_settings
+from aft_factory.records.files import check_writable
 from aft_factory.stage.command import ConfiguredCommand
 from aft_factory.stage.console import guarded
 from aft_factory.stage.flags import with_argument
@@ -65,6 +66,8 @@ class EvalCommand(ConfiguredCommand[EvalSettings]):
 
     def _run(self, given: Mapping[str, Any]) -> int:
         args = self._arguments(given)
+        if args.csv is not None:
+            check_writable(args.csv, overwrite=args.overwrite)
         if args.compare:
             print("\n".join(compare([Path(name) for name in args.compare], args.csv)))
             return 0

@@ -62,7 +62,8 @@ def verdict(
     """
     blank = not completion.text.strip()
     fate: str
-    if blank and completion.instead is not None and completion.thought and stops and left:
+    stopped = stops and left and completion.stopped is not False
+    if blank and completion.instead is not None and completion.thought and stopped:
         problem, fate = "stopped", "resample"
     elif blank and completion.instead is not None and not completion.cut_off:
         problem, fate = "unanswered", "reject" if policy.empty == "reject" else "drop"

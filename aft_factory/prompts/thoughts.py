@@ -41,7 +41,7 @@ class ThoughtWords:
 
         Args:
             text: What it wrote.
-            cut_off: Whether a limit of tokens ended it.
+            cut_off: Whether a limit of tokens ended it, or a text of `stop`.
         """
         bare = text.lstrip()
         if header := self._header(bare):

@@ -23,8 +23,9 @@ from aft_factory.asking.journal import Place
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.openai_fields import Fields, hint, read_omission
 from aft_factory.engines.openai_vetting import SHORT_QUESTION
-from aft_factory.engines.sampling import Request, Sampling
+from aft_factory.engines.sampling import Completion, Request, Sampling
 from aft_factory.errors import UsageError
+from aft_factory.prompts.thoughts import ThoughtWords
 from aft_factory.rank.__main__ import main as rank
 from aft_factory.run.__main__ import main
 from aft_factory.sample.__main__ import main as sample
@@ -511,6 +512,44 @@ def test_of_an_answer_the_text_is_read_and_what_came_instead_is_told(message, te
     body = {"choices": [{"message": message, "finish_reason": "stop"}]}
     [reply], _ = gathered(lambda *_: web.json_response(body), questions=["?"])
     assert (reply.completions[0].text, reply.completions[0].instead) == (text, instead)
+
+
+@pytest.mark.parametrize("way", ["sample", "stream"])
+@pytest.mark.parametrize(
+    ("told", "stopped"),
+    [
+        ({}, None),
+        ({"stop_reason": None}, False),
+        ({"stop_reason": 7}, False),
+        ({"stop_reason": "Q:"}, True),
+        ({"matched_stop": "Q:"}, True),
+        ({"matched_stop": 7}, False),
+    ],
+)
+def test_whether_a_text_of_stop_ended_an_answer_is_what_the_server_tells(told, stopped, way):
+    choice = {"index": 0, "message": {"content": "It is 42."}, "finish_reason": "stop"} | told
+    if way == "sample":
+        [reply], _ = gathered(lambda *_: web.json_response({"choices": [choice]}), questions=["?"])
+    else:
+        first, last = chunk("It is "), chunk("42.", "stop")
+        last["choices"][0] |= told
+        reply, _, _ = streamed(lambda *_: stream(first, last))
+    assert [(one.text, one.stopped) for one in reply.completions] == [("It is 42.", stopped)]
+
+
+def test_a_thought_that_the_prompt_opens_and_a_text_of_stop_ends_is_no_answer():
+    words = ThoughtWords(opened=True)
+    ended = Completion("First, the", stopped=True).split(words)
+    assert (ended.thought, ended.text, ended.instead) == (
+        *("First, the", ""),
+        "a thought without an answer",
+    )
+    for whole in (
+        Completion("It is 42.", stopped=False),
+        Completion("It is", "length", thought="6 x 7"),  # apart already, by the server
+        Completion("It is", thought="6 x 7", stopped=True),
+    ):
+        assert whole.split(words) == whole
 
 
 @pytest.mark.parametrize("word", ["network_error", "insufficient_system_resource", "error"])

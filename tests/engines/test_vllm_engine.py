@@ -514,12 +514,13 @@ def test_an_answer_ends_at_the_end_of_a_turn_at_a_stop_text_or_at_the_limit(ask,
     request = Request(QUESTION, 1, GREEDY, 0)
     [reply] = ask(request)
     [whole] = reply.completions
-    assert (whole.finish_reason, whole.tokens) == ("length", 24)
+    assert (whole.finish_reason, whole.tokens, whole.stopped) == ("length", 24, False)
     word = engine.tokenizer.decode(engine.written(request)[4:6]).strip()
     stopping = Sampling(temperature=0, max_tokens=24, stop=(word,))
     [reply] = ask(Request(QUESTION, 1, stopping, 0))
     [cut] = reply.completions
     assert (cut.text, cut.finish_reason) == (whole.text[: whole.text.index(word)], "stop")
+    assert (completion.stopped, cut.stopped) == (False, True)
 
 
 @pytest.mark.slow

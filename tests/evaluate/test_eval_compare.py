@@ -84,6 +84,14 @@ def test_the_numbers_go_to_a_csv_a_row_a_metric(tmp_path, capsys):
     assert (first["n"], first["of"], first["mark"], first["thought"]) == ("10", "10", "", "")
     assert (second["value"], second["missing"], second["mark"]) == ("52.7", "3", "!")
     assert (second["width"], second["layers"], second["completion"]) == ("5", "1", "1234")
+    table.write_text("of another")
+    capsys.readouterr()
+    assert main(["--compare", *folders, "--csv", str(table)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, "both.csv exists; pass --overwrite" in err) == ("", True)
+    assert table.read_text() == "of another"
+    assert main(["--compare", *folders, "--csv", str(table), "--overwrite"]) == 0
+    assert table.read_text().startswith("run,")
 
 
 def test_a_csv_of_nothing_is_refused(tmp_path, capsys):

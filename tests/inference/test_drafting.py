@@ -530,6 +530,29 @@ def test_a_text_of_stop_in_a_thought_ends_no_answer():
     assert events(trace) == [(0, "stopped"), (0, "resampled")]
 
 
+@pytest.mark.parametrize(("stopped", "asked"), [(None, 2), (True, 2), (False, 1)])
+def test_a_thought_that_ended_by_itself_is_not_asked_for_anew(stopped, asked):
+    def ended(engine):
+        real = engine.sample
+
+        async def sample(request):
+            reply = await real(request)
+            first = replace(reply.completions[0], stopped=stopped)
+            return replace(reply, completions=(first,))
+
+        engine.sample = sample
+        return engine
+
+    engine = ended(thinking("<think>The", "<think>The</think>It is 42."))
+    settings = replace(SETTINGS, proposal=replace(SETTINGS.proposal, stop=("Q:",)))
+    if stopped is False:
+        with pytest.raises(NoAnswer, match="a thought without an answer"):
+            draw(engine, settings=settings, n=1)
+    else:
+        assert draw(engine, settings=settings, n=1)[0] == ["It is 42."]
+    assert len(engine.requests) == asked
+
+
 def test_a_server_that_knows_no_stop_is_cut_off_by_us():
     settings = replace(SETTINGS, proposal=replace(SETTINGS.proposal, stop=("Q:",)))
     assert draw(thinking("It is 42. Q: Another?"), settings=settings, n=1)[0] == ["It is 42. "]

@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl
 from aft_factory.engines.engine import EngineError, Heard, default_key, is_url, shown_url
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.openai_offers import choose
-from aft_factory.engines.openai_replies import counts_differ, read_reply
+from aft_factory.engines.openai_replies import STOPS, counts_differ, read_reply
 from aft_factory.engines.openai_server import Server
 from aft_factory.engines.openai_system import takes_system
 from aft_factory.engines.sampling import Reply, Request, Sampling, Told, joined, shifted
@@ -66,7 +66,7 @@ class OpenAIEngine:
         self._next = 0
         self.most_samples: int | None = None
         self.tried = 0
-        self._told_apart = False
+        self._told: set[str] = set()
 
     @classmethod
     async def connect(
@@ -221,12 +221,19 @@ class OpenAIEngine:
             data = await server.ask(body, apart(told, words))
             reply = read_reply(data, n, server.cached, words)
             ids, read = request.prompt_ids, reply.usage.prompt
-            if ids and read and not self._told_apart and counts_differ(len(ids), read, n):
-                self._told_apart = True
-                _log.warning(APART, self.model, read, len(ids))
+            if ids and read and counts_differ(len(ids), read, n):
+                self._tell(APART, self.model, read, len(ids))
+            if sampling.stop and words and words.opened and reply.completions[0].stopped is None:
+                self._tell(STOPS, server.url)
             return reply
         except EngineError as error:
             raise self._judged(error) from error
+
+    def _tell(self, text: str, *facts: object) -> None:
+        """Tell something once."""
+        if text not in self._told:
+            self._told.add(text)
+            _log.warning(text, *facts)
 
     def _judged(self, error: EngineError) -> EngineError:
         """Return what the failure of a server means where there are others to ask."""

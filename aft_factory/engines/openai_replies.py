@@ -15,6 +15,7 @@ from aft_factory.prompts.thoughts import ThoughtWords
 from aft_factory.records import exact_json
 
 ALIKE = 8  # tokens by which two counts of a prompt may differ, or a twentieth of it
+STOPS = "%s does not tell what ended an answer: of a thought that `stop` ends, it is taken for one"
 
 
 def parse_body(body: bytes, url: str) -> dict[str, Any]:

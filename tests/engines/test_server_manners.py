@@ -25,6 +25,7 @@ from aft_factory.engines.openai_fields import Fields, hint, read_omission
 from aft_factory.engines.openai_vetting import SHORT_QUESTION
 from aft_factory.engines.sampling import Completion, Request, Sampling
 from aft_factory.errors import UsageError
+from aft_factory.prompts.thought_probes import Thoughts
 from aft_factory.prompts.thoughts import ThoughtWords
 from aft_factory.rank.__main__ import main as rank
 from aft_factory.run.__main__ import main
@@ -535,6 +536,17 @@ def test_whether_a_text_of_stop_ended_an_answer_is_what_the_server_tells(told, s
         last["choices"][0] |= told
         reply, _, _ = streamed(lambda *_: stream(first, last))
     assert [(one.text, one.stopped) for one in reply.completions] == [("It is 42.", stopped)]
+
+
+@pytest.mark.parametrize(("more", "told"), [({}, 1), ({"stop_reason": None}, 0)])
+def test_who_does_not_tell_what_ended_an_answer_of_a_thinking_model_is_told_once(
+    more, told, monkeypatch, caplog
+):
+    monkeypatch.setattr(Thoughts, "__call__", lambda *_: ThoughtWords(opened=True))
+    choice = {"message": {"content": "It is 42."}, "finish_reason": "stop"} | more
+    answer = lambda *_: web.json_response({"choices": [choice]})  # noqa: E731
+    gathered(answer, sampling=Sampling(stop=("Q:",)))
+    assert caplog.text.count("does not tell what ended an answer") == told
 
 
 def test_a_thought_that_the_prompt_opens_and_a_text_of_stop_ends_is_no_answer():

@@ -48,6 +48,7 @@ fastchat: .venv-fastchat/ready
 demo: setup
 	$(BIN)/python examples/demo.py --output demo_output --model $(MODEL)
 
+test: export PYTHONDONTWRITEBYTECODE = # or each of hundreds of processes compiles the package
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
 

@@ -17,7 +17,7 @@ from aft_factory.convert.__main__ import main
 from aft_factory.records.record import record_from_row
 from aft_factory.records.tables import read_rows
 
-EXAMPLES, ROWS = 200, 25  # of each source
+EXAMPLES, ROWS = 80, 25  # of each source
 
 characters = st.characters(exclude_categories=[]) | st.sampled_from(
     ["\u200b", "\x00", "\ud800", "\\", '"']

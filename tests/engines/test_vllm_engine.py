@@ -743,7 +743,9 @@ def dies(run, engine):
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(tiny_llama, tmp_path):
+def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(
+    tiny_llama, tmp_path, ready_vllm
+):
     psutil = pytest.importorskip("psutil")
     rows = [{"id": str(i), "query": row["query"]} for i, row in enumerate(demo_rows()[:40])]
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -774,7 +776,8 @@ def test_a_killed_run_leaves_no_process_and_ends_as_if_nothing_had_been(tiny_lla
     until(lambda: not any(map(is_alive, family)))
 
     before = kept()
-    subprocess.run(command, check=True, capture_output=True)
+    code, said = ready_vllm.run("aft_factory.run", command[3:], tmp_path / "log")
+    assert code == 0, said
     after = kept()
     assert len(after) == 3 * len(rows)  # of 3, 3 and 1 samples
     assert before.items() <= after.items()

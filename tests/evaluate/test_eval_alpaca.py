@@ -55,12 +55,17 @@ def test_answers_are_judged_and_counted_by_alpaca_evals_own_code(
     tmp_path, monkeypatch, capsys, caplog
 ):
     answering(monkeypatch, lambda request: "Numbers are many.")
+    monkeypatch.setenv("MY_KEY", "a-secret-key")
     with judging(prefers(0.5)) as (url, asked):
         code, results = evaluate(
             *(tmp_path, "alpaca_eval", *reference(tmp_path), "--judge-url", url),
-            *("--judge", "the-judge", "--layers", "1"),
+            *("--judge", "the-judge", "--layers", "1", "--judge-key-env", "MY_KEY"),
         )
     assert code == 0
+    # the key goes to the judge, and into no file
+    assert asked.keys_seen == {"Bearer a-secret-key"}
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"a-secret-key" in path.read_bytes()]
     assert metrics(results)["alpaca_eval"]["win_rate"] == pytest.approx(50)
     [one] = results["benchmarks"]
     assert (one["of"], one["metrics"][0]["n"]) == (805, 4)
@@ -146,19 +151,6 @@ def test_a_judge_that_cannot_judge_is_found_out_first(tmp_path, monkeypatch, cap
     assert told in capsys.readouterr().err
     assert len(asked) == 1
     assert not requests
-
-
-def test_the_key_goes_to_the_judge_and_into_no_file(tmp_path, monkeypatch):
-    answering(monkeypatch, lambda request: "Numbers are many.")
-    monkeypatch.setenv("MY_KEY", "a-secret-key")
-    with judging(prefers(0.9)) as (url, asked):
-        evaluate(
-            *(tmp_path, "alpaca_eval", *reference(tmp_path), "--judge-url", url),
-            *("--judge", "the-judge", "--judge-key-env", "MY_KEY"),
-        )
-        assert asked.keys_seen == {"Bearer a-secret-key"}
-    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert not [path for path in files if b"a-secret-key" in path.read_bytes()]
 
 
 def test_a_dry_run_tells_the_judges_requests_and_asks_for_none(tmp_path, capsys):

@@ -14,6 +14,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+VENV = [sys.executable, "-m", "venv", "--without-pip"]  # which takes seconds to install
+
+
+def pip(binary, *words):
+    """A command of our pip for another environment."""
+    return [sys.executable, "-m", "pip", "--python", binary, *words]
+
 
 def python(code, *, path=(), **environment):
     return subprocess.run(
@@ -87,9 +94,9 @@ def test_an_installation_whose_folder_is_gone_breaks_no_other_program(tmp_path):
     clone = tmp_path / "clone"
     ignored = shutil.ignore_patterns(".*", "tests", "docs", "examples")
     shutil.copytree(ROOT, clone, ignore=ignored)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "clean"], check=True)
+    subprocess.run([*VENV, tmp_path / "clean"], check=True)
     binary = tmp_path / "clean" / "bin" / "python"
-    install = [binary, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", clone]
+    install = pip(binary, "install", "--quiet", "--no-deps", "--editable", clone)
     subprocess.run(install, check=True)
     others = tmp_path / "others"  # all that is installed here, but not we
     others.mkdir()
@@ -134,11 +141,11 @@ def test_the_wheel_installs_into_a_clean_environment_and_leaves_nothing(tmp_path
     assert "aft_factory_autoload.pth" in names
     assert "aft_factory/templates/chat/llama3.jinja" in names
 
-    run(sys.executable, "-m", "venv", tmp_path / "clean")
+    run(*VENV, tmp_path / "clean")
     binary = tmp_path / "clean" / "bin" / "python"
     site = run(binary, "-c", "import site; print(site.getsitepackages()[0])").strip()
     before = {path for path in os.listdir(site) if "aft" in path}
-    run(binary, "-m", "pip", "install", "--quiet", wheel)
+    run(*pip(binary, "install", "--quiet", wheel))
     assert "UltraFeedback" in run(binary, "-m", "aft_factory.convert", "--help")
     code = (
         "import sys; from aft_factory.prompts.prelude import chat_template\n"
@@ -148,5 +155,5 @@ def test_the_wheel_installs_into_a_clean_environment_and_leaves_nothing(tmp_path
         "print(TEMPLATES.parent.name, 'AftFactoryAutoload' in finders)"
     )
     assert run(binary, "-c", code).split() == ["aft_factory", "True"]
-    run(binary, "-m", "pip", "uninstall", "--quiet", "--yes", "aft-factory")
+    run(*pip(binary, "uninstall", "--quiet", "--yes", "aft-factory"))
     assert {path for path in os.listdir(site) if "aft" in path} == before == set()

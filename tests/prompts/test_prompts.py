@@ -1,6 +1,7 @@
 """Prompts: golden texts, selection, sanitising. Run: pytest tests/prompts/test_prompts.py"""
 
 import copy
+import functools
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +209,11 @@ def test_nothing_that_is_a_marker_survives(text):
     assert safe.replace("\u200b", "") == text.replace("\u200b", "")
 
 
+@functools.cache
+def compiled_chat(chat):
+    return environment().from_string(chat_template(chat, "paper"))
+
+
 @pytest.mark.parametrize("chat", CHATS)
 @given(st.lists(TEXTS, max_size=4), st.booleans())
 @settings(max_examples=300, deadline=None)
@@ -215,7 +221,7 @@ def test_chat_template_renders_what_conversation_renders(chat, drafts, with_syst
     messages = [{"role": "system", "content": "Be brief."}] if with_system else []
     messages += [{"role": "user", "content": "Q1"}, {"role": "assistant", "content": "A1"}]
     messages += [{"role": "user", "content": "Q2"}]
-    template = environment().from_string(chat_template(chat, "paper"))
+    template = compiled_chat(chat)
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
     rendered = template.render(messages=messages, proposals=drafts, **tokens)
     assert rendered == template.render(

@@ -9,8 +9,6 @@ import json
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 import unittest.mock
 from dataclasses import replace
@@ -18,6 +16,7 @@ from dataclasses import replace
 import pytest
 from asking_tools import SETTINGS
 from conftest import demo_rows
+from test_run_resume import Command
 
 from aft_factory.asking.asker import Asker
 from aft_factory.engines import openai_engine, openai_replies
@@ -175,28 +174,37 @@ def test_our_prompts_are_the_training_tokens_of_the_same_record(vllm_server, tin
     assert sent == [trained(conversation=r.messages, proposals=r.proposals) for r in records]
 
 
-def test_fifty_kills_of_a_run_lose_nothing_and_ask_nothing_twice(vllm_server, tmp_path):
+@pytest.fixture
+def command(tmp_path):
+    command = Command()
+    command.settle(tmp_path)
+    yield command
+    command.close()
+
+
+def test_fifty_kills_of_a_run_lose_nothing_and_ask_nothing_twice(vllm_server, tmp_path, command):
     """Kills land at random moments; what was answered before one stays, to the last character."""
     source = tmp_path / "in.jsonl"
     rows = [{"id": str(i), "query": row["query"]} for i, row in enumerate(demo_rows()[:300])]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
     output = tmp_path / "out.jsonl"
-    command = [sys.executable, "-m", "aft_factory.run", str(source), "--output", str(output)]
-    command += ["--base-url", vllm_server, "--width", "3", "--layers", "2", "--max-tokens", "6"]
-    command += ["--in-flight", "2", "--quiet", "--keep-drafts"]  # or it is done before fifty
+    argv = [str(source), "--output", str(output), "--base-url", vllm_server, "--max-tokens", "6"]
+    argv += ["--width", "3", "--layers", "2", "--quiet", "--keep-drafts"]
+    argv += ["--in-flight", "2"]  # or it is done before fifty
     journal = tmp_path / "out.jsonl.journal"
     draw = random.Random(0)
     kept: dict[bytes, bytes] = {}
     kills = progress = 0
     while kills < 50:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command.start(argv)
         # Most kills fall after the first new answer, some before: at any moment of a run.
         wanted = len(kept) + draw.choice([0, 1, 1, 2])
-        while process.poll() is None and count(journal) < wanted:
+        while not command.ended() and count(journal) < wanted:
             time.sleep(0.002)
         time.sleep(draw.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        if process.wait() != -signal.SIGKILL:
+        with contextlib.suppress(ProcessLookupError):
+            command.send(signal.SIGKILL)
+        if (code := command.code()) != -signal.SIGKILL:
             break  # it was done
         kills += 1
         now = replies(journal)
@@ -205,7 +213,10 @@ def test_fifty_kills_of_a_run_lose_nothing_and_ask_nothing_twice(vllm_server, tm
         kept = now
     assert kills >= 40
     assert progress >= 30
-    subprocess.run(command, check=process.returncode != 0, capture_output=True)
+    if code == -signal.SIGKILL:
+        command.start(argv)
+        code = command.code(600)
+    assert code == 0
     summary = json.loads((tmp_path / "out.summary.json").read_text())
     assert (summary["read"], summary["written"], summary["rejected"]) == (301, 300, 1)
     last = replies(journal)

@@ -14,7 +14,7 @@ from serve_tools import QUESTION, Watched, served
 
 from aft_factory.serve.asked import KNOWN, OF_AFT, OF_SAMPLING
 
-EXAMPLES = int(os.environ.get("AFT_FUZZ", "300"))
+EXAMPLES = int(os.environ.get("AFT_FUZZ", "100"))
 TEXTS = st.text(max_size=20) | st.sampled_from(
     ["user", "assistant", "system", "text", "aft", "plain", "aft-k2-l1", "rsa", "moa", "best_of_n"]
 )

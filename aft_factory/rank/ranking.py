@@ -53,8 +53,6 @@ class RankSettings(RaySettings, RewardSettings, JobSettings):
         problems = JobSettings.problems(self) + self.reward_problems()
         elsewhere = "--reward-url" if self.reward_url else "--scripted" if self.scripted else None
         problems += self.ray_problems(elsewhere)
-        if self.scripted:
-            problems += self.not_scripted("reward_model", "reward_url")
         return problems + at_least(self, ("top_k", 1))
 
 
@@ -113,7 +111,7 @@ def sampling_of(record: Record, kept: Sequence[int]) -> dict[str, Any]:
 async def open_reward(settings: RankSettings) -> AsyncIterator[OpenEngines]:
     """Open the reward model; no other model is asked."""
     if settings.scripted:
-        tell_of_script("scores")
+        tell_of_script("scores", settings.reward_url or settings.reward_model)
         yield reward_only(Longest())
         return
     opening = open_scorer(

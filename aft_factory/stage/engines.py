@@ -13,7 +13,7 @@ from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.sampling import Sampling
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
-from aft_factory.network import read_key
+from aft_factory.network import read_key, without_login
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.habits import asks_for_thoughts
 from aft_factory.prompts.markers import Markers, known_markers
@@ -111,7 +111,7 @@ async def open_engines(
             return engine
 
         if settings.scripted:
-            tell_of_script("answers")
+            tell_of_script("answers", ", ".join(settings.base_url) or settings.model)
         engines: dict[str, Engine] = {}
         in_flight = settings.in_flight or DEFAULT_IN_FLIGHT
         if settings.ray is not None:
@@ -191,9 +191,10 @@ async def open_engines(
         yield opened
 
 
-def tell_of_script(made: str) -> None:
-    """Say that no model is asked."""
-    _log.warning("--scripted: no model is asked, the %s are made up", made)
+def tell_of_script(made: str, named: str | None) -> None:
+    """Say that no model is asked, nor one that is named beside it."""
+    who = f"{without_login(named)} is not" if named else "no model is"
+    _log.warning("--scripted: %s asked, the %s are made up", who, made)
 
 
 def ignored_variables(engines: Mapping[str, Engine], samplings: Iterable[Sampling]) -> str | None:

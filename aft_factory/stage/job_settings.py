@@ -213,7 +213,7 @@ class AskSettings(RaySettings, TokenizerSettings, JobSettings):
         problems += [self._owner(name) for name in self.sampling_args if name in OWNED]
         problems += refused(self.proposal)
         if self.scripted:
-            return problems + self.not_scripted("model", "base_url", "adapter")
+            return problems
         problems += [
             f"base_url: expected a URL such as http://host:8000/v1, got {url!r}"
             + ("" if Path(url).suffix else "; is it the INPUT, or a BENCHMARK? name that first")

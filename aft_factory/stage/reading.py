@@ -50,14 +50,6 @@ class Settings:
         """Return what is wrong with the settings; a command's own add theirs."""
         return []
 
-    def not_scripted(self, *names: str) -> list[str]:
-        """Return a problem for each flag that names a model, where `--scripted` asks none.
-
-        In a file of settings it may stand: so that is tried.
-        """
-        given = (name for name in names if name in self.by_flag and getattr(self, name))
-        return [f"{name}: --scripted asks no model; leave one of them out" for name in given]
-
     def leaves(self) -> Leaves:
         """Tell what the command leaves; a command's own say it."""
         return Leaves()

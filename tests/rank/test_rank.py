@@ -252,12 +252,12 @@ class TestSettings:
             [record] = records(output)
             assert record.meta["ranking"]["model"] == name
 
-    def test_a_script_is_told_of_and_is_no_reward_model_beside_it(self, tmp_path, capsys, caplog):
+    def test_a_script_is_told_of_and_the_model_that_it_stands_for(self, tmp_path, caplog):
         assert self.ranked(tmp_path, "--scripted")[0] == 0
         assert caplog.messages == ["--scripted: no model is asked, the scores are made up"]
-        assert self.ranked(tmp_path, "--scripted", "--reward-model", "m") == (2, None)
-        words = "error: reward_model: --scripted asks no model; leave one of them out\n"
-        assert capsys.readouterr().err.endswith(words)
+        caplog.clear()
+        assert self.ranked(tmp_path, "--scripted", "--reward-model", "m", "--overwrite")[0] == 0
+        assert caplog.messages == ["--scripted: m is not asked, the scores are made up"]
 
     def test_a_chat_template_a_length_a_dtype_and_a_budget(
         self, tmp_path, tiny_reward_model, capsys

@@ -706,12 +706,17 @@ def test_drafts_that_cannot_fit_are_told_before_the_run(options, context, told, 
     assert ("--tokenizer shortens long drafts; --max-tokens" in caplog.text) is told
 
 
-def test_a_script_is_told_of_and_is_no_model_beside_it(run, tmp_path, caplog):
-    words = "--scripted asks no model; leave one of them out"
-    flags = ("--model", "m", "--base-url", "http://127.0.0.1:9/v1")
-    assert run([{"query": "a"}], *flags)[3] == f"error: model: {words}\nbase_url: {words}\n"
-    caplog.clear()
-    config = tmp_path / "run.yaml"
-    config.write_text("model: m\n")  # which --scripted tries
-    assert run([{"query": "a"}], "--config", str(config))[0] == 0
-    assert caplog.messages == ["--scripted: no model is asked, the answers are made up"]
+@pytest.mark.parametrize(
+    ("flags", "who"),
+    [
+        ([], "no model is"),
+        (["--model", "m"], "m is not"),
+        (
+            ["--model", "m", "--base-url", "http://me:pw@127.0.0.1:9/v1"],
+            "http://127.0.0.1:9/v1 is not",
+        ),
+    ],
+)
+def test_a_script_is_told_of_and_the_model_that_it_stands_for(run, caplog, flags, who):
+    assert run([{"query": "a"}], *flags)[0] == 0
+    assert caplog.messages == [f"--scripted: {who} asked, the answers are made up"]

@@ -186,9 +186,9 @@ def become(one, words, log, folder, environment):
     code = 1
     try:
         os.setsid()
-        one.send(os.getpid())
         for stream, place in enumerate((os.devnull, log, log)):
             os.dup2(os.open(place, os.O_RDWR | os.O_CREAT | os.O_APPEND), stream)
+        one.send(os.getpid())  # now its file is there
         os.closerange(3, 200)
         os.chdir(folder)
         os.environ.clear()

@@ -226,7 +226,7 @@ def test_a_tokenizer_that_is_not_had_tells_what_is_wrong_with_the_environment(
     assert SECRET not in str(e.value)
 
 
-def test_a_certificate_that_is_not_trusted_tells_the_variable(ask, tmp_path, monkeypatch):
+def test_a_certificate_that_is_not_trusted_tells_the_variable(ask, tmp_path, monkeypatch, caplog):
     certificate = str(tmp_path / "cert.pem")
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext"
     command = [*command.split(), "subjectAltName=IP:127.0.0.1", "-keyout", certificate + ".key"]
@@ -242,6 +242,7 @@ def test_a_certificate_that_is_not_trusted_tells_the_variable(ask, tmp_path, mon
             assert err.endswith(" (SSL_CERT_FILE names a file of the certificates to trust)\n")
             assert ask(kind, url, SSL_CERT_FILE=certificate)[0] == 0
             monkeypatch.delenv("SSL_CERT_FILE")
+    assert "is left alone" not in caplog.text  # as there is no other server
 
 
 # What servers say

@@ -81,7 +81,8 @@ def convert(settings: ConvertSettings) -> int:
             register(entry, output)
     text = [*previews, describe(summary, conversion, rejects, output)]
     text += next_steps(settings, summary, conversion.fitter)
-    show("\n".join(text))
+    with contextlib.suppress(BrokenPipeError):  # the exit code is another matter
+        show("\n".join(text))
     lost = settings.strict and summary.rejected
     return 1 if lost or summary.is_empty else 0
 

@@ -38,7 +38,7 @@ SAID = {
     for status, words in {
         429: r"rate.?limit|too.many.requests|quota|billing",
         503: r"overload|busy|time.?out|timed.out|unavailable|temporar|again.(?:later|in|soon)|"
-        r"internal|(?:server|api).error",
+        r"internal|(?:server|api|unexpected|unknown).error",
         401: r"api.?key|authenti|unauthori[sz]ed|permission",
         404: r"endpoint|not.?found|no.models?.loaded",
         400: rf"invalid|bad.?request|validation|must|required|expected|missing|render|only|"

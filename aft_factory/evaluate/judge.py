@@ -71,10 +71,7 @@ class Judge:
     def ask(self, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Return the status and body of a judgment, an earlier one where there is one."""
         data = self._data(body)
-        try:
-            status, reply = self._once(data, data, self._retries, self._judges)
-        except sqlite3.Error as error:  # such as a full disk: what comes next would be lost, too
-            status, reply = 507, f"judgments cannot be kept: {error}".encode()
+        status, reply = self._once(data, data, self._retries, self._judges)
         if status != 200 and status not in OF_ONE:
             self.failure = self._told(status, reply)
         return status, reply
@@ -112,8 +109,12 @@ class Judge:
                 return self._refused[key]
             status, reply = self._send(data, retries)
             if status == 200 and _is_one(reply, judges):
-                with self._lock:
-                    self._db.execute("INSERT OR IGNORE INTO judgments VALUES (?, ?)", (key, reply))
+                keep = "INSERT OR IGNORE INTO judgments VALUES (?, ?)"
+                try:
+                    with self._lock:
+                        self._db.execute(keep, (key, reply))
+                except sqlite3.Error as error:  # such as a full disk: what comes next is lost, too
+                    return 507, f"judgments cannot be kept: {error}".encode()
             elif status in OF_ONE:
                 self._refused[key] = status, reply
             return status, reply

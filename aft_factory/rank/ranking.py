@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from aft_factory.engines.engine import shown_url
 from aft_factory.engines.sampling import Completion, Sampling
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.inference.drafting_options import DraftingOptions
@@ -111,7 +112,7 @@ def sampling_of(record: Record, kept: Sequence[int]) -> dict[str, Any]:
 async def open_reward(settings: RankSettings) -> AsyncIterator[OpenEngines]:
     """Open the reward model; no other model is asked."""
     if settings.scripted:
-        tell_of_script("scores", settings.reward_url or settings.reward_model)
+        tell_of_script("scores", shown_url(settings.reward_url or "") or settings.reward_model)
         yield reward_only(Longest())
         return
     opening = open_scorer(

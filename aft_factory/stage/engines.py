@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable, Container, Iterable, Mappin
 from dataclasses import dataclass, field
 from typing import Any
 
-from aft_factory.engines.engine import Engine
+from aft_factory.engines.engine import Engine, shown_url
 from aft_factory.engines.gathering import gather_or_cancel
 from aft_factory.engines.sampling import Sampling
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
-from aft_factory.network import read_key, without_login
+from aft_factory.network import read_key
 from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.habits import asks_for_thoughts
 from aft_factory.prompts.markers import Markers, known_markers
@@ -111,7 +111,9 @@ async def open_engines(
             return engine
 
         if settings.scripted:
-            tell_of_script("answers", ", ".join(settings.base_url) or settings.model)
+            tell_of_script(
+                "answers", ", ".join(map(shown_url, settings.base_url)) or settings.model
+            )
         engines: dict[str, Engine] = {}
         in_flight = settings.in_flight or DEFAULT_IN_FLIGHT
         if settings.ray is not None:
@@ -193,7 +195,7 @@ async def open_engines(
 
 def tell_of_script(made: str, named: str | None) -> None:
     """Say that no model is asked, nor one that is named beside it."""
-    who = f"{without_login(named)} is not" if named else "no model is"
+    who = f"{named} is not" if named else "no model is"
     _log.warning("--scripted: %s asked, the %s are made up", who, made)
 
 

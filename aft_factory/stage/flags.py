@@ -88,9 +88,11 @@ class Parser(argparse.ArgumentParser):
         if len(found) == 1:
             return f"did you mean {found[0]!r}?"
         from aft_factory.stage.job_settings import AskSettings
+        from aft_factory.stage.reading import ReadSettings
 
-        own = {action.dest for action in self._actions}
-        if name.replace("-", "_") in declared(AskSettings).keys() - own:
+        of_asking = declared(AskSettings).keys() - declared(ReadSettings).keys()
+        asks = any(action.dest == "model" for action in self._actions)
+        if name.replace("-", "_") in of_asking and not asks:
             return "it is for commands that ask a model"
         return suggest(wrong, flags)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import demo_rows
@@ -402,6 +403,12 @@ def test_exit_code_is_1_for_rejects_when_strict_and_when_nothing_is_written(conv
     convert("proposals", write("bad.jsonl", [BAD]), "--output", "3.jsonl", expect=1)
     convert("proposals", write("none.jsonl", []), "--output", "4.jsonl")
     convert("proposals", write("good.jsonl", ROWS), "--output", "5.jsonl", "--strict")
+
+
+def test_exit_code_is_1_for_rejects_too_where_nobody_reads_what_is_told(convert, monkeypatch):
+    monkeypatch.setattr("aft_factory.convert.__main__.show", Mock(side_effect=BrokenPipeError))
+    write("in.jsonl", [*ROWS, BAD])
+    convert("proposals", "in.jsonl", "--output", "1.jsonl", "--strict", expect=1)
 
 
 def test_columns_of_other_names(convert):

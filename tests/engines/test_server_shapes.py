@@ -216,6 +216,8 @@ def test_a_field_that_is_named_in_an_error_that_was_passed_on_is_left_out():
         ({"error": "n_keep is greater than the context length"}, "refused"),
         ({"error": "The server is busy; the queue is full"}, "retry"),
         ({"error": "The model has crashed without additional information."}, "retry"),
+        ({"error": "An unexpected error occurred"}, "retry"),
+        ({"error": {"message": "Unknown error"}}, "retry"),
     ],
 )
 def test_an_error_behind_status_200_is_what_its_own_code_says(body, kind):

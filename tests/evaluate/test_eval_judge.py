@@ -211,5 +211,7 @@ def test_judgments_that_cannot_be_kept_end_the_judging(tmp_path):
         judge._db.execute("PRAGMA max_page_count = 3")  # as a full disk
         with pytest.raises(UsageError, match="judgments cannot be kept: database or disk is full"):
             harness(judge, tmp_path, questions=200)
-    assert len(asked) < 200
-    assert kept(tmp_path) == len(asked) - 1
+        assert len(asked) < 200
+        assert kept(tmp_path) == len(asked) - 1
+        with pytest.raises(UsageError, match="judgments cannot be kept"):
+            judge.check(body(), rated)

@@ -258,6 +258,12 @@ class TestSettings:
         caplog.clear()
         assert self.ranked(tmp_path, "--scripted", "--reward-model", "m", "--overwrite")[0] == 0
         assert caplog.messages == ["--scripted: m is not asked, the scores are made up"]
+        caplog.clear()
+        served = ("--reward-url", "http://me:pw@127.0.0.1:9?key=1", "--reward-tokenizer", "m")
+        assert self.ranked(tmp_path, "--scripted", *served, "--overwrite")[0] == 0
+        assert caplog.messages == [
+            "--scripted: http://127.0.0.1:9 is not asked, the scores are made up"
+        ]
 
     def test_a_chat_template_a_length_a_dtype_and_a_budget(
         self, tmp_path, tiny_reward_model, capsys

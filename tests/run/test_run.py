@@ -712,7 +712,7 @@ def test_drafts_that_cannot_fit_are_told_before_the_run(options, context, told, 
         ([], "no model is"),
         (["--model", "m"], "m is not"),
         (
-            ["--model", "m", "--base-url", "http://me:pw@127.0.0.1:9/v1"],
+            ["--model", "m", "--base-url", "http://me:pw@127.0.0.1:9/v1?key=1"],
             "http://127.0.0.1:9/v1 is not",
         ),
     ],

@@ -104,6 +104,13 @@ def test_a_flag_of_commands_that_ask_a_model_is_told_as_such(rows, capsys, words
     assert err.startswith("error: unknown flag --shard; it is for commands that ask a model (")
 
 
+@pytest.mark.parametrize(
+    "words", [("eval", "gsm8k", "--shard"), ("serve", "--limit"), ("template", "x", "--limit")]
+)
+def test_a_flag_that_is_not_only_of_those_is_told_otherwise(capsys, words):
+    assert "that ask a model" not in told(capsys, *words, "3")
+
+
 def test_a_part_of_a_flag_is_not_taken_for_it(rows, capsys):
     words = ("aggregate", rows, "--output", "o.jsonl", "--scripted", "--keep")
     assert "unknown flag --keep; did you mean '--keep-thoughts'?" in told(capsys, *words)

@@ -332,7 +332,7 @@ def test_a_ray_of_its_own_is_quiet_listens_to_this_machine_only_and_leaves_nothi
     words = ("--output", "out.jsonl", *RUN, "--replicas", "2", "--ray", "rows.jsonl")
     command = [sys.executable, "-c", CHECKED, *words]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    assert done.stderr == "--scripted: no model is asked, the answers are made up\n"
     assert (
         done.stdout.splitlines()[0] == f"read {ROWS} rows: {ROWS} written to out.jsonl, 0 rejected"
     )

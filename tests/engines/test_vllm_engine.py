@@ -815,8 +815,9 @@ def test_a_thought_between_control_tokens_is_told_apart_and_counted(tiny_llama, 
         flags = {"skip_special_tokens": True, **request.sampling.extra}
         flags.pop("min_p"), flags.pop("spaces_between_special_tokens", None)
         for some in [ids] if kind == "FINAL_ONLY" else [[token] for token in ids]:
+            text = tokenizer.decode(some, **flags)
             sample = SimpleNamespace(
-                text=tokenizer.decode(some, **flags), finish_reason="length", token_ids=some
+                text=text, finish_reason="length", stop_reason=None, token_ids=some
             )
             yield SimpleNamespace(
                 outputs=[sample], num_cached_tokens=0, finished=some[-1:] == ids[-1:]
@@ -843,7 +844,9 @@ def test_what_is_completed_by_a_base_model_holds_no_thought(tiny_llama):
     text = "<think>Hm.</think>Six."
 
     async def one(_, request, index):
-        sample = SimpleNamespace(text=text, finish_reason="stop", token_ids=[1, 2])
+        sample = SimpleNamespace(
+            text=text, finish_reason="stop", stop_reason=None, token_ids=[1, 2]
+        )
         return SimpleNamespace(outputs=[sample], num_cached_tokens=0)
 
     engine._one = one

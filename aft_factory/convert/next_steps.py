@@ -70,7 +70,7 @@ def next_steps(
         kind = "sft" if settings.target == "sft" else "aft"
         registered = f"registered as {entry.name!r} in {entry.file}; train with {names}, template:"
         if (chat := _chat(settings, fitter)) is None:
-            return [f"{registered} aft_ before the name of your model's"]
+            return [f"{registered} {_twin('T', settings.template)}, T being that of your model"]
         template = _twin(chat, settings.template)
         others = "" if fitter or settings.chat_template == chat else OTHERS
         return [

@@ -59,7 +59,9 @@ async function route() {
 
 function go(by) {
   const next = list.beside(by);
-  if (next !== null) location.hash = next;
+  if (next === null) return;
+  list.choose(next); // the next key may come before the page hears of its new address
+  location.hash = next;
 }
 const full = () => document.body.classList.toggle("full");
 const font = () => document.body.classList.toggle("mono");

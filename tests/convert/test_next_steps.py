@@ -130,7 +130,7 @@ def test_the_training_is_that_of_the_tokenizer_where_it_is_known(
     for tokenizer, *told in (
         (tiny_mistral, "aft_mistral", "aft_mistral.yaml dataset_dir=. dataset=x template=aft_mistral"),
         (llama3_tokenizer_dir, "aft_llama3", "aft_llama.yaml dataset_dir=. dataset=x template=aft_llama3"),
-        (tmp_path / "own", "aft_ before the name of your model's"),
+        (tmp_path / "own", "aft_T, T being that of your model"),
     ):  # fmt: skip
         code, lines = aft(*words, "--overwrite", "--tokenizer", str(tokenizer))
         place, *train = lines[-len(told) :]

@@ -30,7 +30,9 @@ _SECRET = re.compile(
     r"pass ?(?:word|wd|phrase)|secret|credential|cookie|authorization|bearer|private ?key"
     r"|(?:api|access) ?key|session ?id|\bauth\b|\b(?:keys?|pass|pwd?|sas|sig|signature|token)$"
 )
-_NO_SECRET = re.compile(r"\b(?:pad|bos|eos|unk|sep|cls|mask|stop|image|per) token$")
+_NO_SECRET = re.compile(
+    r"\b(?:pad|bos|eos|unk|sep|cls|mask|start|stop|end|think|image|audio|video|per) token$"
+)
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]+")
 _NUMBERED_NAME = re.compile(r"[ 0-9]+$")
 

@@ -33,7 +33,7 @@ _TEXT = re.compile(  # parts of a query where they are texts; else labels
     r"(?:abstract|code|definition|demonstration|description|example|fact|guideline|lecture|rule"
     r"|signature|skeleton|snippet|statement|stub|transcript)s?|body|prefix|suffix|support"
 )
-_LABEL = re.compile(r"[\w.+#/-]*", re.ASCII)
+_LABEL = re.compile(r"[\w.+#/=-]*", re.ASCII)
 _ANSWER = re.compile(  # a first word of what is none of a query, but the answer to it
     r"answer|canonical|correct|expected|final|generated|gold|output|reference|response|solution"
     r"|target|test"

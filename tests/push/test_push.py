@@ -213,7 +213,7 @@ HASH = "2edc6fad8be6b14ea7230aabfd08188da6b8b814"
         *((key, True) for key in ("X-Api-Key", "OPENAI_API_KEY", "client_secret", "password", "auth")),
         *((key, True) for key in ("api_keys", "PGPASSWORD", "MYSQL_PWD", "Cookies", "api_key2", "key_1", "sig", "keys")),
         *((key, True) for key in ("session_id", "credential")),
-        *((key, False) for key in ("max_tokens", "tokens", "eos_token", "tokenizer", "author", "stop")),
+        *((key, False) for key in ("max_tokens", "tokens", "eos_token", "think_end_token", "tokenizer", "author", "stop")),
         *((key, False) for key in ("bytes_per_token", "num_key_value_heads", "draft_tokens")),
     ],
 )  # fmt: skip

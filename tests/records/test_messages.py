@@ -353,6 +353,7 @@ def test_labels_answers_and_what_the_query_says_already_are_no_part_of_it():
     query = "Complete it:\ndef add(a, b):\n    "
     labels = {
         "language_code": "en",
+        "signature": "bm8gcXVlcnk==",
         "code": "C++",
         "status_code": 200,
         "prefix": "def",

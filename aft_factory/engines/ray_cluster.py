@@ -107,7 +107,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in settings.keys() - before.keys():
+        for name in {*settings, *TOKENS} - before.keys():  # Ray leaves how it knows its own
             os.environ.pop(name, None)
         os.environ.update(before)
 

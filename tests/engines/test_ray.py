@@ -293,7 +293,7 @@ def test_what_cannot_be_loaded_is_told_once_and_an_error_of_the_engine_comes_as_
 
 
 CHECKED = """
-import functools, os, psutil, sys, threading, time
+import asyncio, functools, os, psutil, sys, threading, time
 from aft_factory.run.__main__ import main
 from aft_factory.stage import replicas
 
@@ -321,6 +321,12 @@ replicas.scripted = functools.partial(replicas.scripted, delay=2.0)
 code = main(sys.argv[1:])
 left = [p.name() for p in psutil.Process().children(recursive=True) if "ray" in p.name()]
 print("seen", *sorted(seen), "left", *left)
+
+async def again():  # by what Ray has left of the first
+    async with replicas.joined("local"):
+        pass
+
+asyncio.run(again())
 sys.exit(code)
 """
 

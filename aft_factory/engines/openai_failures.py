@@ -40,7 +40,7 @@ SAID = {
         503: r"overload|busy|time.?out|timed.out|unavailable|temporar|again.(?:later|in|soon)|"
         r"internal|(?:server|api|unexpected|unknown).error",
         401: r"api.?key|authenti|unauthori[sz]ed|permission",
-        404: r"endpoint|not.?found|no.models?.loaded",
+        404: r"endpoint|not.?found|not.exist|no.models?.loaded",
         400: rf"invalid|bad.?request|validation|must|required|expected|missing|render|only|"
         rf"{UNTAKEN.pattern}",
     }.items()

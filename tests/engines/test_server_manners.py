@@ -6,6 +6,7 @@ Run: pytest tests/engines/test_server_manners.py
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -692,6 +693,11 @@ def mannered(mode, log):
     finally:
         server.kill()
         server.wait()
+
+
+def test_every_manner_of_the_server_is_tried():
+    modes = re.search(r"^MODES = (\[.*?\])", (CASES / "server.py").read_text(), re.DOTALL | re.M)
+    assert set(EXPECTED) == set(json.loads(re.sub(r",\s*\]", "]", modes[1])))
 
 
 @pytest.mark.parametrize("mode", EXPECTED)

@@ -190,6 +190,31 @@ def test_a_field_that_is_named_in_an_error_that_was_passed_on_is_left_out():
     assert Fields().learn(refusal, {"seed": 7, "messages": []}) == ["seed is not sent"]
 
 
+# Each by one word of its own; those that pass hold one of the others, too, which does not count.
+PASSES = (
+    *("Rate limit reached: only 20 a minute", "Too many requests; at least 3 s are required"),
+    *("Model overloaded, expected a free slot", "Engine busy, missing a slot", "timeout: must end"),
+    *("Expected an answer, timed out", "Service unavailable (invalid upstream)"),
+    *("Temporarily not supported", "Not found. Try again later", "Only 3 a minute, again in 20 s"),
+    *("Unknown to all nodes, try again soon", "Internal: invalid state", "Server error: missing x"),
+    *("API error: invalid upstream", "Unexpected error", "Unknown error: expected an answer"),
+)
+OF_THE_REQUEST = (
+    *("Invalid role", "Bad request", "1 validation problem", "'top_p' must be below 1"),
+    *("'messages' is required", "expected a list", "'content' is missing", "cannot render it"),
+    *("only texts", "unsupported role", "'seed' is not supported", "'n' is not_permitted"),
+    *("'n' not allowed here", "'n' is not taken", "'n' was not accepted", "it does not support n"),
+    *("it doesn't support n", "unknown field", "unrecognized field", "unrecognised field"),
+    *("unexpected field", "extra fields are forbidden"),
+)
+OF_ALL_REQUESTS = (
+    *("Billing hard limit has been reached", "Exceeded the quota: no credit left"),
+    *("wrong API key", "Authentication failed", "Unauthorized", "unauthorised", "no permission"),
+    *("No such endpoint", "model 'm' not found, try pulling it first", "no models loaded"),
+    "The model `m` does not exist or you do not have access to it.",
+)
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -218,6 +243,9 @@ def test_a_field_that_is_named_in_an_error_that_was_passed_on_is_left_out():
         ({"error": "The model has crashed without additional information."}, "retry"),
         ({"error": "An unexpected error occurred"}, "retry"),
         ({"error": {"message": "Unknown error"}}, "retry"),
+        *(({"error": words}, "retry") for words in PASSES),
+        *(({"error": words}, "refused") for words in OF_THE_REQUEST),
+        *(({"error": words}, "fatal") for words in OF_ALL_REQUESTS),
     ],
 )
 def test_an_error_behind_status_200_is_what_its_own_code_says(body, kind):

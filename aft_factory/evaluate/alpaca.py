@@ -24,7 +24,8 @@ from typing import Any
 
 from aft_factory.errors import MissingPackage, UsageError
 from aft_factory.evaluate.benchmarks import Benchmark, Part, Score
-from aft_factory.evaluate.judge import Judge, run_harness
+from aft_factory.evaluate.harness import run_harness
+from aft_factory.evaluate.judge import Judge
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.inference.queries import Query
 from aft_factory.inference.tasks import read_alpaca_eval, write_alpaca_eval

@@ -12,34 +12,42 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import sqlite3
-import subprocess
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from aft_factory.engines.engine import KEY, default_key, shown_url
+from aft_factory.asking.availability import Retries
+from aft_factory.engines.engine import KEY, EngineError, default_key, shown_url
+from aft_factory.engines.openai_failures import Kind, failure_of
+from aft_factory.engines.openai_replies import parse_body
 from aft_factory.errors import UsageError, needing
 from aft_factory.evaluate.settings import EvalSettings
-from aft_factory.network import hint, making_client, read_key, without_proxies
-from aft_factory.stage.guard import guarding
+from aft_factory.network import hint, making_client, read_key
 
 if TYPE_CHECKING:
     from httpx import Client
 
-AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
-OF_ONE = frozenset({400, 413, 422})  # refusals that may be of one request: the harness knows best
 FIRST_RETRIES = 2  # where nobody is there, that is to be known soon
-LONGEST_WAIT = 60.0  # seconds between two attempts
-
+KEPT_NOT = 507  # status where a judgment cannot be kept
+REFUSED = 400  # status of a refusal that the judge gave behind a 200
 
 Judges = Callable[[Mapping[str, Any]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a judge answered, and why that is no reply."""
+
+    status: int
+    reply: bytes
+    kind: Kind | None = None
 
 
 class Judge:
@@ -57,11 +65,11 @@ class Judge:
         self.asked = 0
         self._judges = judges
         self._url = settings.judge_url or _usual_url()
-        self._retries = settings.retries
+        self._retries = Retries(settings.retries)
         name = settings.judge_key_env
         self._client = _client(default_key() if name == KEY else read_key(name), settings.timeout)
         self._one_by_one: dict[bytes, threading.Lock] = defaultdict(threading.Lock)
-        self._refused: dict[bytes, tuple[int, bytes]] = {}
+        self._refused: dict[bytes, _Answer] = {}  # what is of one request: the harness knows best
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +79,10 @@ class Judge:
     def ask(self, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Return the status and body of a judgment, an earlier one where there is one."""
         data = self._data(body)
-        status, reply = self._once(data, data, self._retries, self._judges)
-        if status != 200 and status not in OF_ONE:
-            self.failure = self._told(status, reply)
-        return status, reply
+        answer = self._once(data, data, self._retries, self._judges)
+        if answer.kind not in (None, "refused"):
+            self.failure = self._told(answer)
+        return answer.status, answer.reply
 
     def check(self, body: Mapping[str, Any], judges: Judges) -> bool:
         """Ask this server for one judgment before anything is paid for; tell whether it is one.
@@ -83,41 +91,42 @@ class Judge:
             UsageError: If there is no reply, in the judge's words.
         """
         data = self._data(body)
-        retries = min(self._retries, FIRST_RETRIES)
-        status, reply = self._once(self._url.encode() + data, data, retries, judges)
-        if status != 200:
+        retries = replace(self._retries, most=min(self._retries.most, FIRST_RETRIES))
+        answer = self._once(self._url.encode() + data, data, retries, judges)
+        if answer.kind is not None:
             place = shown_url(self._url)
-            raise UsageError(f"the judge {self.model} at {place}: {self._told(status, reply)}")
-        return _is_one(reply, judges)
+            raise UsageError(f"the judge {self.model} at {place}: {self._told(answer)}")
+        return _is_one(answer.reply, judges)
 
-    def _told(self, status: int, reply: bytes) -> str:
-        told = reply.decode("utf-8", "replace")[:500]
-        return f"{status}: {told}{hint(self._url, told)}"
+    def _told(self, answer: _Answer) -> str:
+        told = answer.reply.decode("utf-8", "replace")[:500]
+        return f"{answer.status}: {told}{hint(self._url, told)}"
 
     def _data(self, body: Mapping[str, Any]) -> bytes:
         return orjson.dumps({**body, "model": self.model}, option=orjson.OPT_SORT_KEYS)
 
-    def _once(self, what: bytes, data: bytes, retries: int, judges: Judges) -> tuple[int, bytes]:
+    def _once(self, what: bytes, data: bytes, retries: Retries, judges: Judges) -> _Answer:
         """Send what was not judged yet; keep what it is known by, if it is a judgment."""
         key = hashlib.blake2b(what, digest_size=16).digest()
         with self._lock:
             one = self._one_by_one[key]
         with one:
             if (kept := self._find(key)) is not None:
-                return 200, kept
+                return _Answer(200, kept)
             if key in self._refused:  # a harness may ask for it again and again
                 return self._refused[key]
-            status, reply = self._send(data, retries)
-            if status == 200 and _is_one(reply, judges):
+            answer = self._send(data, retries)
+            if answer.kind is None and _is_one(answer.reply, judges):
                 keep = "INSERT OR IGNORE INTO judgments VALUES (?, ?)"
                 try:
                     with self._lock:
-                        self._db.execute(keep, (key, reply))
+                        self._db.execute(keep, (key, answer.reply))
                 except sqlite3.Error as error:  # such as a full disk: what comes next is lost, too
-                    return 507, f"judgments cannot be kept: {error}".encode()
-            elif status in OF_ONE:
-                self._refused[key] = status, reply
-            return status, reply
+                    told = f"judgments cannot be kept: {error}".encode()
+                    return _Answer(KEPT_NOT, told, "fatal")
+            elif answer.kind == "refused":
+                self._refused[key] = answer
+            return answer
 
     def _find(self, key: bytes) -> bytes | None:
         with self._lock:
@@ -125,25 +134,34 @@ class Judge:
             found = self._db.execute(query, (key,)).fetchone()
         return None if found is None else found[0]
 
-    def _send(self, data: bytes, retries: int) -> tuple[int, bytes]:
-        from httpx import HTTPError
-
-        url = f"{self._url.rstrip('/')}/chat/completions"
-        status, reply = 502, b""
-        for attempt in range(retries + 1):
+    def _send(self, data: bytes, retries: Retries) -> _Answer:
+        """Ask the judge until it answers, says no, or has failed too often."""
+        for attempt in range(retries.most + 1):
             with self._lock:
                 self.asked += 1
-            try:
-                answer = self._client.post(url, content=data)
-                status, reply = answer.status_code, answer.content
-            except HTTPError as error:
-                status, reply = 502, str(error or type(error).__name__).encode()
-            if status not in AGAIN or b"insufficient_quota" in reply:
+            answer, after = self._try(data)
+            if answer.kind != "retry" or not retries.outlast(after):
                 break
-            wait = min(0.5 * 2**attempt, LONGEST_WAIT)
-            if attempt == retries or self._stopping.wait(wait):
+            if attempt == retries.most or self._stopping.wait(retries.wait(attempt, after)):
                 break
-        return status, reply
+        return answer
+
+    def _try(self, data: bytes) -> tuple[_Answer, float | None]:
+        """Ask once; return with the answer the seconds to wait that it asks for."""
+        from httpx import HTTPError
+
+        try:
+            got = self._client.post(f"{self._url.rstrip('/')}/chat/completions", content=data)
+        except HTTPError as error:
+            return _Answer(502, str(error or type(error).__name__).encode(), "retry"), None
+        try:
+            if not got.is_success:
+                raise failure_of(got, shown_url(self._url))
+            parse_body(got.content, shown_url(self._url))
+        except EngineError as error:
+            status = REFUSED if got.is_success else got.status_code
+            return _Answer(status, got.content, error.kind), error.retry_after
+        return _Answer(200, got.content), None
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
@@ -184,71 +202,6 @@ class Judge:
         """Close what is kept."""
         self._client.close()
         self._db.close()
-
-
-def run_harness(
-    name: str,
-    command: Sequence[str],
-    judge: Judge,
-    where: Path,
-    log: Path,
-    environment: Mapping[str, str],
-) -> str:
-    """Run a harness's own command until it ends, or until its judge fails it.
-
-    Args:
-        name: Of the harness.
-        command: To run.
-        judge: That it asks.
-        where: The folder to run it in.
-        log: Where what it says is kept.
-        environment: Added to ours.
-
-    Returns:
-        What it says.
-
-    Raises:
-        UsageError: If it fails.
-    """
-    with (
-        judge.serving() as url,
-        log.open("wb") as out,
-        guarding(signal.SIGKILL, patience=0) as enter,
-    ):
-        # The names that the versions of OpenAI's client know.
-        names = {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "none"}
-        env = without_proxies({**os.environ, **names, **environment})
-        env.pop("OPENAI_API_KEYS", None)
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=out,
-            cwd=where,
-            env=env,
-            start_new_session=True,
-            preexec_fn=enter,
-        )
-        try:
-            assert child.stdin is not None
-            with contextlib.suppress(OSError), child.stdin as stdin:
-                stdin.write(b"\n")  # FastChat waits for Enter
-            while judge.failure is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(timeout=0.1)
-                    break
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-    if judge.failure is not None:
-        raise UsageError(f"{name}: the judge {judge.model}: {judge.failure}")
-    with log.open("rb") as stream:
-        said = stream.read().decode(errors="replace")
-    if child.returncode:
-        last = said.strip().splitlines()[-1:]
-        raise UsageError(f"{name} ended with {child.returncode}: {''.join(last)} ({log})")
-    return said
 
 
 def _usual_url() -> str:

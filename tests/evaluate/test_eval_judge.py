@@ -16,7 +16,8 @@ from evaluate_tools import judging
 from reward_tools import http_server
 
 from aft_factory.errors import UsageError
-from aft_factory.evaluate.judge import Judge, run_harness
+from aft_factory.evaluate.harness import run_harness
+from aft_factory.evaluate.judge import Judge
 from aft_factory.evaluate.settings import EvalSettings
 
 
@@ -74,6 +75,60 @@ def test_a_judgment_that_broke_off_is_asked_for_again(tmp_path):
     replies = iter([({"Content-Length": "999"}, whole[:9]), ({}, whole)])
     with http_server(lambda body: (200, *next(replies))) as url:
         assert b"[[7]]" in judge_at(url, tmp_path, retries=1).ask(body())[1]
+
+
+WHOLE = json.dumps({"choices": [{"message": {"content": "[[7]]"}}]})
+
+
+@pytest.mark.parametrize(
+    ("status", "passing"),
+    [
+        (409, {"error": {"message": "try again"}}),
+        (429, {"error": {"message": "slow down", "details": [{"retryDelay": "0.2s"}]}}),
+        (529, {"error": {"message": "Overloaded"}}),
+        (200, {"error": {"message": "Overloaded", "code": 503}}),
+        (200, "a page"),
+    ],
+)
+def test_what_passes_is_asked_again_as_of_a_model(tmp_path, status, passing):
+    replies = iter([(status, {}, json.dumps(passing)), (200, {}, WHOLE)])
+    with http_server(lambda body: next(replies)) as url:
+        judge = judge_at(url, tmp_path, retries=1)
+        assert judge.ask(body()) == (200, WHOLE.encode())
+    assert (judge.asked, judge.failure) == (2, None)
+
+
+def test_a_judge_is_asked_again_when_it_says(tmp_path):
+    replies = iter([(429, {"Retry-After": "2"}, "{}"), (200, {}, WHOLE)])
+    with http_server(lambda body: next(replies)) as url:
+        began = time.monotonic()
+        judge_at(url, tmp_path, retries=1).ask(body())
+        assert time.monotonic() - began >= 2
+
+
+@pytest.mark.parametrize(
+    ("status", "refusal", "ends"),
+    [
+        (429, "Billing hard limit has been reached", "429: "),
+        (402, "no money left", "402: "),
+        (200, "Incorrect API key provided", "400: "),
+        (200, "Invalid 'messages'", None),
+        (400, "the context is too long", None),
+        (500, "Context size has been exceeded", None),
+    ],
+)
+def test_what_does_not_pass_is_sent_once(tmp_path, status, refusal, ends):
+    told = json.dumps({"error": {"message": refusal}})
+    with http_server(lambda body: (status, {}, told)) as url:
+        judge = judge_at(url, tmp_path)
+        answer, reply = judge.ask(body())
+        assert answer >= 400
+        assert refusal.encode() in reply
+        if ends is None:
+            judge.ask(body())
+    assert judge.asked == 1
+    assert (judge.failure or "").startswith(ends or "")
+    assert (judge.failure is None) == (ends is None)
 
 
 def test_that_a_judge_is_there_is_asked_of_each_server_until_it_can_judge(tmp_path):

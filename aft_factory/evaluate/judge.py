@@ -74,7 +74,11 @@ class Judge:
         self._stopping = threading.Event()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("CREATE TABLE IF NOT EXISTS judgments (key BLOB PRIMARY KEY, reply BLOB)")
+        table = "CREATE TABLE IF NOT EXISTS judgments (key BLOB PRIMARY KEY, reply BLOB)"
+        try:
+            self._db.execute(table)
+        except sqlite3.Error as error:
+            raise UsageError(f"{path}: no file of judgments can be kept there: {error}") from None
 
     def ask(self, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Return the status and body of a judgment, an earlier one where there is one."""

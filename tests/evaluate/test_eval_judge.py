@@ -270,3 +270,11 @@ def test_judgments_that_cannot_be_kept_end_the_judging(tmp_path):
         assert kept(tmp_path) == len(asked) - 1
         with pytest.raises(UsageError, match="judgments cannot be kept"):
             judge.check(body(), rated)
+
+
+def test_a_damaged_file_of_judgments_is_told_by_its_name(tmp_path):
+    (tmp_path / "judgments.sqlite").write_text("no database" * 99)
+    with pytest.raises(
+        UsageError, match=r"judgments.sqlite: no file of judgments .*not a database"
+    ):
+        judge_at("http://127.0.0.1:1/v1", tmp_path)

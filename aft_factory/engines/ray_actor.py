@@ -16,8 +16,8 @@ from typing import Any
 
 from aft_factory import __version__
 from aft_factory.engines.engine import EngineError
+from aft_factory.engines.identity import contents, fingerprint
 from aft_factory.engines.sampling import Piece, Reply, Request
-from aft_factory.engines.vllm_loading import contents, fingerprint
 from aft_factory.errors import UsageError
 
 Opening = Callable[[], Awaitable[Any]]  # loads what answers; pickled, and called on its node

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.gathering import gather_or_cancel
+from aft_factory.engines.identity import contents, fingerprint
 from aft_factory.engines.ray_actor import Absent, Hello
 from aft_factory.engines.ray_replicas import Replicas
 from aft_factory.engines.reward import Pair
 from aft_factory.engines.sampling import Reply, Request, Told
-from aft_factory.engines.vllm_loading import contents, fingerprint
 from aft_factory.prompts.tokenizer import shows_system
 
 if TYPE_CHECKING:

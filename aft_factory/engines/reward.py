@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.gathering import gather_or_cancel
-from aft_factory.engines.vllm_loading import digest
+from aft_factory.engines.identity import digest
 from aft_factory.errors import UsageError
 from aft_factory.prompts.rendering import without_system
 from aft_factory.prompts.tokenizer import resolve_chat_template, shows_system, tokenizer_markers

@@ -21,12 +21,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError, default_key, is_url, shown_url
+from aft_factory.engines.identity import fingerprint
 from aft_factory.engines.openai_failures import ABSENT, failure_of
 from aft_factory.engines.openai_fields import Needed
 from aft_factory.engines.openai_replies import models_in, parse_answer
 from aft_factory.engines.openai_vetting import Vetting
 from aft_factory.engines.reward import Pair, PairByPair, PairEncoder, choose_label
-from aft_factory.engines.vllm_loading import fingerprint
 from aft_factory.errors import UsageError, needing, suggest
 from aft_factory.network import hint, making_client
 from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aft_factory.engines.identity import fingerprint, identity_of
 from aft_factory.engines.transformers_reward import RewardDtype, batches, placed
-from aft_factory.engines.vllm_loading import check_name, failures, fingerprint, identity_of, started
+from aft_factory.engines.vllm_loading import check_name, failures, started
 from aft_factory.errors import UsageError, needing
 from aft_factory.network import is_secret
 from aft_factory.prompts.tokenizer import Pretrained

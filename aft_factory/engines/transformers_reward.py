@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from aft_factory.engines.engine import EngineError
+from aft_factory.engines.identity import identity_of
 from aft_factory.engines.reward import (
     DEFAULT_REWARD_MODEL,
     Pair,
@@ -24,7 +25,6 @@ from aft_factory.engines.reward import (
     finite,
     refuse_headless,
 )
-from aft_factory.engines.vllm_loading import identity_of
 from aft_factory.errors import needing
 from aft_factory.prompts.tokenizer import Pretrained, load_tokenizer
 

@@ -1,4 +1,4 @@
-"""vLLM in this process: loading, its processes and failures, adapters, templates, identities."""
+"""vLLM in this process: loading, its processes and failures, adapters, templates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -20,8 +19,6 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from aft_factory.engines.engine import EngineError
 from aft_factory.errors import MissingPackage, UsageError, suggest
 from aft_factory.prompts.tokenizer import (
@@ -30,7 +27,7 @@ from aft_factory.prompts.tokenizer import (
     load_tokenizer,
     resolve_chat_template,
 )
-from aft_factory.records.files import read_text, readable
+from aft_factory.records.files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -48,9 +45,6 @@ HARMLESS = frozenset(
     """.split()  # noqa: SIM905 - a list would take a page
 )
 MERGE = "merge it into the model first, with: llamafactory-cli export"
-DECIDING_FILES = re.compile(
-    r".*\.(safetensors|bin|pt|gguf)|(adapter_|generation_)?config\.json|tokenizer.*"
-)
 
 
 def check_name(model: str) -> None:
@@ -256,40 +250,3 @@ def own_template(
     if name == "auto" and not has_chat_template(tokenizer):
         return None
     return resolve_chat_template(name, tokenizer, own_first=True)
-
-
-def fingerprint(model: str) -> str:
-    """Return what a model or adapter is known by in journals; see `VllmEngine.model`."""
-    stats = _deciding(model)
-    if stats is None:
-        return model
-    state = digest([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
-    return f"{readable(str(Path(model).resolve()))}#{state}"
-
-
-def identity_of(source: Pretrained, *parts: str) -> str:
-    """Return what a model that transformers loads is known by, with all else that decides."""
-    revision = source.options.get("revision")
-    own = [f"revision={revision}"] if revision else []
-    return "+".join([fingerprint(source.name), *parts, *own])
-
-
-def contents(model: str) -> str:
-    """Return the same for all copies of a model's files: names and sizes, and no place or time."""
-    stats = _deciding(model)
-    return model if stats is None else digest([(name, s.st_size) for name, s in stats])
-
-
-def _deciding(model: str) -> list[tuple[str, os.stat_result]] | None:
-    """Return a folder's files that decide what is answered; None of what is only a name here."""
-    path = Path(model)
-    # What a server says of its own machine may be a place here that is closed to us.
-    if not os.path.exists(path) or not os.access(path, os.R_OK):
-        return None
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(readable(f.name), f.stat()) for f in files if DECIDING_FILES.fullmatch(f.name)]
-
-
-def digest(content: Any) -> str:
-    """Return a short hash of what JSON can hold."""
-    return hashlib.blake2b(orjson.dumps(content), digest_size=8).hexdigest()

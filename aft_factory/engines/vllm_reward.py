@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.engines.engine import EngineError
+from aft_factory.engines.identity import fingerprint
 from aft_factory.engines.reward import (
     DEFAULT_REWARD_MODEL,
     PairByPair,
@@ -28,7 +29,6 @@ from aft_factory.engines.vllm_loading import (
     engine_source,
     engine_tokenizer,
     failures,
-    fingerprint,
     started,
 )
 from aft_factory.engines.vllm_served import DECIDING

@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aft_factory.engines.identity import digest, fingerprint
 from aft_factory.engines.vllm_loading import (
     adapter_rank,
     check_name,
-    digest,
     engine_tokenizer,
-    fingerprint,
     own_template,
 )
 

@@ -23,9 +23,10 @@ from shared_data import CASES
 
 from aft_factory.asking.asker import Asker
 from aft_factory.engines.engine import EngineError
+from aft_factory.engines.identity import fingerprint
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.engines.vllm_engine import VllmEngine
-from aft_factory.engines.vllm_loading import adapter_rank, fingerprint
+from aft_factory.engines.vllm_loading import adapter_rank
 from aft_factory.engines.vllm_sampling import check_samplings, stop_token_ids
 from aft_factory.errors import UsageError
 from aft_factory.inference.queries import read_record

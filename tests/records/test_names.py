@@ -11,7 +11,7 @@ import pytest
 from asking_tools import write_lines
 from kernel_tools import python
 
-from aft_factory.engines.vllm_loading import fingerprint
+from aft_factory.engines.identity import fingerprint
 from aft_factory.records.files import readable
 from aft_factory.stage.console import guarded
 

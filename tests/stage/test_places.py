@@ -164,7 +164,7 @@ def test_without_permission_nothing_is_asked(source, tmp_path):
         assert "Traceback" not in done.stderr
         assert f"--output: {tmp_path}/{output}: cannot be written: " in done.stderr
         assert "Permission denied" in done.stderr
-    code = "from aft_factory.engines.vllm_loading import fingerprint as f; import sys; "
+    code = "from aft_factory.engines.identity import fingerprint as f; import sys; "
     code += "print([f(path) == path for path in sys.argv[1:]])"
     paths = [f"{tmp_path}/closed", f"{tmp_path}/closed/model"]  # as a server may call its own
     assert python("-c", code, *paths, heeds=True).stdout == "[True, True]\n"

@@ -29,7 +29,8 @@ from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.records.told import is_told, with_told
 from aft_factory.stage.declaring import COMMON, setting
-from aft_factory.stage.engines import OpenEngines, tell_of_script
+from aft_factory.stage.engine_checks import tell_of_script
+from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.placing import RaySettings
 from aft_factory.stage.reading import at_least

@@ -22,7 +22,8 @@ from aft_factory.serve.asked import Asked
 from aft_factory.serve.refusals import UNSUPPORTED, Refusal, later, of_engine, unsupported, wrong
 from aft_factory.serve.settings import ServeSettings
 from aft_factory.serve.variants import Variant, Variants
-from aft_factory.stage.engines import OpenEngines, check_room
+from aft_factory.stage.engine_checks import check_room
+from aft_factory.stage.engines import OpenEngines
 from aft_factory.stage.kept import keepable
 
 # Variables of chat templates that are the house's, not a client's to set.

@@ -9,17 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aft_factory.engines.engine import Engine, shown_url
-from aft_factory.engines.gathering import gather_or_cancel
-from aft_factory.engines.sampling import Sampling
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.network import read_key
 from aft_factory.prompts.fitting import Fitter
-from aft_factory.prompts.habits import asks_for_thoughts
 from aft_factory.prompts.markers import Markers, known_markers
-from aft_factory.prompts.probing import ChatTemplate
 from aft_factory.prompts.rendering import AggregatorTemplate, load_template
 from aft_factory.prompts.tokenizer import Pretrained, tokenizer_markers
+from aft_factory.stage.engine_checks import (
+    check_room,
+    check_variables,
+    tell_of_script,
+    tell_of_thoughts,
+    without_system,
+)
 from aft_factory.stage.job_settings import DEFAULT_IN_FLIGHT, AskSettings
 
 _log = logging.getLogger(__name__)
@@ -105,127 +108,78 @@ async def open_engines(
         UsageError: If something cannot be reached or loaded.
     """
     async with contextlib.AsyncExitStack() as stack:
-
-        async def add(engine: Engine) -> Engine:
-            stack.push_async_callback(engine.close)
-            return engine
-
         if settings.scripted:
             tell_of_script(
                 "answers", ", ".join(map(shown_url, settings.base_url)) or settings.model
             )
-        engines: dict[str, Engine] = {}
-        in_flight = settings.in_flight or DEFAULT_IN_FLIGHT
-        if settings.ray is not None:
-            from aft_factory.stage.replicas import open_replicas
-
-            if others:
-                raise UsageError("--ray: replicas are of one model; name servers by --base-url")
-            replicas = await stack.enter_async_context(open_replicas(settings))
-            engines[""] = replicas
-            in_flight = settings.in_flight or replicas.in_flight or in_flight * replicas.count
-        elif settings.scripted:
-            for name in ("", *(others or {})):
-                engines[name] = await add(
-                    ScriptedEngine(model=f"scripted-{name}".rstrip("-"), record=False)
-                )
-        elif settings.base_url:
-            urls = {
-                *settings.base_url,
-                *(u for other in (others or {}).values() for u in other.urls),
-            }
-            in_flight = settings.in_flight or DEFAULT_IN_FLIGHT * len(urls)
-            own = Proposer(tokenizer=settings.shape())
-            engines[""] = await add(await _server(settings, own, settings.model, settings.context))
-            for name, other in (others or {}).items():
-                engines[name] = await add(await _server(settings, other, name))
-        else:
-            from aft_factory.engines.vllm_engine import VllmEngine
-            from aft_factory.engines.vllm_sampling import check_samplings
-
-            assert settings.model is not None
-            check_samplings(settings.samplings())
-            engine = await VllmEngine.start(
-                settings.model,
-                adapter=None if settings.adapter is None else str(settings.adapter),
-                chat_template=settings.chat_template,
-                engine_args=settings.engine_args,
-            )
-            engines[""] = await add(engine)
-            # Twice what the engine runs at a time, so that its own queue never runs dry.
-            in_flight = settings.in_flight or 2 * engine.max_sequences
+        engines, in_flight = await _opened(settings, others or {}, stack)
         for asks in engines.values() if settings.split_samples else ():
             asks.most_samples = 1
         check_room(engines, settings.samplings())
-        ignored = ignored_variables(engines, settings.samplings())
-        if ignored and not settings.base_url:
-            raise UsageError(f"sampling_args: {ignored}")
-        if ignored:  # its server may have another chat template
-            _log.warning("sampling_args: %s", ignored)
-        asked = list(engines) if chat else []
-        takes = await gather_or_cancel(engines[name].takes_system() for name in asked)
-        no_system = frozenset(name for name, yes in zip(asked, takes, strict=True) if not yes)
-        for name in sorted(no_system):
-            _log.warning(
-                "%s takes no system message: what would be one, such as the aggregator prompt, "
-                "opens the user's first turn",
-                engines[name].model,
-            )
-        shown = [s.extra.get("chat_template_kwargs") or {} for s in settings.samplings()]
-        for asks in engines.values() if aggregates else ():
-            if any(asks_for_thoughts(asks.tokenizer, asks.chat_template, k) for k in shown):
-                _log.warning(
-                    "%s is asked for thoughts by its chat template's own system message, which the "
-                    "aggregator prompt stands in the place of: aggregations may come without",
-                    asks.model,
-                )
+        check_variables(engines, settings.samplings(), served=bool(settings.base_url))
+        no_system = await without_system(engines) if chat else frozenset()
+        if aggregates:
+            tell_of_thoughts(engines, settings.samplings())
         given = [str(part) for part in (settings.model, settings.adapter) if part is not None]
         served = settings.base_url or settings.scripted
-        # In process, `engine.model` tells more than a name: which files, which chat template.
-        own_name = engines[""].model if served else "+".join(given)
-        fitters = fitters_of(engines, load_template(template), no_system)
-        opened = OpenEngines(
-            *(engines, fitters, in_flight, settings.shape()),
-            name=own_name,
+        yield OpenEngines(
+            engines,
+            fitters_of(engines, load_template(template), no_system),
+            in_flight,
+            settings.shape(),
+            # In process, `engine.model` tells more than a name: which files, which chat template.
+            name=engines[""].model if served else "+".join(given),
             no_system=no_system,
             tried=sum(engine.tried for engine in engines.values()),
         )
-        yield opened
 
 
-def tell_of_script(made: str, named: str | None) -> None:
-    """Say that no model is asked, nor one that is named beside it."""
-    who = f"{named} is not" if named else "no model is"
-    _log.warning("--scripted: %s asked, the %s are made up", who, made)
+async def _opened(
+    settings: AskSettings, others: Mapping[str, Proposer], stack: contextlib.AsyncExitStack
+) -> tuple[dict[str, Engine], int]:
+    """Open what the settings name; return it, and the most samples in flight."""
 
+    async def add(engine: Engine) -> Engine:
+        stack.push_async_callback(engine.close)
+        return engine
 
-def ignored_variables(engines: Mapping[str, Engine], samplings: Iterable[Sampling]) -> str | None:
-    """Tell which variable a chat template is handed in vain, as it does not know it."""
-    asked = {name for s in samplings for name in s.extra.get("chat_template_kwargs") or {}}
-    for engine in engines.values() if asked else ():
-        known = ChatTemplate(engine.chat_template or "").variables
-        if engine.chat_template is not None and (unknown := sorted(asked - known)):
-            return (
-                f"chat_template_kwargs has {unknown[0]!r}, of which the chat template of "
-                f"{engine.model} knows nothing; its variables are {', '.join(sorted(known))}"
-            )
-    return None
+    in_flight = settings.in_flight
+    if settings.ray is not None:
+        from aft_factory.stage.replicas import open_replicas
 
+        if others:
+            raise UsageError("--ray: replicas are of one model; name servers by --base-url")
+        replicas = await stack.enter_async_context(open_replicas(settings))
+        usual = replicas.in_flight or DEFAULT_IN_FLIGHT * replicas.count
+        return {"": replicas}, in_flight or usual
+    if settings.scripted:
+        names = {name: f"scripted-{name}".rstrip("-") for name in ("", *others)}
+        scripted: dict[str, Engine] = {
+            name: await add(ScriptedEngine(model=model, record=False))
+            for name, model in names.items()
+        }
+        return scripted, in_flight or DEFAULT_IN_FLIGHT
+    if settings.base_url:
+        own = Proposer(tokenizer=settings.shape())
+        engines = {"": await add(await _server(settings, own, settings.model, settings.context))}
+        for name, other in others.items():
+            engines[name] = await add(await _server(settings, other, name))
+        urls = {*settings.base_url, *(url for other in others.values() for url in other.urls)}
+        return engines, in_flight or DEFAULT_IN_FLIGHT * len(urls)
 
-def check_room(engines: Mapping[str, Engine], samplings: Iterable[Sampling]) -> None:
-    """Check that answers of these lengths leave room for a prompt.
+    from aft_factory.engines.vllm_engine import VllmEngine
+    from aft_factory.engines.vllm_sampling import check_samplings
 
-    Raises:
-        UsageError: If one does not.
-    """
-    longest = max(sampling.max_tokens for sampling in samplings)
-    for engine in engines.values():
-        if engine.context is not None and longest >= engine.context:
-            raise UsageError(
-                f"max_tokens {longest} leaves no room for a prompt: the context of "
-                f"{engine.model} is {engine.context} tokens; lower --max-tokens and "
-                "--final-max-tokens (or give --context, where a server has more than it tells)"
-            )
+    assert settings.model is not None
+    check_samplings(settings.samplings())
+    engine = await VllmEngine.start(
+        settings.model,
+        adapter=None if settings.adapter is None else str(settings.adapter),
+        chat_template=settings.chat_template,
+        engine_args=settings.engine_args,
+    )
+    # Twice what the engine runs at a time, so that its own queue never runs dry.
+    return {"": await add(engine)}, in_flight or 2 * engine.max_sequences
 
 
 def fitters_of(

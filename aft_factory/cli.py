@@ -15,7 +15,7 @@ STAGES = {
     "rank": "reward-model scores; keep the best proposals",
     "aggregate": "aggregation targets by a strong model",
     "run": "a data set through propose-and-aggregate",
-    "merge": "the shards of a job as one output",
+    "merge": "the shards of a command as one output",
     "serve": "propose-and-aggregate as a model of OpenAI's API",
     "eval": "benchmarks through their own harnesses, a strategy as the model",
     "report": "a page to read a run's drafts on",

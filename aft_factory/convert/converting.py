@@ -1,23 +1,23 @@
 """The way of a row: read, made a record, selected, fitted, written; or rejected with its reason.
 
-Every row read is written or rejected: `Summary.read == Summary.written + Summary.rejected`. With
-`mix_plain`, `Summary.plain` of the written ones are written once more.
+Rows and rejects stand in the order of the input.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from aft_factory.convert.settings import ConvertSettings
 from aft_factory.convert.sources import SOURCES, ReadRow, left_thoughts, without_truthful_qa
+from aft_factory.convert.summary import Summary
 from aft_factory.convert.targets import TARGETS, aggregation_target
 from aft_factory.errors import RecordError
 from aft_factory.prompts.estimating import estimated_row
 from aft_factory.prompts.fitting import Conversation, Fitter
 from aft_factory.prompts.markers import Markers, known_markers
+from aft_factory.prompts.prelude import chat_templates
 from aft_factory.prompts.selection import (
     PAPER,
     PLAIN,
@@ -30,64 +30,20 @@ from aft_factory.prompts.selection import (
     whole_target,
 )
 from aft_factory.prompts.shortening import DoesNotFit
-from aft_factory.prompts.tokenizer import resolve_chat_template
+from aft_factory.prompts.tokenizer import known_vocabulary, resolve_chat_template
 from aft_factory.records import exact_json
 from aft_factory.records.columns import Columns
 from aft_factory.records.fields import OBJECT, names_of
-from aft_factory.records.record import Record, Row, note_beside, required_aggregation
+from aft_factory.records.record import Record, note_beside, required_aggregation
 from aft_factory.records.rejects import Rejects
-from aft_factory.records.repeats import Repeats, said
+from aft_factory.records.repeats import said
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 
 DEFAULT_CUTOFF = 2048  # LLaMA-Factory's own default of cutoff_len
 FIT_CHUNK = 128  # rows tokenized as one parallel batch
 
-
-@dataclass(slots=True)
-class Summary:
-    """What a conversion did, in numbers that reconcile.
-
-    Attributes:
-        read: Rows read; `written + rejected`.
-        plain: Rows written once more without proposals (`mix_plain`).
-        bare: Those of `written` that have no proposals.
-        untrainable: Those of `written` that have no aggregation yet.
-        columns: Of the first row that is read.
-        unread: Whether a row has a column that no field of a record was read from.
-        with_history: Those of `written` that hold earlier answers.
-        over: Those of `written` that are longer than the cutoff (estimated without a tokenizer).
-        cut_rows: Rows with proposals shortened; `tokens_removed` of `tokens_before` in these rows.
-        notes: What sources repaired or left out.
-        beside: Columns of rows that were read as no part of a record.
-    """
-
-    read: int = 0
-    written: int = 0
-    plain: int = 0
-    bare: int = 0
-    untrainable: int = 0
-    columns: str = ""
-    unread: bool = False
-    rejected: int = 0
-    with_history: int = 0
-    over: int = 0
-    cut_rows: int = 0
-    cut_proposals: int = 0
-    tokens_before: int = 0
-    tokens_removed: int = 0
-    notes: Counter[str] = field(default_factory=Counter)
-    beside: set[str] = field(default_factory=set)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there were rows, and none is written."""
-        return bool(self.read and not self.written)
-
-    @property
-    def told_untrainable(self) -> str:
-        """Say what is missing for a training."""
-        return f"{self.untrainable} rows without aggregation, not trainable yet"
+Found = Record | tuple[str, str | None]  # or why a row is none, and in which field
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +79,12 @@ class Conversion:
         """What is broken in texts: the tokenizer's own control tokens, where it is known."""
         return known_markers() if self.fitter is None else self.fitter.markers
 
+    def chat(self, asked: str) -> str | None:
+        """Return the chat template to train with; None where the tokenizer's is none of ours."""
+        if asked in chat_templates():
+            return asked
+        return "llama3" if self.fitter is None else known_vocabulary(self.fitter.tokenizer)
+
     def run(
         self,
         lines: Iterable[Line],
@@ -131,16 +93,19 @@ class Conversion:
         on_record: Callable[[Record], object] = lambda _: None,
     ) -> Summary:
         """Convert every line; without a table, only go through the motions."""
-        summary, queries = Summary(), Repeats()
-        rows = self._fitted(self._records(lines, rejects, summary), rejects, summary)
-        to_row = TARGETS[self.target][1]
+        summary, to_row = Summary(), TARGETS[self.target][1]
 
         def write(record: Record) -> None:
             row = to_row(record, self.options, self.markers)
             exact_json.dump(row) if table is None else table.write(row)
             on_record(record)
+            summary.rows[-1] += 1
 
-        for line, record, tokens in rows:
+        for line, record, tokens in self._fitted(self._records(lines, summary), summary):
+            summary.rows.append(0)
+            if not isinstance(record, Record):
+                rejects.add(line, *record)
+                continue
             try:
                 write(record)
             except RecordError as error:
@@ -149,8 +114,7 @@ class Conversion:
             except TypeError as error:  # JSON has no form for it: a lone surrogate, a huge integer
                 rejects.add(line, f"cannot be written: {error}", "row")
                 continue
-            summary.written += 1
-            queries.add(said(record.messages))
+            summary.queries.add(*said(record.messages))
             summary.bare += not record.proposals
             summary.unread = summary.unread or bool(record.meta)
             summary.untrainable += not (record.aggregation or "").strip()
@@ -159,22 +123,15 @@ class Conversion:
             # Only part of the row just written, so that it can be written too, and fits too.
             if record.proposals and self.target != "sft" and is_plain(record, self.options):
                 write(replace(plain(record), id=record.id + PLAIN))
-                summary.plain += 1
-        summary.rejected = rejects.count
-        if queries.count:
-            summary.notes["queries that an earlier row has"] = queries.count
         return summary
 
-    def _records(
-        self, lines: Iterable[Line], rejects: Rejects, summary: Summary
-    ) -> Iterator[tuple[Line, Record]]:
-        for line in lines:
-            summary.read += 1
+    def _records(self, lines: Iterable[Line], summary: Summary) -> Iterator[tuple[Line, Found]]:
+        for number, line in enumerate(lines):
             if line.problem is not None:
-                rejects.add(line, line.problem)
+                yield line, (line.problem, None)
                 continue
-            if not summary.columns and isinstance(line.value, OBJECT):
-                summary.columns = names_of(line.value)
+            if not summary.columns[1] and isinstance(line.value, OBJECT):
+                summary.columns = (number, names_of(line.value))
             try:
                 record = self.read_row(line.value, self.columns, summary.notes)
                 summary.notes.update(
@@ -189,9 +146,9 @@ class Conversion:
                 if self.registered:  # a template may fail for the proposals of a row
                     selected_conversation(record, self.options, self.markers)
             except RecordError as error:
-                rejects.add(line, error.problem, error.field)
+                yield line, (error.problem, error.field)
             except TypeError as error:
-                rejects.add(line, f"cannot be read: {error}", "row")
+                yield line, (f"cannot be read: {error}", "row")
             except Exception as error:  # the program's own; its traceback ends with the row
                 error.add_note(f"{line.place}: at this row, whose faults are told by RecordError")
                 raise
@@ -199,17 +156,22 @@ class Conversion:
                 yield line, record
 
     def _fitted(
-        self, rows: Iterator[tuple[Line, Record]], rejects: Rejects, summary: Summary
-    ) -> Iterator[tuple[Line, Record, int | None]]:
+        self, rows: Iterator[tuple[Line, Found]], summary: Summary
+    ) -> Iterator[tuple[Line, Found, int | None]]:
         if self.fitter is None:
-            for line, record in rows:
-                yield line, record, None
+            for line, found in rows:
+                yield line, found, None
             return
         while chunk := list(islice(rows, FIT_CHUNK)):
-            inputs = [self._conversation(record) for _, record in chunk]
-            for (line, record), fitted in zip(chunk, self.fitter.fit_all(inputs), strict=True):
+            inputs = [self._conversation(one) for _, one in chunk if isinstance(one, Record)]
+            all_fitted = iter(self.fitter.fit_all(inputs))
+            for line, found in chunk:
+                if not isinstance(found, Record):
+                    yield line, found, None
+                    continue
+                fitted = next(all_fitted)
                 if isinstance(fitted, DoesNotFit):
-                    rejects.add(line, str(fitted), fitted.field)
+                    yield line, (str(fitted), fitted.field), None
                     continue
                 if fitted.cut:
                     summary.cut_rows += 1
@@ -217,8 +179,8 @@ class Conversion:
                     summary.tokens_before += fitted.tokens + fitted.tokens_removed
                     summary.tokens_removed += fitted.tokens_removed
                     shorter = [self.markers.restore(text) for text in fitted.proposals]
-                    record = replace(record, proposals=shorter)
-                yield line, record, fitted.tokens
+                    found = replace(found, proposals=shorter)
+                yield line, found, fitted.tokens
 
     def _estimate(self, record: Record) -> int:
         try:
@@ -263,12 +225,13 @@ def rehearse(settings: ConvertSettings, lines: Iterator[Line], table: TableWrite
     return "\n".join(told)
 
 
-def preview(record: Record, target: str, options: Aggregation, markers: Markers) -> str:
+def preview(record: Record, conversion: Conversion) -> str:
     """Return one rendered conversation for a person to read, or why there is none."""
     if not (record.aggregation or "").strip():
         record = replace(record, aggregation="(no aggregation yet)")
     try:
-        row: Row = TARGETS["sft" if target == "sft" else "sharegpt"][1](record, options, markers)
+        to_row = TARGETS["sft" if conversion.target == "sft" else "sharegpt"][1]
+        row = to_row(record, conversion.options, conversion.markers)
     except RecordError as error:  # the row itself was written without its prompt
         return f"{'=' * 30} {record.id}\n(cannot be rendered: {error})\n"
     turns = [f"[{turn['from']}]\n{turn['value']}" for turn in row["conversations"]]

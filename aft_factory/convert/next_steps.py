@@ -6,24 +6,19 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from aft_factory.convert.converting import Conversion, Summary
 from aft_factory.convert.settings import ConvertSettings
+from aft_factory.convert.summary import Summary
 from aft_factory.errors import UsageError
-from aft_factory.prompts.fitting import Fitter
-from aft_factory.prompts.prelude import chat_templates
 from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.prompts.selection import PAPER
-from aft_factory.prompts.tokenizer import known_vocabulary
 from aft_factory.records.rejects import Rejects
-from aft_factory.stage.following import following, in_pipeline
+from aft_factory.stage.following import following, in_pipeline, merging
 
 OTHERS = " (or aft_ before another template)"
 MADE_BY = {"sample": "sampled", "aggregate": "aggregated"}
 
 
-def check_found(
-    settings: ConvertSettings, conversion: Conversion, summary: Summary, rejects: Rejects
-) -> None:
+def check_found(settings: ConvertSettings, summary: Summary, rejects: Rejects) -> None:
     """Refuse a file of which no row has proposals, or what it is to be trained on.
 
     Raises:
@@ -33,7 +28,7 @@ def check_found(
         return
     name, source = settings.input[0], settings.source
     bare = 0 < summary.written == summary.bare
-    if bare and summary.unread and conversion.options.ablation == "none":
+    if bare and summary.unread and not settings.without_proposals:
         told = _sentence(summary, "proposals", "proposals")
         raise UsageError(f"{told}, or sample some: {_command('sample', name, settings.column)}")
     if summary.read == rejects.by_field.get("aggregation", (0, ""))[0] > 0:
@@ -46,7 +41,7 @@ def _sentence(summary: Summary, what: str, field: str, *, source: str = "proposa
     told = f"none of the {summary.read} rows has {what}"
     if source != "proposals":
         return f"{told}, as {source} has none: convert without --register to records first, then"
-    columns = f"the first has the columns: {summary.columns}"
+    columns = f"the first has the columns: {summary.columns[1]}"
     either = "" if field == "proposals" else ", or"
     return f"{told}; {columns}. Name theirs (--column {field}=NAME){either}"
 
@@ -59,20 +54,32 @@ def _command(name: str, source: str, columns: Mapping[str, str]) -> str:
 
 
 def next_steps(
-    settings: ConvertSettings, summary: Summary, fitter: Fitter | None = None
+    settings: ConvertSettings, summary: Summary, chat: str | None, *, merged: bool
 ) -> list[str]:
-    """Return what was made and what comes next, in lines."""
+    """Return what was made and what comes next, in lines.
+
+    Args:
+        settings: Of the conversion.
+        summary: What it did.
+        chat: The chat template to train with; None where it is none of ours.
+        merged: Whether it was done in shards: then no one command registers it.
+    """
     output, entry = settings.output, settings.entry
+    if output is not None and settings.shard is not None:
+        later = (
+            [] if settings.register is None else ["a part is not registered, but what is merged"]
+        )
+        return [*later, *merging(output, settings.shard)]
     if output is None or not summary.written:
         return []
     if entry is not None:
         names = f"dataset_dir: {entry.file.parent}, dataset: {entry.name}"
         kind = "sft" if settings.target == "sft" else "aft"
         registered = f"registered as {entry.name!r} in {entry.file}; train with {names}, template:"
-        if (chat := _chat(settings, fitter)) is None:
+        if chat is None:
             return [f"{registered} {_twin('T', settings.template)}, T being that of your model"]
         template = _twin(chat, settings.template)
-        others = "" if fitter or settings.chat_template == chat else OTHERS
+        others = "" if settings.tokenizer or settings.chat_template == chat else OTHERS
         return [
             f"{registered} {shlex.quote(template)}{others}",
             *following(
@@ -87,17 +94,10 @@ def next_steps(
     if settings.target == "aggregation" and summary.untrainable:
         made = output.with_name("aggregated.jsonl")
         return [summary.told_untrainable, *following("aft", "aggregate", output, "--output", made)]
-    if in_pipeline():
+    if in_pipeline() or merged:
         return []
     registering = f"--register {shlex.quote(str(output.parent))} --overwrite"
     return [f"next: the same command with {registering} makes it a data set of LLaMA-Factory's"]
-
-
-def _chat(settings: ConvertSettings, fitter: Fitter | None) -> str | None:
-    """Return the chat template to train with; None where the tokenizer's is none of ours."""
-    if settings.chat_template in chat_templates():
-        return settings.chat_template
-    return "llama3" if fitter is None else known_vocabulary(fitter.tokenizer)
 
 
 def _twin(chat: str, asked: str) -> str:

@@ -23,6 +23,11 @@ OF_PROPOSALS = (
 )
 
 
+def shard_path(output: Path) -> Path:
+    """Return where a shard of that output leaves what `aft merge` needs beside its rows."""
+    return output.with_name(f"{output.name}.shard")
+
+
 @dataclass(frozen=True, slots=True)
 class ConvertSettings(TokenizerSettings, ReadSettings):
     """What is converted to what; see the help texts."""
@@ -86,6 +91,11 @@ class ConvertSettings(TokenizerSettings, ReadSettings):
             for name in OF_PROPOSALS
             if self.target == "sft" and name in self.by_flag and getattr(self, name)
         ]
+        if self.shard is not None and self.output and self.output.suffix == ".parquet":
+            problems.append(
+                f"--output {self.output}: a shard is not written as Parquet, which gives rows back "
+                "otherwise; name a .jsonl, `aft merge` writes any format"
+            )
         if self.register is not None and self.output is None:
             problems.append("--register needs --output")
         if self.name is not None and self.register is None:
@@ -120,9 +130,14 @@ class ConvertSettings(TokenizerSettings, ReadSettings):
         return rejects.rejects_path(self.output)
 
     @property
+    def shard_path(self) -> Path | None:
+        """Where a shard leaves what `aft merge` needs beside its rows."""
+        return shard_path(self.output) if self.shard is not None and self.output else None
+
+    @property
     def entry(self) -> Entry | None:
-        """What is added to `dataset_info.json`, if anything is."""
-        if self.register is None or self.output is None:
+        """What is added to `dataset_info.json`, if anything is; never a part of what is merged."""
+        if self.register is None or self.output is None or self.shard is not None:
             return None
         name = self.output.stem if self.name is None else self.name
         return dataset_entry(self.register, name, self.output, self.target, self.template)
@@ -130,5 +145,5 @@ class ConvertSettings(TokenizerSettings, ReadSettings):
     def leaves(self) -> Leaves:
         """Tell what a conversion leaves."""
         outputs = [path for path in (self.output,) if path is not None]
-        traces = [path for path in (self.rejects_path,) if path is not None]
+        traces = [path for path in (self.rejects_path, self.shard_path) if path is not None]
         return Leaves(outputs, traces, self.entry)

@@ -1,1 +1,1 @@
-"""The command `aft merge`: the parts of a job whose shards ran by themselves, as one job's."""
+"""The command `aft merge`: what shards that ran by themselves wrote, as one run would have."""

@@ -13,11 +13,18 @@ examples:
   aft run queries.jsonl --output part-0.jsonl --shard 0/2 --model saves/llama-aft
   aft run queries.jsonl --output part-1.jsonl --shard 1/2 --model saves/llama-aft
   aft merge part-*.jsonl --output out.jsonl
+
+  # the same of a conversion that counts tokens; with --register, the merge registers the whole
+  aft convert ultrafeedback uf.jsonl --output uf-0.jsonl --shard 0/2 \\
+      --tokenizer meta-llama/Llama-3.1-8B --cutoff-len 4096 --register data
+  aft convert ultrafeedback uf.jsonl --output uf-1.jsonl --shard 1/2 \\
+      --tokenizer meta-llama/Llama-3.1-8B --cutoff-len 4096 --register data
+  aft merge uf-*.jsonl --output data/uf.jsonl
 """
 
 COMMAND = PlainCommand(
     name="merge",
-    description="Join the shards of a job (run, sample, rank, aggregate) as if one had run.",
+    description="Join the shards of run, sample, rank, aggregate or convert as if one had run.",
     examples=EXAMPLES,
     settings=MergeSettings,
     do=merge,

@@ -1,7 +1,8 @@
 """What `aft merge` does: write from the journals of all shards what one run would have written.
 
 Nothing is added up from what the shards wrote: rows are read once more and written by the job's own
-code, so that rows, rejects, a benchmark's file and the account are those of one run.
+code, so that rows, rejects, a benchmark's file and the account are those of one run. What keeps no
+journal is merged in `conversions`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any, cast
 
 from aft_factory.aggregate.__main__ import COMMAND as AGGREGATE
 from aft_factory.asking.journal import Journal
+from aft_factory.convert.settings import ConvertSettings, shard_path
 from aft_factory.errors import UsageError
+from aft_factory.merge.conversions import merge_conversions
 from aft_factory.merge.parts import Parts, open_parts
 from aft_factory.rank.__main__ import COMMAND as RANK
 from aft_factory.records.rejects import rejects_path
@@ -82,8 +85,15 @@ def merge(settings: MergeSettings) -> int:
     """Write the job's files; return the exit code that the job would have had."""
     output, named = settings.output, list(map(Path, settings.parts))
     assert output is not None
-    beside = set(map(rejects_path, named))  # which part-*.jsonl takes, too
+    beside = {*map(rejects_path, named), *map(shard_path, named)}  # which part-* takes, too
     paths = [path for path in named if path not in beside]
+    if any(shard_path(path).exists() for path in paths):
+        for flag in ("input", "task_output"):
+            if getattr(settings, flag) is not None:
+                raise UsageError(f"--{flag.replace('_', '-')}: shards of `aft convert` need none")
+        where = {name: getattr(settings, name) for name in ("output", "rejects")}
+        how = {name: getattr(settings, name) for name in ("overwrite", "strict")}
+        return merge_conversions(paths, ConvertSettings(**where, **how))
     check_paths(settings.parts, [("--output", output), ("--task-output", settings.task_output)])
     with open_parts(paths) as parts:
         first = parts.all[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from aft_factory.asking.journal import Journal
 from aft_factory.errors import UsageError
@@ -18,6 +18,21 @@ from aft_factory.stage.kept import NOT_BEGUN
 from aft_factory.stage.left import PACE, difference
 from aft_factory.stage.output import read_report
 from aft_factory.stage.reading import read_shard
+
+
+class Shard(Protocol):
+    """What a shard has left: its output, and which shard it is."""
+
+    @property
+    def path(self) -> Path:
+        """Its output, as named."""
+
+    @property
+    def shard(self) -> str:
+        """Which of the shards it is."""
+
+
+P = TypeVar("P", bound=Shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +70,9 @@ class Parts:
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        first = parts[0]
-        by_shard: dict[str, Part] = {}
         for part in parts:
-            _check_same(first, part)
-            if (other := by_shard.setdefault(part.shard, part)) is not part:
-                raise UsageError(f"{other.path} and {part.path} are both shard {part.shard}")
-        count = read_shard(first.shard).step
-        names = [f"{index}/{count}" for index in range(count)]
-        if wrong := [part for part in parts if part.shard not in names]:
-            told = f"{wrong[0].path} is shard {wrong[0].shard}, {first.path} {first.shard}"
-            raise UsageError(f"{told}: not parts of one job")
-        if missing := [name for name in names if name not in by_shard]:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise UsageError(
-                f"{len(missing)} of {count} parts are missing: the output of shard {shown}; name "
-                "it too, or run it by the command of the others with that --shard"
-            )
-        self.all = [by_shard[name] for name in names]
+            _check_same(parts[0], part)
+        self.all = in_order(parts)
         self._at = self.all[0]
         self._line: Line | None = None
 
@@ -104,6 +104,31 @@ class Parts:
     def sessions(self) -> list[dict[str, Any]]:
         """Return what each session of each part took."""
         return list(chain.from_iterable(part.journal.sessions() for part in self.all))
+
+
+def in_order(parts: Sequence[P]) -> list[P]:
+    """Return the parts of one whole in the order of their shards.
+
+    Raises:
+        UsageError: If one is missing, or is there twice.
+    """
+    first = parts[0]
+    by_shard: dict[str, P] = {}
+    for part in parts:
+        if (other := by_shard.setdefault(part.shard, part)) is not part:
+            raise UsageError(f"{other.path} and {part.path} are both shard {part.shard}")
+    count = read_shard(first.shard).step
+    names = [f"{index}/{count}" for index in range(count)]
+    if wrong := [part for part in parts if part.shard not in names]:
+        told = f"{wrong[0].path} is shard {wrong[0].shard}, {first.path} {first.shard}"
+        raise UsageError(f"{told}: not parts of one whole")
+    if missing := [name for name in names if name not in by_shard]:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise UsageError(
+            f"{len(missing)} of {count} parts are missing: the output of shard {shown}; name it "
+            "too, or run it by the command of the others with that --shard"
+        )
+    return [by_shard[name] for name in names]
 
 
 @contextlib.contextmanager

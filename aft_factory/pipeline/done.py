@@ -15,8 +15,8 @@ from aft_factory.errors import UsageError
 from aft_factory.pipeline.step import Step
 from aft_factory.prompts.rendering import TEMPLATES
 from aft_factory.records.files import check_place, read_text, readable, write_whole
+from aft_factory.stage.states import content, state_of
 
-MOST_READ = 1 << 30  # bytes: some seconds; of a larger file, size and time stand for its content
 PROMPTS = ("template", "prompt", "chat_template")  # a path, or the name of one of ours
 
 
@@ -36,25 +36,12 @@ def _state(key: str, text: str) -> Any:
     if key in PROMPTS:
         names += [str(kind / f"{text}.jinja") for kind in sorted(TEMPLATES.iterdir())]
     for name in names:
-        if os.path.isfile(name):  # unlike Path's, it takes any text
-            return _content(Path(name))
         # Not folders, such as caches, that change at any time: models, adapters, tokenizers.
-        if os.path.isdir(name) and (key == "input" or any(Path(name).glob("*config.json"))):
-            files = sorted(path for path in Path(name).rglob("*") if path.is_file())
-            return [[readable(str(path)), *_size_and_time(path)] for path in files]
+        if os.path.isdir(name) and key != "input" and not any(Path(name).glob("*config.json")):
+            continue
+        if (state := state_of(name)) is not None:
+            return state
     return None
-
-
-def _content(path: Path) -> list[Any]:
-    if path.stat().st_size > MOST_READ:
-        return _size_and_time(path)
-    with path.open("rb") as stream:
-        return [hashlib.file_digest(stream, hashlib.blake2b).hexdigest()]
-
-
-def _size_and_time(path: Path) -> list[Any]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def marker(step: Step, path: Path) -> Path:
@@ -98,7 +85,7 @@ def _left(step: Step) -> dict[str, Any]:
     """Return the state of each file that a step is for, by its place from the first one's."""
     files = [file for file in step.outputs if file.is_file()]  # a training leaves a folder
     return {
-        readable(os.path.relpath(file, step.outputs[0].parent)): _content(file) for file in files
+        readable(os.path.relpath(file, step.outputs[0].parent)): content(file) for file in files
     }
 
 

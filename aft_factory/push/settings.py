@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from aft_factory.network import is_sendable
 from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, written
@@ -37,6 +38,7 @@ class PushSettings(ReadSettings):
     skip_unusable: bool = switch("leave out rows that are no records")
     shard_rows: int = setting(ROWS, "of a file", "N")
     quiet: bool = switch("no progress bars")
+    without: ClassVar[tuple[str, ...]] = ("shard",)  # a part of a data set is published by nobody
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""

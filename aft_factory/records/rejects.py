@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +15,8 @@ from aft_factory.records.record import Row
 from aft_factory.records.tables import Line
 
 MOST_KINDS = 1000  # of reasons told apart; a field's others are counted together
+# Ends what a line tells of a row; within a text each quote has a backslash.
+BEFORE_ROW = re.compile(rb', "(?:row|text)": ')
 # What differs between reasons of one kind: what was got, what is quoted, numbers.
 VALUE = re.compile(r"(?:, got|; the row has:|: ).*|'[^']*'|\d+", re.DOTALL)
 
@@ -51,6 +55,7 @@ class Rejects:
         self.path = path
         self._until = until
         self.count = 0
+        self.digest = hashlib.blake2b(digest_size=16)  # of what is in the file
         self.by_field: dict[str, tuple[int, str]] = {}  # field: how often, the first reason
         # By field and what its reason says but for the values: the same.
         self.by_kind: dict[tuple[str, str], tuple[int, str]] = {}
@@ -64,6 +69,16 @@ class Rejects:
 
     def add(self, line: Line, reason: str, field: str | None = None) -> None:
         """Keep a row with the reason why it was not used."""
+        row = {"file": line.source, "line": line.number, "field": field, "reason": reason}
+        row |= {"text": line.text} if line.value is None and line.text else {"row": line.value}
+        self._keep(reason, field, lambda: _dump_anything(row) + b"\n")
+
+    def copy(self, data: bytes) -> None:
+        """Keep a row as another has kept it: a line of its file."""
+        told = json.loads(BEFORE_ROW.split(data, 1)[0] + b"}")
+        self._keep(told["reason"], told["field"], lambda: data)
+
+    def _keep(self, reason: str, field: str | None, data: Callable[[], bytes]) -> None:
         self.count += 1
         key = re.sub(r"\[\d+\]", "[]", field or "row")
         count, first = self.by_field.get(key, (0, reason))
@@ -78,10 +93,10 @@ class Rejects:
         if self._stream is None:
             aside = self._stack.enter_context(replacing(self.path, self._until))
             self._stream = self._stack.enter_context(aside.open("wb"))
-        row = {"file": line.source, "line": line.number, "field": field, "reason": reason}
-        row |= {"text": line.text} if line.value is None and line.text else {"row": line.value}
+        row = data()
+        self.digest.update(row)
         try:
-            self._stream.write(_dump_anything(row) + b"\n")
+            self._stream.write(row)
         except OSError as error:
             raise named(error, self.path) from None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
+from hashlib import blake2b
 
 from aft_factory.records.messages import Message
 
@@ -11,14 +12,27 @@ BUCKETS = 16  # of hashes, to look for equal ones in each
 
 
 class Repeats:
-    """Counts values that repeat an earlier one."""
+    """Counts values that repeat an earlier one.
 
-    def __init__(self) -> None:
-        self._seen = array("q")
+    Args:
+        seen: The hashes of those that were added to another, as it gives them.
+    """
 
-    def add(self, value: Hashable) -> None:
-        """Take note of a value."""
-        self._seen.append(hash(value))
+    def __init__(self, seen: bytes = b"") -> None:
+        self._seen = array("Q", seen)
+
+    def add(self, *texts: str) -> None:
+        """Take note of a value, by a hash that is the same in every process."""
+        found = blake2b(digest_size=8)
+        for text in texts:
+            data = text.encode("utf-8", "surrogatepass")
+            found.update(b"%d:" % len(data))
+            found.update(data)
+        self._seen.frombytes(found.digest())
+
+    def __bytes__(self) -> bytes:
+        """Return the hashes."""
+        return self._seen.tobytes()
 
     @property
     def count(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import os
 import shutil
 import tempfile
@@ -43,6 +44,9 @@ class TableWriter:
         path: The file.
         overwrite: Whether an existing file may be replaced.
         until: As for `files.replacing`.
+
+    Attributes:
+        digest: Takes in the JSON of all rows, in the order in which they are written, if it is set.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class TableWriter:
         self._write_bytes: Callable[[bytes], object]
         self._parquet: ParquetSink | None = None
         self._types = EarlyTypes()
+        self.digest: hashlib.blake2b | None = None
 
     def __enter__(self) -> TableWriter:
         aside = self._stack.enter_context(replacing(self.path, self._until))
@@ -73,8 +78,8 @@ class TableWriter:
         self._stack.push(self._finish)
         return self
 
-    def write(self, row: Row) -> int:
-        """Append one row and return how many bytes its JSON takes (0 for Parquet).
+    def write(self, row: Row) -> None:
+        """Append one row.
 
         Raises:
             TypeError: If JSON has no form for something in the row; nothing is written then.
@@ -82,6 +87,8 @@ class TableWriter:
         data = b""
         if self._parquet is None:
             data = exact_json.dump(row)
+            if self.digest is not None:
+                self.digest.update(data)
             if self._format == ".json":
                 data = (b",\n" if self.rows else b"[\n") + data
             else:
@@ -96,7 +103,11 @@ class TableWriter:
         if self._format == ".jsonl":
             self._types.note(row, len(data))
         self.rows += 1
-        return len(data)
+
+    @property
+    def moved(self) -> list[int]:
+        """The numbers of the rows, from 0, that stand first in the file, in this order."""
+        return self._types.late
 
     def withdraw(self) -> None:
         """Leave no file when the block ends, nor the one that was to be replaced."""

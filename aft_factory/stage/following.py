@@ -14,6 +14,12 @@ def following(*words: str | Path) -> list[str]:
     return [] if in_pipeline() else [f"next: {shlex.join(map(str, words))}"]
 
 
+def merging(output: Path, shard: str) -> list[str]:
+    """Return the line that tells that the parts are joined, after a shard."""
+    lines = following("aft", "merge", output, "...", "--output", "merged.jsonl")
+    return [f"{line}, with the outputs of the other shards (this was {shard})" for line in lines]
+
+
 def in_pipeline() -> bool:
     """Tell whether this command is a stage of a pipeline, whose user gives it no flags."""
     return bool(os.environ.get(PIPELINE))

@@ -37,7 +37,7 @@ from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import keepable
 from aft_factory.stage.left import open_left
 from aft_factory.stage.progress import Progress
-from aft_factory.stage.reading import ReadSettings, check_again
+from aft_factory.stage.reading import check_again
 from aft_factory.stage.signals import graceful
 from aft_factory.stage.stage import Files, Stage
 from aft_factory.stage.totals import Totals, describe
@@ -220,7 +220,7 @@ def survey(source: str, settings: JobSettings) -> tuple[int, list[Row]]:
     check_again(source)
     count, rows = 0, list[Row]()
     seen: set[Any] = set()
-    for line in ReadSettings.lines(settings, source):
+    for line in replace(settings, shard=None).lines(source):
         count += 1
         if not isinstance(line.value, OBJECT) or len(rows) == MOST_SHOWING:
             continue

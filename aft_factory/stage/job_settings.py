@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from aft_factory.inference.policy import (
 from aft_factory.network import read_key
 from aft_factory.prompts.tokenizer import Pretrained
 from aft_factory.records.rejects import rejects_path
-from aft_factory.records.tables import Line
 from aft_factory.stage.declaring import COMMON, setting, written
 from aft_factory.stage.placing import RaySettings
-from aft_factory.stage.reading import ROWS, ReadSettings, at_least, read_shard, refused
+from aft_factory.stage.reading import ReadSettings, at_least, refused
 from aft_factory.stage.tokenizing import TokenizerSettings
 
 # Headings of `--help`, beside those of what is read.
@@ -47,12 +45,6 @@ DEFAULT_IN_FLIGHT = 256  # samples a server; vLLM's works on 256 to 1024 at once
 class JobSettings(ReadSettings):
     """What every job reads and keeps; see the help texts."""
 
-    shard: str | None = setting(
-        None,
-        "only every N-th row, from row I on (I from 0): one of N parts, which `aft merge` joins",
-        "I/N",
-        group=ROWS,
-    )
     journal: Path | None = written(
         "what was asked and answered (default: OUTPUT.journal)", group=FILES
     )
@@ -72,23 +64,7 @@ class JobSettings(ReadSettings):
         problems = ReadSettings.problems(self) + at_least(self, ("retries", 0), ("admit", 1))
         if not self.timeout > 0:
             problems.append(f"timeout: expected seconds, got {self.timeout}")
-        return problems + refused(self.taken)
-
-    def taken(self) -> slice:
-        """Return which of the rows are read: all, or a shard's.
-
-        Raises:
-            UsageError: If that is no shard.
-        """
-        return slice(None) if self.shard is None else read_shard(self.shard)
-
-    def lines(
-        self, *sources: str, on_bytes: Callable[[int], object] = lambda _: None
-    ) -> Iterator[Line]:
-        """Go through the rows; of a shard, through its own."""
-        taken = self.taken()
-        lines = ReadSettings.lines(self, *sources, on_bytes=on_bytes)
-        return islice(lines, taken.start, taken.stop, taken.step)
+        return problems
 
     def journal_of(self, output: Path) -> Path:
         """Return where the journal of an output is."""

@@ -14,6 +14,7 @@ from aft_factory.errors import UsageError
 from aft_factory.network import without_secrets
 from aft_factory.stage.declaring import build, declared
 from aft_factory.stage.job_settings import JobSettings
+from aft_factory.stage.reading import Settings
 
 S = TypeVar("S", bound=JobSettings)
 PLACES = ("journal", "rejects", "task_output")  # of files: each command names its own
@@ -22,8 +23,8 @@ NOT_BEGUN = "nothing is answered yet; start it again by the same command"
 _log = logging.getLogger(__name__)
 
 
-def keepable(settings: JobSettings) -> str:
-    """Return settings as the JSON that a journal keeps."""
+def keepable(settings: Settings) -> str:
+    """Return settings as the JSON that a journal keeps, or what else is merged."""
     content = {"command": type(settings).__name__, "settings": without_secrets(asdict(settings))}
     return json.dumps(content, default=str)  # which has a word for infinity
 

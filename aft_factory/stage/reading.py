@@ -70,13 +70,27 @@ class ReadSettings(Settings):
         None, "branch, tag or commit of a hub data set", "REVISION", group=ROWS
     )
     limit: int | None = setting(None, "only the first N rows", "N", group=ROWS)
+    shard: str | None = setting(
+        None,
+        "only every N-th row, from row I on (I from 0): one of N parts, which `aft merge` joins",
+        "I/N",
+        group=ROWS,
+    )
     column: dict[str, str] = setting(
         {}, "read a field from another column: query=ask, ignore=context", "FIELD=NAME", group=ROWS
     )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings; a command's own add theirs."""
-        return at_least(self, ("limit", 1)) + refused(self.columns)
+        return at_least(self, ("limit", 1)) + refused(self.columns, self.taken)
+
+    def taken(self) -> slice:
+        """Return which of the rows are read: all, or a shard's.
+
+        Raises:
+            UsageError: If that is no shard.
+        """
+        return slice(None) if self.shard is None else read_shard(self.shard)
 
     def columns(self) -> Columns:
         """Return the columns to read rows from.
@@ -96,7 +110,11 @@ class ReadSettings(Settings):
     def lines(
         self, *sources: str, on_bytes: Callable[[int], object] = lambda _: None
     ) -> Iterator[Line]:
-        """Open files, folders or hub names, and go through the rows of one after the other."""
+        """Open files, folders or hub names, and go through the rows of one after the other.
+
+        Of a shard, through its own.
+        """
+        taken = self.taken()
         read = partial(
             read_rows,
             split=self.split,
@@ -105,7 +123,8 @@ class ReadSettings(Settings):
             on_bytes=on_bytes,
         )
         tables = [read(name) for name in sources]
-        return islice(chain.from_iterable(tables), self.limit)
+        lines = islice(chain.from_iterable(tables), self.limit)
+        return islice(lines, taken.start, None, taken.step)
 
     @contextlib.contextmanager
     def shown(self, sources: Sequence[str], title: str, *, quiet: bool) -> Iterator[Iterator[Line]]:

@@ -24,7 +24,7 @@ from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stage.console import show
-from aft_factory.stage.following import following
+from aft_factory.stage.following import following, merging
 from aft_factory.stage.job_settings import JobSettings
 from aft_factory.stage.kept import NOT_BEGUN
 from aft_factory.stage.output import Outputs, read_summary, summary_path
@@ -196,11 +196,7 @@ class JobFiles:
         if shard is None:
             words = self.stage.following(self.output)
             return following(*words) if words else []
-        others = f"the outputs of the other shards (this was {shard})"
-        return [
-            f"{line}, with {others}"
-            for line in following("aft", "merge", self.output, "...", "--output", "merged.jsonl")
-        ]
+        return merging(self.output, shard)
 
     def _stale(self) -> list[str]:
         """Tell of a benchmark's file that is of the run before, whose output was replaced."""

@@ -54,7 +54,7 @@ def count(settings: StatsSettings) -> int:
             record = counts.read_line(line)
             if tokens is not None and record is not None:
                 tokens.add(record)
-    numbers = {"file": settings.input, **counts.to_dict()}
+    numbers = {"file": settings.input, "shard": settings.shard, **counts.to_dict()}
     lengths = counts.tokens
     if tokens is not None:
         shown = {"unit": f" x {CHUNK} rows", "desc": "tokens"}
@@ -75,7 +75,7 @@ def count(settings: StatsSettings) -> int:
 def next_step(settings: StatsSettings, counts: Counts, numbers: dict[str, Any]) -> list[str]:
     """Return what comes next, by what the rows lack; nothing where their columns are unusual."""
     empty, file = numbers["empty"], settings.input
-    if settings.column or not counts.usable:
+    if settings.column or settings.shard or not counts.usable:
         return []
     if empty["rows_without_proposals"] == counts.usable:
         return following("aft", "sample", file, "--output", "sampled.jsonl")

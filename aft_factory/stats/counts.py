@@ -129,8 +129,9 @@ class Counts:
         query = record.messages[-1]["content"]
         conversation, proposals = said(record.messages), tuple(record.proposals)
         self._seen["ids"].add(record.id)
-        self._seen["queries"].add(conversation)
-        self._seen["queries_and_proposals"].add((conversation, proposals))
+        self._seen["queries"].add(*conversation)
+        parts = (str(len(conversation)), *conversation, *proposals)
+        self._seen["queries_and_proposals"].add(*parts)
         self._equal_proposals += len(set(proposals)) < len(proposals)
         self.proposals_per_row.add(len(proposals))
 

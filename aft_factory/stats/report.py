@@ -96,7 +96,8 @@ def describe(numbers: dict[str, Any]) -> str:
 
 def _lines(numbers: dict[str, Any]) -> Iterator[str]:
     rows, tokens = numbers["rows"], numbers["tokens"]
-    yield f"{rows['read']} rows read, {rows['usable']} usable, {rows['unusable']} unusable"
+    shard = f" of shard {numbers['shard']}" if numbers["shard"] else ""
+    yield f"{rows['read']} rows{shard} read, {rows['usable']} usable, {rows['unusable']} unusable"
     for field, problem in islice(rows["unusable_by_field"].items(), MOST_SHOWN):
         yield f"  {problem['rows']} x {field}: {problem['first']}"
     if not rows["usable"]:

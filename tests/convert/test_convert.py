@@ -406,7 +406,7 @@ def test_exit_code_is_1_for_rejects_when_strict_and_when_nothing_is_written(conv
 
 
 def test_exit_code_is_1_for_rejects_too_where_nobody_reads_what_is_told(convert, monkeypatch):
-    monkeypatch.setattr("aft_factory.convert.__main__.show", Mock(side_effect=BrokenPipeError))
+    monkeypatch.setattr("aft_factory.convert.writing.show", Mock(side_effect=BrokenPipeError))
     write("in.jsonl", [*ROWS, BAD])
     convert("proposals", "in.jsonl", "--output", "1.jsonl", "--strict", expect=1)
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aft_factory.convert.__main__ import main
+from aft_factory.merge.__main__ import main as merge
 from aft_factory.records.record import record_from_row
 from aft_factory.records.tables import read_rows
 
@@ -248,7 +249,43 @@ def test_every_row_is_written_or_rejected(tmp_path, source):
 
     check()
     assert total >= EXAMPLES * ROWS
-    assert sorted(path.name for path in tmp_path.iterdir() if "reject" not in path.name) == [
-        "in.jsonl",
-        "out.jsonl",
-    ]
+    left = {path.name for path in tmp_path.iterdir() if "reject" not in path.name}
+    assert left - {"out.jsonl"} == {"in.jsonl"}  # it is not there if no row of the last is usable
+
+
+@pytest.mark.parametrize("source", VALID)
+def test_shards_of_any_rows_are_joined_to_what_one_conversion_writes(tmp_path, source):
+    def told(command, *words):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = command([*map(str, words), "--overwrite"])
+        return code, out.getvalue(), err.getvalue()
+
+    def left(output):
+        files = (output, output.with_name(f"{output.stem}.rejects.jsonl"))
+        return [path.read_bytes() for path in files if path.exists()]
+
+    @settings(
+        max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(
+        st.lists(lines(source), max_size=ROWS),
+        st.integers(1, 5),
+        st.sampled_from([("aggregation", "--mix-plain", 0.5), ("sharegpt",), ("sft",)]),
+        st.sampled_from([".jsonl", ".parquet"]),
+    )
+    def check(rows, count, target, suffix):
+        rows = [row for row in rows if not row.startswith(b"\x00")]  # or it is UTF-16
+        (tmp_path / "in.jsonl").write_bytes(b"{}\n" + b"\n".join(rows))
+        words = (source, tmp_path / "in.jsonl", "--quiet", "--target", *target, "--output")
+        one, all_ = (tmp_path / name / f"out{suffix}" for name in ("one", "all"))
+        code, out, err = told(main, *words, one)
+        parts = [tmp_path / f"part-{index}.jsonl" for index in range(count)]
+        for index, part in enumerate(parts):
+            assert told(main, *words, part, "--shard", f"{index}/{count}")[0] == 0
+        joined = told(merge, *parts, "--output", all_)
+        out = re.sub("next: the same command .*\n", "", out)
+        assert joined == (code, out.replace(str(one.parent), str(all_.parent)), err)
+        assert code == 2 or left(one) == left(all_)
+
+    check()

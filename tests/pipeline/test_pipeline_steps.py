@@ -88,7 +88,7 @@ def test_settings_of_every_stage_are_checked_by_its_own_classes_and_at_once(refu
         "or give the path of a .jinja file",
         "stages[5].stats: sample: expected a whole number, got 'many'",
         "stages[5].stats: unknown key 'dry_run'; known: chat_template, column, data_revision, "
-        "data_subset, input, json, limit, plot, quiet, sample, split, template, tokenizer, "
+        "data_subset, input, json, limit, plot, quiet, sample, shard, split, template, tokenizer, "
         "tokenizer_revision, trust_remote_code",
         "stages[6].train: unknown key 'epochs'; known: config, input",
         "stages[7].run: strategy: unknown 'best'; did you mean 'best_of_n'?",

@@ -100,8 +100,17 @@ def test_a_wrong_flag_of_every_command_is_told_in_one_line(rows, capsys):
 
 @pytest.mark.parametrize("words", [("convert", "proposals"), ("stats",)])
 def test_a_flag_of_commands_that_ask_a_model_is_told_as_such(rows, capsys, words):
-    err = told(capsys, *words, rows, "--shard", "0/2")
-    assert err.startswith("error: unknown flag --shard; it is for commands that ask a model (")
+    err = told(capsys, *words, rows, "--in-flight", "2")
+    assert err.startswith("error: unknown flag --in-flight; it is for commands that ask a model (")
+
+
+@pytest.mark.parametrize("words", [("push", "me/x", "--license", "other"), ("eval", "gsm8k")])
+def test_what_is_published_or_evaluated_has_no_shards(rows, capsys, words):
+    assert told(capsys, words[0], rows, *words[1:], "--shard", "0/2").startswith(
+        "error: unknown flag --shard; did you mean '--shar"
+        if words[0] == "push"
+        else "error: unknown flag --shard; "
+    )
 
 
 @pytest.mark.parametrize(

@@ -414,3 +414,12 @@ def test_real_alpaca_eval_proposals(numbers, real):
     assert sum(int(n) * count for n, count in found["proposals_per_row"].items()) == sum(
         len(row.get("proposals") or row.get("responses") or []) for row in rows
     )
+
+
+def test_a_shard_is_told_of_as_such(stats, numbers):
+    rows = write("rows.jsonl", [*ROWS, *BAD])
+    assert stats(rows, "--shard", "1/3").startswith("3 rows of shard 1/3 read, 2 usable, 1 unus")
+    found = numbers(rows, "--shard", "1/3")
+    assert (found["shard"], found["rows"]["read"]) == ("1/3", 3)
+    assert found["tokens"] == numbers(write("shard.jsonl", [ROWS[1], ROWS[4]]))["tokens"]
+    assert numbers(rows)["shard"] is None

@@ -35,6 +35,8 @@ _NO_SECRET = re.compile(
 )
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]+")
 _NUMBERED_NAME = re.compile(r"[ 0-9]+$")
+_SHORTEST_KEY = 8  # characters: shorter ones stand for none, and in many a word
+_keys: set[str] = set()  # that were read
 
 
 def read_key(name: str) -> str:
@@ -51,7 +53,16 @@ def read_key(name: str) -> str:
             f"the environment variable {name} holds no key: expected printable ASCII, got a line "
             "break, an accented letter or the like in it; set it anew"
         )
+    if len(key) >= _SHORTEST_KEY:
+        _keys.add(key)
     return key
+
+
+def without_keys(text: str) -> str:
+    """Return a text without the keys that were read: a server may repeat what it was sent."""
+    for key in _keys:
+        text = text.replace(key, "...")
+    return text
 
 
 def without_login(text: str) -> str:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from aft_factory.engines.sampling import Reply, Request, Sampling, Told
 from aft_factory.errors import AftError, printable
-from aft_factory.network import read_key, without_login
+from aft_factory.network import read_key, without_keys, without_login
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,7 +47,7 @@ class EngineError(AftError, RuntimeError):
         retry_after: float | None = None,
         body: Any = None,
     ) -> None:
-        problem = printable(problem)
+        problem = without_keys(printable(problem))
         super().__init__(problem, kind, retry_after, body)
         self.problem = problem
         self.kind = kind

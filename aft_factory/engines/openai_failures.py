@@ -21,12 +21,20 @@ from aft_factory.records import exact_json
 MOST_WORDS = 500  # characters of a server's error message
 # Of 429s, which mostly pass, these do not.
 SPENT = re.compile(r"insufficient|billing|payment|credit|balance", re.IGNORECASE)
-# Whatever the status: a text that is too long will be so the next time.
-TOO_LONG = re.compile(
+# Whatever the status: a text that is too long will be so the next time, and so will be roles that a
+# chat template does not take.
+LASTING = re.compile(
     r"context\b.{0,40}\b(?:exceed|overflow)|"
-    r"(?:exceed\w*|(?:great|long|larg)er than)\b.{0,40}\bcontext",
+    r"(?:exceed\w*|(?:great|long|larg)er than)\b.{0,40}\bcontext|"
+    r"\bjinja\b|raise_exception|\broles? (?:must|not|are|is not)\b",
     re.IGNORECASE,
 )
+# How servers say in words when to come again: "try again in 7m12.5s", "retry after 10 seconds".
+_TIME = r"(\d+(?:\.\d+)?)\s*(ms|mil|[hms])"
+AGAIN = re.compile(
+    rf"\b(?:again|retry|wait)\s+(?:(?:in|after|for)\s+)?(?:{_TIME}[a-z]*\s*)+", re.IGNORECASE
+)
+UNITS = {"ms": 0.001, "mil": 0.001, "s": 1, "m": 60, "h": 3600}
 UNTAKEN = re.compile(
     r"unsupported|not[ _](?:supported?|permitted|allowed|taken|accepted)|does(?: not|n't) support|"
     r"unknown|unrecogni[sz]ed|unexpected|forbidden",
@@ -79,9 +87,12 @@ def _meaning(
 ) -> tuple[Kind, float | None]:
     """Return what a status means with what else is said, and the seconds to wait."""
     kind, after = kind_of(status), _delay_in(body) if after is None else after
+    if kind == "retry" and after is None and (again := AGAIN.search(words)):
+        parts = re.findall(_TIME, again[0].lower())
+        after = sum(float(number) * UNITS[unit] for number, unit in parts)
     if status == 429 and after is None and SPENT.search(exact_json.dump([words, body]).decode()):
         kind = "fatal"  # a quota that is used up does not pass
-    elif kind == "retry" and TOO_LONG.search(words):
+    elif kind == "retry" and LASTING.search(words):
         kind = "refused"
     elif kind == "refused" and after is not None:  # of whatever status: it says that it passes
         kind = "retry"

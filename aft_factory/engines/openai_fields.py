@@ -73,8 +73,12 @@ class Fields:
         return list(lost) if UNTAKEN.search(str(refusal)) else []
 
     def blamed(self, words: str, sent: Mapping[str, Any]) -> list[str]:
-        """Return the settings that a refusal speaks of, though it names no field for programs."""
-        return [n for n in sent.keys() - NOT_SETTINGS if re.search(rf"\b{re.escape(n)}\b", words)]
+        """Return the settings that a refusal speaks of, though it names no field for programs.
+
+        The n of a line break that is spelled out is none.
+        """
+        names = sent.keys() - NOT_SETTINGS
+        return [name for name in names if re.search(rf"(?<!\\)\b{re.escape(name)}\b", words)]
 
 
 class Needed(Fields):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import Any
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_replies import whole
 from aft_factory.engines.openai_server import Server
 from aft_factory.errors import UsageError, suggest
+
+# How lists of models call a context: most say `context_length`, vLLM and SGLang `max_model_len`.
+CONTEXT = re.compile(r"max_(?:model|seq)_len|(?:max_)?context_(?:len(?:gth)?|size|window)|n_ctx")
 
 _log = logging.getLogger(__name__)
 
@@ -51,13 +55,21 @@ async def choose(servers: list[Server], model: str | None) -> tuple[list[Server]
         del offers[server]
     contexts = []
     for offer in offers.values():
-        own = [e for e in offer if e["id"] == model and e.get("max_model_len")]  # adapters: none
-        contexts += [length for e in own or offer if (length := whole(e.get("max_model_len")))]
+        own = [e for e in offer if e["id"] == model and _context_in(e)]
+        like_vllm = [e for e in offer if e.get("max_model_len")]  # whose adapters tell none
+        contexts += [length for e in own or like_vllm if (length := _context_in(e))]
     kept = [server for server in servers if server not in without]
     await asyncio.gather(*(s.learn_fields(offers[s]) for s in kept if s in offers))
     for server in kept:
         server.alone = len(kept) == 1
     return kept, model, min(contexts, default=None)
+
+
+def _context_in(entry: dict[str, Any]) -> int | None:
+    """Return the context that a list tells of a model: the smallest, where it tells several."""
+    parts = [entry, *(part for part in entry.values() if isinstance(part, dict))]
+    told = (whole(part[name]) for part in parts for name in part if CONTEXT.fullmatch(name))
+    return min(filter(None, told), default=None)
 
 
 def _ids(offer: list[dict[str, Any]]) -> set[str]:

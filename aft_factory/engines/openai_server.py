@@ -171,7 +171,8 @@ class Server:
             entries = await self._call(read_list(listing, self.url), sampling=False)
         except EngineError as error:
             status = getattr(error.__cause__, "status_code", None)
-            if error.kind == "retry" or status == 401:
+            lasts = status in (500, 501) or error.__cause__ is None  # it answers, but with no list
+            if status == 401 or (error.kind == "retry" and not lasts):
                 raise
             level = logging.INFO if status in ABSENT else logging.WARNING
             _log.log(level, "%s does not list its models: %s", self.url, error)

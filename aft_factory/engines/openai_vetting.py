@@ -19,6 +19,7 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_fields import LENGTHS, Fields, hint
 
 LEAD = 1.0  # seconds that the first request goes ahead: a refusal comes sooner than an answer
+MOST_REFUSED = 4  # requests in a row, before nobody may be answered any more
 MOST_SETTINGS = 1000  # remembered: those who ask a server of ours may name any
 SHORT_QUESTION = "Say hello."
 # What servers say of a conversation that they have nothing to render with; not of its variables.
@@ -78,6 +79,10 @@ class Vetting:
     short: Mapping[str, Any] | None = None
     advice: Callable[[Sequence[str]], str] = hint
     _settings: dict[str, _Settings] = field(default_factory=dict, init=False)
+    _answered: bool = field(default=False, init=False)
+    _in_a_row: int = field(default=0, init=False)  # refused since somebody was answered
+    _patience: int = field(default=MOST_REFUSED, init=False)
+    _doubting: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def ask(self, body: Mapping[str, Any], post: Post | None = None) -> dict[str, Any]:
         """Send one request and return the body of the answer.
@@ -121,11 +126,14 @@ class Vetting:
     async def _ask(
         self, body: Mapping[str, Any], settings: _Settings, post: Post
     ) -> dict[str, Any]:
+        refused = settings.refused
         while True:
             sent = self.fields.applied(body)
             try:
                 answer = await post(sent)
             except EngineError as error:
+                if error.kind == "fatal" and self._may_be_of_one(error):
+                    await self._doubt(error, sent, settings, refused)
                 if error.kind != "refused":
                     raise
                 refusal = error.body
@@ -133,13 +141,61 @@ class Vetting:
                     raise self._refused(error, lost) from error
                 told = self.fields.learn(refusal, sent)
                 if not told:
-                    if not settings.answered:
+                    if settings.answered:
+                        await self._doubt(error, sent, settings, refused)
+                    else:
                         await self._judge(error, sent, settings)
                     raise
                 _log.warning("%s: %s; its words: %s", self.url, ", ".join(told), error)
             else:
-                settings.passed = settings.answered = True
+                settings.passed = settings.answered = self._answered = True
+                self._in_a_row = 0
                 return answer
+
+    def _may_be_of_one(self, error: EngineError) -> bool:
+        """Tell whether a refusal may be of one text: by a filter of contents, or its firewall."""
+        status = getattr(error.__cause__, "status_code", None)
+        return status == 403 or (status == 404 and self._answered)
+
+    async def _doubt(
+        self, error: EngineError, sent: Mapping[str, Any], settings: _Settings, refused: int
+    ) -> None:
+        """Find out whether what was refused is one request, or all from now on: a spent budget.
+
+        Raises:
+            EngineError: Of kind `fatal`, if not even a short question is answered; `refused`, if
+                it is, though the server put it as if all were.
+        """
+        async with self._doubting:
+            if settings.refused > refused:  # meanwhile
+                assert settings.refusal is not None
+                raise settings.refusal
+            self._in_a_row += 1
+            if error.kind == "refused" and self._in_a_row < self._patience:
+                return
+            try:
+                await self._ask_shortly(sent)
+            except EngineError as again:
+                if again.kind == "refused":
+                    words = f"refuses even a short question by now: {again.problem}"
+                    again = self._denied(f"{self.url} {words}")
+                if again.kind == "fatal":
+                    settings.refused, settings.refusal = settings.refused + 1, again
+                raise again from error
+            self._in_a_row, self._patience = 0, 2 * self._patience
+            self._answered = True
+        if error.kind == "fatal":
+            raise EngineError(error.problem, "refused") from error
+
+    async def _ask_shortly(self, sent: Mapping[str, Any]) -> None:
+        """Ask something short by the settings of a request.
+
+        Raises:
+            EngineError: If there is no answer.
+        """
+        short = [{"role": "user", "content": SHORT_QUESTION}]
+        asked = {"messages": short} if "messages" in sent else {"prompt": SHORT_QUESTION}
+        await self.post({**sent, **(self.short or asked)})
 
     async def _judge(
         self, error: EngineError, sent: Mapping[str, Any], settings: _Settings
@@ -151,11 +207,10 @@ class Vetting:
                 refuses even a short question.
         """
         named = self.fields.blamed(error.problem, sent)
-        if not set(named) - LENGTHS:
-            short = [{"role": "user", "content": SHORT_QUESTION}]
-            asked = {"messages": short} if "messages" in sent else {"prompt": SHORT_QUESTION}
+        repeated = self.fields.blamed(str(sent.get("messages", sent.get("prompt"))), sent)
+        if not set(named) - LENGTHS - set(repeated):  # the words may be those of the question
             try:
-                await self.post({**sent, **(self.short or asked)})
+                await self._ask_shortly(sent)
             except EngineError as again:
                 if again.kind != "refused":
                     return

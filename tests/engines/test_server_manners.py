@@ -23,7 +23,7 @@ from aft_factory.asking.asker import Asker, Retries
 from aft_factory.asking.journal import Place
 from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.openai_fields import Fields, hint, read_omission
-from aft_factory.engines.openai_vetting import SHORT_QUESTION
+from aft_factory.engines.openai_vetting import MOST_REFUSED, SHORT_QUESTION
 from aft_factory.engines.sampling import Completion, Request, Sampling
 from aft_factory.errors import UsageError
 from aft_factory.prompts.thought_probes import Thoughts
@@ -299,6 +299,69 @@ def test_one_of_two_servers_that_refuses_the_settings_is_left_alone():
             return len(odd.requests), len(sound.requests)
 
     assert asyncio.run(run()) == (1, 6)
+
+
+def test_words_that_repeat_the_question_blame_no_settings():
+    """ "seed" and "n" are words of questions as well, and a line break that is spelled out has one."""
+    questions = ["Which seed\n\ngrows?", "And which\n\ndoes not?", *QUESTIONS]
+    odd = lambda _, b: refuse(repr(b["messages"][0]["content"]))  # noqa: E731
+    bad = lambda path, b: odd(path, b) if "\n" in b["messages"][0]["content"] else None  # noqa: E731
+    replies, sent = gathered(bad, n=2, questions=questions)
+    assert [error.kind for error in replies[:2]] == ["refused"] * 2
+    assert len(texts(replies[2:])) == len(QUESTIONS)
+    assert len(sent) == len(questions) + 1
+
+
+@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("status", [403, 404])
+def test_what_a_filter_forbids_is_one_question_where_a_short_one_is_answered(place, status):
+    """A moderation's 403, a firewall's page, or no provider left for it."""
+    flagged = lambda b: b["messages"][0]["content"] == QUESTIONS[place]  # noqa: E731
+    replies, sent = gathered(lambda _, b: refuse("flagged", status) if flagged(b) else None)
+    if (place, status) == (0, 404):  # nothing was answered: there may be no such model
+        assert ({error.kind for error in replies}, len(sent)) == ({"fatal"}, 1)
+    else:
+        assert (replies[place].kind, "flagged" in str(replies[place])) == ("refused", True)
+        assert len(texts([r for r in replies if r is not replies[place]])) == len(QUESTIONS) - 1
+        assert len(sent) == len(QUESTIONS) + 1
+
+
+def test_a_key_that_may_not_costs_a_short_question():
+    replies, sent = gathered(lambda *_: refuse("not with this key", 403))
+    assert ({error.kind for error in replies}, len(sent)) == ({"fatal"}, 2)
+
+
+def spent_after(answers, *, short=False):
+    """A budget that is used up on the way, said so by a 400; short questions may be free."""
+    left = [answers]
+
+    def answer(_, body):
+        if short and body["messages"][0]["content"] == SHORT_QUESTION:
+            return None
+        left[0] -= 1
+        return refuse("Budget has been exceeded!") if left[0] < 0 else None
+
+    return answer
+
+
+def test_what_refuses_everybody_by_now_ends_everything():
+    replies, sent = gathered(spent_after(2), questions=[*QUESTIONS, *"abcdef"])
+    kinds = Counter(getattr(reply, "kind", "answered") for reply in replies)
+    assert kinds == {"answered": 2, "refused": MOST_REFUSED - 1, "fatal": 7}
+    assert "refuses even a short question by now: Budget has been exceeded!" in str(replies[-1])
+    assert len(sent) == len(replies) + 1
+
+
+def test_rows_that_are_refused_one_after_the_other_are_doubted_ever_less():
+    replies, sent = gathered(spent_after(2, short=True), questions=[str(i) for i in range(30)])
+    assert [reply.kind for reply in replies[2:]] == ["refused"] * 28
+    short = [body for body in sent if body["messages"][0]["content"] == SHORT_QUESTION]
+    assert len(short) == 3  # after 4, 8 and 16
+    answered, _ = gathered(
+        lambda _, b: refuse("no") if int(b["messages"][0]["content"]) % 2 else None,
+        questions=[str(i) for i in range(30)],
+    )
+    assert [getattr(one, "kind", "answered") for one in answered] == ["answered", "refused"] * 15
 
 
 def test_what_was_answered_before_is_not_the_settings_fault():
@@ -610,6 +673,21 @@ def test_a_login_in_an_address_is_used_and_stands_in_no_file_nor_message(tmp_pat
     assert "export writes by" not in said
     settings = json.loads(left["out.summary.json"])["settings"]
     assert settings["base_url"] == [server.url + "?api-version=..."]
+
+
+@pytest.mark.parametrize("status", [200, 400, 401])
+def test_a_key_that_a_server_repeats_is_in_no_message(status, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-xyzzy-12345")
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"query": text}) + "\n" for text in QUESTIONS))
+    words = "Received API Key = Bearer sk-xyzzy-12345, of none"
+    with serving(answer=lambda *_: refuse(words, status)) as server:
+        argv = [str(source), "--output", str(tmp_path / "out.jsonl"), "--base-url", server.url]
+        assert main(argv) != 0
+    told = "".join(capsys.readouterr())
+    assert "Received API Key = Bearer ..., of none" in told
+    assert not any(b"xyzzy" in path.read_bytes() for path in tmp_path.iterdir())
+    assert "xyzzy" not in told
 
 
 def test_each_server_gets_its_own_key(monkeypatch, tmp_path, capsys):

@@ -35,7 +35,8 @@ class Policy:
         filtered: As `empty`, or `keep` what was written before a filter of contents ended it.
         unfinished: Of a thought that `max_tokens` cut off, before there was an answer: as `empty`,
             but resampled with twice the tokens each time, as far as the context goes; or `keep`,
-            an answer of no text, for who set its length.
+            an answer of no text, for who set its length. What was cut off without any text was a
+            thought that the server does not show.
     """
 
     empty: EmptyPolicy = "resample"
@@ -67,7 +68,7 @@ def verdict(
         problem, fate = "stopped", "resample"
     elif blank and completion.instead is not None and not completion.cut_off:
         problem, fate = "unanswered", "reject" if policy.empty == "reject" else "drop"
-    elif blank and completion.thought and completion.cut_off:
+    elif blank and completion.cut_off and (completion.thought or not completion.text):
         problem, fate = "unfinished", policy.unfinished
     elif completion.filtered and not (blank and policy.filtered == "keep"):
         problem, fate = "filtered", policy.filtered

@@ -520,6 +520,16 @@ def test_a_thought_that_does_not_end_is_resampled_with_twice_the_tokens():
     assert events(trace) == [(0, "unfinished"), (0, "resampled")] * 2
 
 
+def test_what_was_cut_off_without_any_text_was_a_thought_that_is_not_shown():
+    engine = thinking("", "", "The answer is 42.", cut=(0, 1))
+    texts, trace = draw(engine, n=1)
+    assert texts == ["The answer is 42."]
+    assert [request.sampling.max_tokens for request in engine.requests] == [4096, 8192, 16384]
+    assert events(trace) == [(0, "unfinished"), (0, "resampled")] * 2
+    blanks = thinking("\n", "The answer is 42.", cut=(0,))
+    assert events(draw(blanks, n=1)[1]) == [(0, "empty"), (0, "resampled")]
+
+
 def test_a_text_of_stop_in_a_thought_ends_no_answer():
     """A server ends the thought at it: asked anew without, and the answer is cut here."""
     engine = thinking("<think>The", "<think>The Q: is 6 of 7.</think>It is 42.\nQ: Another?")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from aft_factory.errors import RecordError
-from aft_factory.records.fields import LIST, OBJECT, is_blank, items_of, kind, known
+from aft_factory.records.fields import LIST, OBJECT, as_number, is_blank, items_of, kind, known
 from aft_factory.records.texts import text_of_parts
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def parse_drafts(value: Any, field: str) -> Drafts:
         text = item
         if isinstance(item, OBJECT):
             text = _text_in(item, f"{field}[{index}]")
-            model, score = known(item.get("model")), known(item.get("score"))
+            model, score = known(item.get("model")), as_number(item.get("score"))
             if item.keys() - KEYS:
                 others = {str(key): item[key] for key in item if key not in KEYS}
                 if rest := {key: other for key, other in others.items() if not is_blank(other)}:

@@ -5,9 +5,11 @@ Pure; knows nothing of what the fields mean.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from aft_factory.errors import RecordError
@@ -27,6 +29,14 @@ short = _SHORT.repr  # at most a line, whatever the size or depth of the value
 def known(value: Any) -> Any:
     """Return a value, or None for NaN and infinity, which pandas and Parquet have for it."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_number(value: Any) -> Any:
+    """Return a number of a text, as data frames have it, or of a decimal; else the same value."""
+    if isinstance(value, str | Decimal):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    return known(value)
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -102,7 +112,7 @@ def parse_list(value: Any, field: str, types: tuple[type, ...], length: int) -> 
         raise RecordError(field, f"expected a list, got {kind(value)}")
     if len(value) != length:
         raise RecordError(field, f"expected {length} entries, one per proposal, got {len(value)}")
-    items = list(map(known, value))
+    items = list(map(as_number if float in types else known, value))
     for index, item in enumerate(items):
         if item is not None and (isinstance(item, bool) or not isinstance(item, types)):
             wanted = " or ".join(t.__name__ for t in types)

@@ -33,6 +33,7 @@ OTHERS = {  # how a text in another encoding begins, or what is none; the longer
     b"\x1f\x8b": "gzip, whose name should end in .gz",
     b"\x28\xb5\x2f\xfd": "zstd, whose name should end in .zst",
     b"PAR1": "Parquet, whose name should end in .parquet",
+    b"PK\x03\x04": "a zip archive, to be unpacked",
 }
 
 

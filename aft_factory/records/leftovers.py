@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from aft_factory.errors import RecordError
-from aft_factory.records.fields import LIST, OBJECT, is_blank, kind, leaves
+from aft_factory.records.fields import LIST, OBJECT, from_json, is_blank, kind, leaves
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+")
 # A last word that says nothing, or which of several it is.
@@ -101,7 +101,11 @@ def refuse_leftovers(row: Mapping[str, Any], said: Iterable[str], read: Collecti
     for name, value in row.items():
         if name in read or not (may_belong(str(name)) or name in options):  # the usual cases
             continue
-        if is_blank(value) or not (name in options or may_be_part(str(name), value)):
+        if (
+            is_blank(value)
+            or from_json(value) in ([], {})
+            or not (name in options or may_be_part(str(name), value))
+        ):
             continue
         texts = [text.strip() for text in said] if texts is None else texts
         told = (leaf for leaf in _told(value) if leaf is not None)  # as Parquet fills objects

@@ -34,6 +34,9 @@ def guarded(run: Callable[[], int], interrupted: str = RESUMES, *, lines: bool =
     Returns:
         The exit code: 2 after an error, 130 after Ctrl-C.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, and the next file opened would be in its place
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what is shown may hold any character
     try:

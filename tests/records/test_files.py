@@ -145,7 +145,7 @@ def reads(tree):
             or (
                 name == "open" and owner not in ("os", "stage") and not any("b" in m for m in modes)
             )
-            or (name == "fdopen" and not any("b" in m for m in modes))
+            or (name == "fdopen" and not any("b" in m or m == "w" for m in modes))
             or (name == "TextIOWrapper")
         ):
             yield node

@@ -305,6 +305,7 @@ REFUSED = {
     "options": ({"question": "Which?", "choices": [1, 2]}, "choices"),
     "options that stand in the question": ({"question": "a or b?", "choices": ["a", "b"]}, "choices"),
     "tools": ({"query": "q", "tools": "[{}]"}, "tools"),
+    "tools in a list": ({"query": "q", "tools": [{"name": "f"}]}, "tools"),
     "a picture beside the text of a part": ({"query": [{**PART, "image_url": {"url": "x"}}]}, "query[0].content[0].image_url"),
     "a picture beside the text of a message": ({"messages": [{"role": "user", "content": "q", "image": "x"}]}, "messages[0].image"),
     "messages as Python prints them": ({"messages": str(said("q"))}, "messages"),
@@ -360,6 +361,8 @@ def test_labels_answers_and_what_the_query_says_already_are_no_part_of_it():
         "A": "1",
         "e": "x",
         "text": "Q: A:",
+        "tools": "[]",
+        "functions": " {} ",
     }
     answers = {
         "solution_code": "return a + b",

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -228,17 +229,24 @@ REFUSED = {
     "system only": ({"messages": [SYSTEM]}, "messages: the last message must be the user's, got 'system'"),
     "proposals a text": ({"query": "q", "proposals": "a"}, "proposals: expected a list, got str 'a'"),
     "proposal without text": ({"query": "q", "responses": [{"model": "m"}]}, "responses[0]: expected a text, or an object with response or text or content or output, got dict {'model': 'm'}"),
-    "score a text": ({"query": "q", "responses": [{"text": "a", "score": "7"}]}, "responses[0].score: expected a number, got str '7'"),
+    "score a text": ({"query": "q", "responses": [{"text": "a", "score": "high"}]}, "responses[0].score: expected a number, got str 'high'"),
     "score true": ({"query": "q", "responses": [{"text": "a", "score": True}]}, "responses[0].score: expected a number, got bool True"),
     "model a number": ({"query": "q", "responses": [{"text": "a", "model": 1}]}, "responses[0].model: expected a text, got int 1"),
     "drafts as lists of texts": ({"query": "q", "proposals": [["a", "b"]]}, "proposals[0]: expected a text or a list of parts, got list ['a', 'b']"),
     "too few scores": ({"query": "q", "proposals": ["a", "b"], "scores": [1]}, "scores: expected 2 entries, one per proposal, got 1"),
-    "scores of texts": ({"query": "q", "proposals": ["a"], "scores": ["1"]}, "scores[0]: expected int or float, got str '1'"),
+    "scores of texts": ({"query": "q", "proposals": ["a"], "scores": ["A"]}, "scores[0]: expected int or float, got str 'A'"),
     "models of numbers": ({"query": "q", "proposals": ["a"], "proposal_models": [1]}, "proposal_models[0]: expected str, got int 1"),
     "id a fraction": ({"id": 1.5, "query": "q"}, "id: expected a text or a whole number, got float 1.5"),
     "id true": ({"id": True, "query": "q"}, "id: expected a text or a whole number, got bool True"),
     "aggregation a list": ({"query": "q", "aggregation": ["a"]}, "aggregation: expected a text, got list ['a']"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("score", [0.5, "0.5", " 5e-1", Decimal("0.5")])
+def test_a_score_is_a_number_in_whatever_a_data_frame_has_it(score):
+    for row in ({"proposals": ["a", "b"], "scores": [score, "nan"]},
+                {"responses": [{"text": "a", "score": score}, {"text": "b", "score": "nan"}]}):  # fmt: skip
+        assert record_from_row({"query": "q", **row}).scores == [0.5, None]
 
 
 @pytest.mark.parametrize(("row", "message"), REFUSED.values(), ids=REFUSED.keys())

@@ -786,6 +786,7 @@ def test_another_encoding_is_one_error_that_names_it(tmp_path, encoding):
     ("data", "told"),
     [
         (gzip.compress(b'{"a": 1}', mtime=0), r"gzip, whose name should end in \.gz"),
+        (b'PK\x03\x04\n\x00rows.jsonl{"a": 1}\n', "a zip archive, to be unpacked"),
         (b"\x28\xb5\x2f\xfd\x04\0", r"zstd, whose name should end in \.zst"),
         (b"PAR1\x15\x04PAR1", r"Parquet, whose name should end in \.parquet"),
     ],

@@ -5,6 +5,8 @@ Run: pytest tests/stage/test_places.py
 
 import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,14 @@ def test_a_benchmarks_file_is_tried_too(source, capsys):
     err = capsys.readouterr().err
     assert "--task-output: file/t.json: cannot be written" in err
     assert "Not a directory" in err
+
+
+def test_where_nobody_listens_the_work_is_done_all_the_same(source):
+    """Of a closed stream, the next file that is opened would take the place."""
+    module = [sys.executable, "-m", "aft_factory.run", source, "--output", "o.jsonl", "--scripted"]
+    closed = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *module], check=False)
+    assert closed.returncode == 0
+    assert len(read_lines(Path("o.jsonl"))) == len(ROWS)
 
 
 def test_of_several_places_the_first_is_told(source, capsys):

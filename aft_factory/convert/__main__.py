@@ -6,7 +6,7 @@ import sys
 
 from aft_factory.convert.converting import build_conversion, preview, rehearse
 from aft_factory.convert.settings import ConvertSettings
-from aft_factory.convert.shard import Origin
+from aft_factory.convert.shard import begun
 from aft_factory.convert.summary import Summary
 from aft_factory.convert.writing import check_files, tell, write_files
 from aft_factory.records.record import Record
@@ -37,7 +37,7 @@ def convert(settings: ConvertSettings) -> int:
     check_files(settings, settings.input)
     conversion = build_conversion(settings)
     chat = conversion.chat(settings.chat_template)
-    origin = None if settings.shard is None else Origin.of(settings, conversion, chat)
+    beside = begun(settings, conversion)
     previews: list[str] = []
 
     def keep_preview(record: Record) -> None:
@@ -48,7 +48,7 @@ def convert(settings: ConvertSettings) -> int:
         with settings.shown(settings.input, "convert", quiet=settings.quiet) as lines:
             return conversion.run(lines, table, rejects, keep_preview)
 
-    return tell(settings, *write_files(settings, fill, origin), chat, previews)
+    return tell(settings, *write_files(settings, fill, chat, beside), chat, previews)
 
 
 COMMAND = PlainCommand(

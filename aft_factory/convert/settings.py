@@ -14,6 +14,7 @@ from aft_factory.records import rejects
 from aft_factory.stage.declaring import argument, setting, switch, written
 from aft_factory.stage.leaves import Entry, Leaves
 from aft_factory.stage.reading import AGGREGATOR, FORMATS, INPUTS, ReadSettings, at_least, refused
+from aft_factory.stage.shard import shard_path
 from aft_factory.stage.tokenizing import TokenizerSettings
 
 # What rows without proposals cannot mean.
@@ -21,11 +22,6 @@ OF_PROPOSALS = (
     *("template", "max_proposals", "shuffle_proposals", "min_proposals", "mix_plain"),
     *("without_proposals", "seed"),
 )
-
-
-def shard_path(output: Path) -> Path:
-    """Return where a shard of that output leaves what `aft merge` needs beside its rows."""
-    return output.with_name(f"{output.name}.shard")
 
 
 @dataclass(frozen=True, slots=True)

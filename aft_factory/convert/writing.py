@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from aft_factory.convert.converting import DEFAULT_CUTOFF
 from aft_factory.convert.next_steps import check_found, next_steps
 from aft_factory.convert.register import check_registration, register
-from aft_factory.convert.settings import ConvertSettings, shard_path
-from aft_factory.convert.shard import Origin, write_part
+from aft_factory.convert.settings import ConvertSettings
+from aft_factory.convert.shard import found
 from aft_factory.convert.summary import Summary
 from aft_factory.records.files import replacing
 from aft_factory.records.record import told_beside
@@ -18,6 +18,7 @@ from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.stage.console import show
 from aft_factory.stage.reading import check_paths
+from aft_factory.stage.shard import ShardFile, shard_path
 
 Fill = Callable[[TableWriter | None, Rejects], Summary]
 MOST_KINDS = 10  # of reasons that are shown
@@ -48,7 +49,7 @@ def check_files(settings: ConvertSettings, reads: Sequence[str]) -> None:
 
 
 def write_files(
-    settings: ConvertSettings, fill: Fill, origin: Origin | None = None
+    settings: ConvertSettings, fill: Fill, chat: str | None, beside: ShardFile | None = None
 ) -> tuple[Summary, Rejects]:
     """Write output, rejects, and the entry or what merging needs.
 
@@ -59,7 +60,8 @@ def write_files(
     Args:
         settings: Of the conversion.
         fill: Gives rows and rejects.
-        origin: Of a shard: what it is made from.
+        chat: The chat template to train with, where it is known.
+        beside: Of a shard: what it is made from.
     """
     output, overwrite = settings.output, settings.overwrite
     with contextlib.ExitStack() as until, contextlib.ExitStack() as stack:
@@ -70,12 +72,12 @@ def write_files(
         rejects = stack.enter_context(
             Rejects(settings.rejects_path, overwrite=replace, until=until)
         )
-        if table is not None and origin is not None:
+        if table is not None and beside is not None:
             table.digest = hashlib.blake2b(digest_size=16)
         summary = fill(table, rejects)
-        if table is not None and origin is not None:
+        if table is not None and beside is not None:
             with replacing(shard_path(table.path), until) as aside:
-                write_part(aside, origin, summary, table, rejects)
+                aside.write_bytes(beside.data(found(summary, table, rejects, chat)))
         elif table is not None:
             check_found(settings, summary, rejects)
             if summary.is_empty:  # nothing is to be in the way

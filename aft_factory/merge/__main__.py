@@ -20,11 +20,16 @@ examples:
   aft convert ultrafeedback uf.jsonl --output uf-1.jsonl --shard 1/2 \\
       --tokenizer meta-llama/Llama-3.1-8B --cutoff-len 4096 --register data
   aft merge uf-*.jsonl --output data/uf.jsonl
+
+  # and of counts
+  aft stats data/uf.jsonl --shard 0/2 --json s-0.json --tokenizer saves/llama-aft --sample 0
+  aft stats data/uf.jsonl --shard 1/2 --json s-1.json --tokenizer saves/llama-aft --sample 0
+  aft merge s-*.json --output stats.json
 """
 
 COMMAND = PlainCommand(
     name="merge",
-    description="Join the shards of run, sample, rank, aggregate or convert as if one had run.",
+    description="Join the shards of a command (run, sample, rank, aggregate, convert, stats).",
     examples=EXAMPLES,
     settings=MergeSettings,
     do=merge,

@@ -10,51 +10,41 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
+from typing import Any
 
-from aft_factory.convert.settings import ConvertSettings, shard_path
-from aft_factory.convert.shard import Part, read_part
+from aft_factory.convert.settings import ConvertSettings
+from aft_factory.convert.shard import Part
 from aft_factory.convert.summary import Summary, added
 from aft_factory.convert.writing import check_files, tell, write_files
 from aft_factory.errors import UsageError
-from aft_factory.merge.parts import in_order
 from aft_factory.records import exact_json
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.table_writer import TableWriter
-from aft_factory.stage.declaring import build, declared
-from aft_factory.stage.left import difference
-
-# What decides no row.
-INDIFFERENT = {
-    *("output", "rejects", "shard", "by_flag", "preview", "overwrite", "strict", "quiet"),
-}
+from aft_factory.stage.declaring import build
+from aft_factory.stage.shard import ShardFile, shard_path
 
 
-def merge_conversions(paths: Sequence[Path], own: ConvertSettings) -> int:
+def merge_conversions(
+    files: Sequence[ShardFile], kept: dict[str, Any], given: dict[str, Any]
+) -> int:
     """Write what one conversion would have written; return the exit code that it would have had.
 
     Args:
-        paths: The outputs of the shards.
-        own: Where the merged files go, and what may be replaced.
+        files: Of its shards, in their order.
+        kept: Its settings.
+        given: Where the merged files go, and what may be replaced.
     """
-    parts = [read_part(path) for path in paths]
-    first = parts[0]
-    for part in parts:
-        _check_same(first, part)
-    parts = in_order(parts)
-    kept = first.origin.kept["settings"]
-    known = {name: value for name, value in kept.items() if name in declared(ConvertSettings)}
-    known |= {name: getattr(own, name) for name in ("output", "rejects", "overwrite", "strict")}
-    known |= {"shard": None}
-    settings = build(ConvertSettings, [(str(shard_path(first.path)), known)])
-    settings = replace(settings, by_flag=tuple(kept["by_flag"]))
-    beside = [path for part in parts for path in (part.rejects_path, shard_path(part.path))]
-    check_files(settings, list(map(str, [*paths, *beside])))
+    parts = list(map(Part.of, files))
+    kept |= {name: given[name] for name in ("output", "rejects", "overwrite", "strict")}
+    settings = build(ConvertSettings, [(str(shard_path(files[0].path)), kept)])
+    settings = replace(settings, by_flag=tuple(files[0].kept["settings"]["by_flag"]))
+    beside = [path for part in parts for path in (part.rejects_path, shard_path(part.file.path))]
+    check_files(settings, [*(str(file.path) for file in files), *map(str, beside)])
     try:
         summary = added([part.summary for part in parts])
     except ValueError:
         raise UsageError(
-            f"{first.path} and the others are not parts of one input, by how many rows each has "
+            f"{files[0].path} and the others are not parts of one input, by how many rows each has "
             "read; give the commands of all shards again with --overwrite"
         ) from None
 
@@ -63,7 +53,7 @@ def merge_conversions(paths: Sequence[Path], own: ConvertSettings) -> int:
         copy_rows(parts, summary, table, rejects)
         return summary
 
-    return tell(settings, *write_files(settings, fill), first.origin.chat, merged=True)
+    return tell(settings, *write_files(settings, fill, parts[0].chat), parts[0].chat, merged=True)
 
 
 def copy_rows(
@@ -85,29 +75,10 @@ def copy_rows(
             digests[at][1].update(line)
             rejects.copy(line)
     for part, found, *rest in zip(parts, digests, rows, lost, strict=True):
-        names = (part.path, part.rejects_path)
+        names = (part.file.path, part.rejects_path)
         for name, digest, then, more in zip(names, found, part.digests, rest, strict=True):
             if digest.hexdigest() != then or any(True for _ in more):
                 raise UsageError(
-                    f"{name}: not as its shard left it ({part.shard}); copy it anew, or give the "
-                    "command of the shard again with --overwrite"
+                    f"{name}: not as its shard left it ({part.file.shard}); copy it anew, or give "
+                    "the command of the shard again with --overwrite"
                 )
-
-
-def _check_same(first: Part, part: Part) -> None:
-    """Refuse a part of another conversion."""
-    if found := difference(first.origin.kept, part.origin.kept, INDIFFERENT):
-        raise UsageError(f"{part.path} is of other settings than {first.path}: {found}")
-    for name, one, other in zip(
-        part.origin.kept["settings"]["input"], first.origin.inputs, part.origin.inputs, strict=True
-    ):
-        if one != other:
-            raise UsageError(
-                f"{part.path} and {first.path}: {name} was not the same when these read it; give "
-                "the command of one again with --overwrite"
-            )
-    if part.origin.made_by != first.origin.made_by:
-        raise UsageError(
-            f"{part.path} and {first.path}: of equal settings, but another aggregator prompt, "
-            "tokenizer, chat template or version of aft-factory made them"
-        )

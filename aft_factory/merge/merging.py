@@ -2,22 +2,21 @@
 
 Nothing is added up from what the shards wrote: rows are read once more and written by the job's own
 code, so that rows, rejects, a benchmark's file and the account are those of one run. What keeps no
-journal is merged in `conversions`.
+journal is merged in `shards`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from aft_factory.aggregate.__main__ import COMMAND as AGGREGATE
 from aft_factory.asking.journal import Journal
-from aft_factory.convert.settings import ConvertSettings, shard_path
 from aft_factory.errors import UsageError
-from aft_factory.merge.conversions import merge_conversions
 from aft_factory.merge.parts import Parts, open_parts
+from aft_factory.merge.shards import merge_shards
 from aft_factory.rank.__main__ import COMMAND as RANK
 from aft_factory.records.rejects import rejects_path
 from aft_factory.records.tables import Line
@@ -31,6 +30,7 @@ from aft_factory.stage.kept import command_of, kept_settings
 from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.output import summary_path
 from aft_factory.stage.reading import FORMATS, INPUTS, Settings, check_paths
+from aft_factory.stage.shard import shard_path
 from aft_factory.stage.stage import Files
 from aft_factory.stage.writing import JobFiles
 
@@ -88,12 +88,7 @@ def merge(settings: MergeSettings) -> int:
     beside = {*map(rejects_path, named), *map(shard_path, named)}  # which part-* takes, too
     paths = [path for path in named if path not in beside]
     if any(shard_path(path).exists() for path in paths):
-        for flag in ("input", "task_output"):
-            if getattr(settings, flag) is not None:
-                raise UsageError(f"--{flag.replace('_', '-')}: shards of `aft convert` need none")
-        where = {name: getattr(settings, name) for name in ("output", "rejects")}
-        how = {name: getattr(settings, name) for name in ("overwrite", "strict")}
-        return merge_conversions(paths, ConvertSettings(**where, **how))
+        return merge_shards(paths, asdict(settings))
     check_paths(settings.parts, [("--output", output), ("--task-output", settings.task_output)])
     with open_parts(paths) as parts:
         first = parts.all[0]

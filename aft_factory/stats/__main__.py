@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
 
@@ -9,14 +10,15 @@ from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import Aggregation
 from aft_factory.prompts.tokenizer import resolve_chat_template
-from aft_factory.records.files import check_writable, write_report
+from aft_factory.records.files import check_writable, replacing, write_report
 from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.console import show
-from aft_factory.stage.following import following
+from aft_factory.stage.following import following, merging
 from aft_factory.stage.plotting import need_matplotlib
 from aft_factory.stage.progress import progress_bar
 from aft_factory.stage.reading import check_paths
-from aft_factory.stats.counts import Counts, tokens_dict
+from aft_factory.stage.shard import ShardFile, shard_path
+from aft_factory.stats.counts import Counts, ranked, tokens_dict
 from aft_factory.stats.plot import write_histogram
 from aft_factory.stats.report import CHUNK, TokenCounts, describe
 from aft_factory.stats.settings import StatsSettings
@@ -42,30 +44,51 @@ def count(settings: StatsSettings) -> int:
         check_writable(path, overwrite=settings.overwrite)
     if settings.plot is not None:
         need_matplotlib("--plot")
-    tokens = None
+    template, tokens = load_template(settings.template), None
     if settings.tokenizer is not None:
         tokenizer = settings.loaded(settings.tokenizer)
         chat = resolve_chat_template(settings.chat_template, tokenizer)
-        fitter = Fitter(tokenizer, chat, None, load_template(settings.template))
+        fitter = Fitter(tokenizer, chat, None, template)
         tokens = TokenCounts(fitter, Aggregation(template=settings.template), settings.sample)
+    beside = None
+    if settings.shard is not None and settings.json is not None:
+        made_by = [template.fingerprint, *([] if tokens is None else [fitter.fingerprint])]
+        beside = ShardFile.of(settings.json, settings, [settings.input], made_by)
     counts = Counts(settings.columns(), settings.template)
     with settings.shown([settings.input], "read", quiet=settings.quiet) as lines:
         for line in lines:
             record = counts.read_line(line)
             if tokens is not None and record is not None:
                 tokens.add(record)
-    numbers = {"file": settings.input, "shard": settings.shard, **counts.to_dict()}
-    lengths = counts.tokens
     if tokens is not None:
         shown = {"unit": f" x {CHUNK} rows", "desc": "tokens"}
         for chunk in progress_bar(tokens.rest(), quiet=settings.quiet, **shown):
             tokens.measure(chunk)
-        lengths = tokens.lengths
-        how = "all" if tokens.rows == counts.usable else f"{tokens.rows} of {counts.usable}"
+        counts.measured, counts.refused = tokens.lengths, tokens.refused
+    return tell(settings, counts, beside)
+
+
+def tell(settings: StatsSettings, counts: Counts, beside: ShardFile | None = None) -> int:
+    """Print what was counted and write what was asked for; return the exit code.
+
+    Args:
+        settings: Of the command.
+        counts: Of all rows, or of those of a shard.
+        beside: Of a shard whose numbers are written: what it is made from.
+    """
+    numbers = {"file": settings.input, "shard": settings.shard, **counts.to_dict()}
+    lengths = counts.tokens
+    if settings.tokenizer is not None:
+        lengths, rows = counts.measured, counts.measured.parts["query"].total
+        how = "all" if rows == counts.usable else f"{rows} of {counts.usable}"
         numbers["tokens"] = tokens_dict(lengths, f"counted in {how} rows by {settings.tokenizer}")
-        numbers["tokens"] |= {"refused": len(tokens.refused), "first_refusal": tokens.refused[:1]}
+        numbers["tokens"] |= {"refused": counts.refused.total(), "refusals": ranked(counts.refused)}
     if settings.json is not None:
-        write_report(settings.json, numbers)
+        with contextlib.ExitStack() as until:
+            if beside is not None:
+                with replacing(shard_path(settings.json), until) as aside:
+                    aside.write_bytes(beside.data(counts.to_json(settings.taken())))
+            write_report(settings.json, numbers)
     if settings.plot is not None:
         write_histogram(settings.plot, lengths.parts, numbers["tokens"]["how"])
     show("\n".join([describe(numbers), *next_step(settings, counts, numbers)]))
@@ -75,7 +98,9 @@ def count(settings: StatsSettings) -> int:
 def next_step(settings: StatsSettings, counts: Counts, numbers: dict[str, Any]) -> list[str]:
     """Return what comes next, by what the rows lack; nothing where their columns are unusual."""
     empty, file = numbers["empty"], settings.input
-    if settings.column or settings.shard or not counts.usable:
+    if settings.shard is not None:
+        return [] if settings.json is None else merging(settings.json, settings.shard)
+    if settings.column or not counts.usable:
         return []
     if empty["rows_without_proposals"] == counts.usable:
         return following("aft", "sample", file, "--output", "sampled.jsonl")

@@ -7,11 +7,10 @@ estimated from bytes here.
 
 from __future__ import annotations
 
+import json
 import math
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
-from itertools import accumulate
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aft_factory.engines.endings import is_cut_off, is_filtered
@@ -25,60 +24,14 @@ from aft_factory.records.record import Record, note_beside, record_from_row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.repeats import Repeats, said
 from aft_factory.records.tables import Line
+from aft_factory.stats.distributions import Distribution, Lengths
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LIMITS = (2048, 4096, 8192)  # tokens; the first is LLaMA-Factory's own cutoff_len
 MOST_NAMES = 1000  # counted by themselves; a source per row would fill the memory
 OTHERS = "(others)"
+SUMS = ("read", "usable", "_equal_proposals")
 PARTS = ("query", "proposal", "aggregation")
 _MARKS = bytes(ord(" " if chr(i).isspace() else "x") for i in range(256))
-
-
-class Distribution:
-    """How often each value came up."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[float] = Counter()
-
-    def add(self, value: float) -> None:
-        """Count a value."""
-        self.counts[value] += 1
-
-    @property
-    def total(self) -> int:
-        """How many values there were."""
-        return self.counts.total()
-
-    def summary(self) -> dict[str, float]:
-        """Return count, min, quantiles, max and mean; quantiles are values that came up."""
-        total = self.total
-        if not total:
-            return {"count": 0}
-        values = sorted(self.counts)
-        ends = list(accumulate(self.counts[value] for value in values))
-        quantiles = {
-            f"p{round(100 * share)}": values[bisect_left(ends, math.ceil(share * total))]
-            for share in QUANTILES
-        }
-        mean = math.fsum(value * count for value, count in self.counts.items()) / total
-        extremes = {"max": values[-1], "mean": mean}
-        return {"count": total, "min": values[0], **quantiles, **extremes}
-
-    def over(self, limit: float) -> float:
-        """Return the share of the values that are larger than the limit."""
-        larger = sum(count for value, count in self.counts.items() if value > limit)
-        return larger / max(self.total, 1)
-
-
-class Lengths:
-    """Distributions of the lengths of a record's parts and of whole training rows."""
-
-    def __init__(self, *names: str) -> None:
-        self.parts = {name: Distribution() for name in names}
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Return the summary of each part."""
-        return {name: part.summary() for name, part in self.parts.items()}
 
 
 class Counts:
@@ -106,6 +59,9 @@ class Counts:
         self._truncated: Counter[str] = Counter()
         self._equal_proposals = 0
         self._beside: set[str] = set()
+        self._first: dict[str, int] = {}  # by field, the number of the first row it makes unusable
+        self.measured = Lengths(*PARTS, "row")  # in tokens, by who has a tokenizer
+        self.refused: Counter[str] = Counter()  # rows, by why the chat template refuses them
 
     def read_line(self, line: Line) -> Record | None:
         """Count a line and return its record; None if it is none, which is counted too."""
@@ -117,13 +73,18 @@ class Counts:
             note_beside(record, line.value, self._beside)
             self._add(record)
         except RecordError as error:
-            self.rejects.add(line, error.problem, error.field)
+            self._reject(line, error.problem, error.field)
             return None
         except TypeError as error:  # such as keys that are no texts
-            self.rejects.add(line, f"cannot be read: {error}", "row")
+            self._reject(line, f"cannot be read: {error}", "row")
             return None
         self.usable += 1
         return record
+
+    def _reject(self, line: Line, problem: str, field: str) -> None:
+        self.rejects.add(line, problem, field)
+        for name in self.rejects.by_field.keys() - self._first:
+            self._first[name] = self.read - 1
 
     def _add(self, record: Record) -> None:
         query = record.messages[-1]["content"]
@@ -175,10 +136,47 @@ class Counts:
             self._scores["best_is_first"] += row[0] == best
             self._scores["best_is_tied"] += known.count(best) > 1
 
+    def to_json(self, shard: slice) -> dict[str, Any]:
+        """Return what adds up to the counts of all shards; see `added`."""
+        return {
+            "sums": {name: getattr(self, name) for name in SUMS},
+            "counters": {
+                str(number): {json.dumps(value): count for value, count in counter.items()}
+                for number, counter in enumerate(self._counters())
+            },
+            "seen": {name: bytes(seen).hex() for name, seen in self._seen.items()},
+            "beside": dict.fromkeys(map(str, self._beside), 1),
+            "rejects": {
+                field: {"count": count, "first": [shard.start + first * shard.step, reason]}
+                for field, (count, reason) in self.rejects.by_field.items()
+                for first in [self._first[field]]
+            },
+        }
+
+    def add_json(self, content: Mapping[str, Any]) -> None:
+        """Take over what `to_json` gave."""
+        for name in SUMS:
+            setattr(self, name, content["sums"][name])
+        for counter, found in zip(self._counters(), content["counters"].values(), strict=True):
+            counter.update({json.loads(value): count for value, count in found.items()})
+        self._seen = {name: Repeats(bytes.fromhex(text)) for name, text in content["seen"].items()}
+        self._beside = set(content["beside"])
+        for field, about in sorted(content["rejects"].items(), key=lambda one: one[1]["first"]):
+            self.rejects.by_field[field] = (about["count"], about["first"][1])
+            self.rejects.count += about["count"]
+
+    def _counters(self) -> list[Counter[Any]]:
+        kinds = (self.characters, self.words, self.tokens, self.measured)
+        return [
+            *(part.counts for lengths in kinds for part in lengths.parts.values()),
+            *(self.proposals_per_row.counts, self.scores.counts, self.sources, self.models),
+            *(self._empty, self._scores, self._truncated, self.refused),
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON has them."""
-        ranked = sorted(self.rejects.by_field.items(), key=lambda item: -item[1][0])
-        unusable = {field: {"rows": count, "first": first} for field, (count, first) in ranked}
+        fields = sorted(self.rejects.by_field.items(), key=lambda item: -item[1][0])
+        unusable = {field: {"rows": count, "first": first} for field, (count, first) in fields}
         return {
             "rows": {
                 "read": self.read,
@@ -196,11 +194,24 @@ class Counts:
             "rows_with_equal_proposals": self._equal_proposals,
             "empty": dict(self._empty),
             "scores": {**self.scores.summary(), **self._scores},
-            "sources": dict(self.sources.most_common()),
-            "proposal_models": dict(self.models.most_common()),
+            "sources": ranked(self.sources),
+            "proposal_models": ranked(self.models),
             "truncated": dict(self._truncated),
             "in_no_prompt": sorted(map(str, self._beside)),
         }
+
+
+def added(one: Any, other: Any) -> Any:
+    """Add up what two shards have found; of two places with what is there, the first counts."""
+    if isinstance(one, dict):
+        both = {name: added(one[name], other[name]) for name in one if name in other}
+        return one | other | both
+    return min(one, other) if isinstance(one, list) else one + other
+
+
+def ranked(counter: Counter[str]) -> dict[str, int]:
+    """Return the most frequent first, and equals in an order that is not that of the rows."""
+    return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
 
 
 def count_words(text: str) -> int:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from aft_factory.records.record import Row
 from aft_factory.stage.plotting import COLOURS, new_figure, plain, write_plot
-from aft_factory.stats.counts import LIMITS, Distribution
+from aft_factory.stats.counts import LIMITS
+from aft_factory.stats.distributions import Distribution
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,7 +15,8 @@ from aft_factory.prompts.selection import Aggregation, select, whole_target
 from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.records.fields import short
 from aft_factory.records.record import Record, told_beside
-from aft_factory.stats.counts import LIMITS, PARTS, Lengths
+from aft_factory.stats.counts import LIMITS, PARTS
+from aft_factory.stats.distributions import Lengths
 
 CHUNK = 128  # rows tokenized as one parallel batch
 MOST_SHOWN = 10
@@ -33,12 +35,12 @@ class TokenCounts:
     Attributes:
         rows: How many were measured.
         lengths: Of their parts, and of whole training rows.
-        refused: Why the chat template refuses a row, of each that it does.
+        refused: How many rows the chat template refuses, by the reason.
     """
 
     def __init__(self, fitter: Fitter, options: Aggregation, sample: int) -> None:
         self.rows = 0
-        self.refused: list[str] = []
+        self.refused: Counter[str] = Counter()
         self.lengths = Lengths(*PARTS, "row")
         self._fitter, self._options, self._sample = fitter, options, sample
         self._kept: list[tuple[int, int, Record]] = []  # a heap, the largest hash first
@@ -83,7 +85,7 @@ class TokenCounts:
             self.lengths.parts[part].add(len(encoding))
         for measured in self._fitter.fit_all(rows):
             if isinstance(measured, DoesNotFit):
-                self.refused.append(str(measured))
+                self.refused[str(measured)] += 1
             else:
                 self.lengths.parts["row"].add(measured.tokens)
         self.rows += len(records)
@@ -112,8 +114,8 @@ def _lines(numbers: dict[str, Any]) -> Iterator[str]:
         yield "  (--tokenizer counts)"
     elif tokens["rows"] < rows["usable"]:
         yield "  (--sample 0 counts all)"
-    if refused := tokens.get("refused"):
-        yield f"  {refused} rows have no whole: {tokens['first_refusal'][0]}"
+    for reason, count in islice(tokens.get("refusals", {}).items(), MOST_SHOWN):
+        yield f"  {count} rows have no whole: {reason}"
     shares = [f"{tokens['over'][str(limit)]:.1%} than {limit}" for limit in LIMITS]
     yield f"rows longer: {', '.join(shares)} tokens"
     for name in ("characters", "words"):

@@ -296,8 +296,8 @@ REFUSED = {
     ),
     "a changed input": ("part-0 changed", "rows.jsonl was not the same when these read it"),
     "a changed template": ("mine-0 mine-1", "of equal settings, but another aggregator prompt"),
-    "a run's": ("part-0 ran", "ran.jsonl: no shard that was converted: expected what"),
-    "a whole": ("part-0 whole", "whole.jsonl: no shard that was converted: expected what"),
+    "a run's": ("part-0 ran", "ran.jsonl: no shard of `aft convert` or `aft stats`, as others"),
+    "a whole": ("part-0 whole", "whole.jsonl: no shard of `aft convert` or `aft stats`, as oth"),
     "none at all": ("rows pairs", "rows.jsonl: no part of a job: expected the journal"),
     "not done": ("part-0 begun", "begun.jsonl: shard 1/2 is not done; give its command again"),
     "damaged": ("part-0 damaged", "damaged.jsonl.shard: damaged, or of another version"),
@@ -342,8 +342,8 @@ def test_what_is_not_all_parts_of_one_conversion_is_refused_by_name(capsys, part
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--input", "rows.jsonl"), "--input: shards of `aft convert` need none"),
-        (("--task-output", "o.json"), "--task-output: shards of `aft convert` need none"),
+        (("--input", "rows.jsonl"), "--input: not for shards of `aft convert`; leave it out"),
+        (("--task-output", "o.json"), "--task-output: not for shards of `aft convert`"),
         (("--rejects", "part-0.rejects.jsonl"), "--rejects would replace the input"),
         (("--rejects", "part-1.jsonl.shard"), "--rejects would replace the input"),
     ],

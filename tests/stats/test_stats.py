@@ -22,7 +22,8 @@ from aft_factory.records.record import record_from_row
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stats.__main__ import main
-from aft_factory.stats.counts import MOST_NAMES, OTHERS, Counts, Distribution, count_words
+from aft_factory.stats.counts import MOST_NAMES, OTHERS, Counts, count_words
+from aft_factory.stats.distributions import Distribution
 from aft_factory.stats.plot import BINS, histogram
 from aft_factory.stats.report import TokenCounts
 

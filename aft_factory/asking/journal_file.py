@@ -17,7 +17,7 @@ from typing import Self
 import zstandard
 
 from aft_factory.errors import UsageError
-from aft_factory.records.files import locked
+from aft_factory.records.replacing import locked
 
 APPLICATION = 0x41465431  # tells our files from other SQLite files
 VERSION = 2  # of the tables and of what is in them

@@ -12,7 +12,8 @@ from typing import Any
 
 from aft_factory.errors import UsageError
 from aft_factory.prompts.selection import PAPER
-from aft_factory.records.files import read_text, write_whole
+from aft_factory.records.files import read_text
+from aft_factory.records.replacing import write_whole
 from aft_factory.stage.leaves import Entry
 
 TRAINABLE = (".jsonl", ".json", ".parquet")  # LLaMA-Factory looks at the last suffix only

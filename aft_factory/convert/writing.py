@@ -12,9 +12,9 @@ from aft_factory.convert.register import check_registration, register
 from aft_factory.convert.settings import ConvertSettings
 from aft_factory.convert.shard import found
 from aft_factory.convert.summary import Summary
-from aft_factory.records.files import replacing
 from aft_factory.records.record import told_beside
 from aft_factory.records.rejects import Rejects
+from aft_factory.records.replacing import replacing
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.stage.console import show
 from aft_factory.stage.reading import check_paths

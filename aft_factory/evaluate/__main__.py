@@ -18,7 +18,7 @@ from aft_factory.evaluate.benchmarks import BENCHMARKS, Benchmark, Part, Score, 
 from aft_factory.evaluate.compare import compare
 from aft_factory.evaluate.results import FILE, results_of, table, write_results
 from aft_factory.evaluate.settings import EvalArguments, EvalSettings, paper_settings
-from aft_factory.records.files import check_writable
+from aft_factory.records.replacing import check_writable
 from aft_factory.stage.command import ConfiguredCommand
 from aft_factory.stage.console import guarded
 from aft_factory.stage.flags import with_argument

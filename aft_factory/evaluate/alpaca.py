@@ -29,8 +29,9 @@ from aft_factory.evaluate.judge import Judge
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.inference.queries import Query
 from aft_factory.inference.tasks import read_alpaca_eval, write_alpaca_eval
-from aft_factory.records.files import read_text, write_whole
+from aft_factory.records.files import read_text
 from aft_factory.records.record import Row, content_id
+from aft_factory.records.replacing import write_whole
 from aft_factory.records.tables import read_rows
 
 HUB = "tatsu-lab/alpaca_eval"

@@ -24,8 +24,9 @@ from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategies import STRATEGIES
 from aft_factory.inference.tasks import TASKS, Task
 from aft_factory.network import without_secrets
-from aft_factory.records.files import read_text, write_whole
+from aft_factory.records.files import read_text
 from aft_factory.records.record import Row, content_id
+from aft_factory.records.replacing import write_whole
 from aft_factory.run.answering import build_stage, output_row
 from aft_factory.run.decoding import BY_ROW, decoded, decoding_told
 from aft_factory.run.settings import SAMPLED, RunSettings

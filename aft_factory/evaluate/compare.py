@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from aft_factory.evaluate.results import columns, read_results, strategy_shown, value_shown
-from aft_factory.records.files import write_whole
 from aft_factory.records.record import Row
+from aft_factory.records.replacing import write_whole
 from aft_factory.stage.plotting import csv_of
 
 ERRORS = 2  # how many standard errors of a difference chance is given

@@ -25,8 +25,8 @@ from aft_factory.evaluate.benchmarks import Benchmark, Part, Score
 from aft_factory.evaluate.lm_tasks import is_one, localised, near, shows_the_questions
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.inference.queries import Query
-from aft_factory.records.files import write_whole
 from aft_factory.records.hub import explained
+from aft_factory.records.replacing import write_whole
 
 TASKS = Path(__file__).parent / "tasks"
 EXACT = "exact_match"  # the metric that compares what is found in an answer with the target

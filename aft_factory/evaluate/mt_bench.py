@@ -26,8 +26,8 @@ from aft_factory.evaluate.judge import Judge
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.inference.queries import Query
 from aft_factory.inference.tasks import read_mt_bench, write_mt_bench
-from aft_factory.records.files import write_whole
 from aft_factory.records.record import Row, content_id
+from aft_factory.records.replacing import write_whole
 from aft_factory.records.tables import read_rows
 
 FILES = ("mt_bench/question.jsonl", "mt_bench/reference_answer/gpt-4.jsonl", "judge_prompts.jsonl")

@@ -17,8 +17,9 @@ from aft_factory.evaluate.asking import Asked, Plan, seeds
 from aft_factory.evaluate.benchmarks import Part, Score
 from aft_factory.evaluate.settings import EvalSettings
 from aft_factory.network import without_secrets
-from aft_factory.records.files import read_text, write_whole
+from aft_factory.records.files import read_text
 from aft_factory.records.record import Row
+from aft_factory.records.replacing import write_whole
 from aft_factory.run.decoding import BY_ROW
 from aft_factory.run.settings import SAMPLED
 

@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any
 
 from aft_factory.errors import UsageError
-from aft_factory.records.files import check_writable
+from aft_factory.records.replacing import check_writable
 from aft_factory.stage.declaring import build
 from aft_factory.stage.reading import check_paths
 from aft_factory.stage.shard import ShardFile, damaged, shard_path

@@ -14,7 +14,8 @@ import orjson
 from aft_factory.errors import UsageError
 from aft_factory.pipeline.step import Step
 from aft_factory.prompts.rendering import TEMPLATES
-from aft_factory.records.files import check_place, read_text, readable, write_whole
+from aft_factory.records.files import read_text, readable
+from aft_factory.records.replacing import check_place, write_whole
 from aft_factory.stage.states import content, state_of
 
 PROMPTS = ("template", "prompt", "chat_template")  # a path, or the name of one of ours

@@ -17,7 +17,8 @@ from typing import Any
 
 from aft_factory.errors import UsageError, suggest
 from aft_factory.pipeline.step import Step, texts
-from aft_factory.records.files import read_text, write_whole
+from aft_factory.records.files import read_text
+from aft_factory.records.replacing import write_whole
 from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.yaml_file import read_yaml
 

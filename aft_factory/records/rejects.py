@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from aft_factory.records.files import check_writable, named, replacing
+from aft_factory.records.files import named
 from aft_factory.records.record import Row
+from aft_factory.records.replacing import check_writable, replacing
 from aft_factory.records.tables import Line
 
 MOST_KINDS = 1000  # of reasons told apart; a field's others are counted together
@@ -42,7 +43,7 @@ class Rejects:
     Args:
         path: Where they go.
         overwrite: Whether an existing file may be replaced.
-        until: As for `files.replacing`: ends with the output.
+        until: As for `replacing.replacing`: ends with the output.
     """
 
     def __init__(

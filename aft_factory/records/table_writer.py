@@ -18,8 +18,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from aft_factory.records import exact_json
 from aft_factory.records.early_types import EarlyTypes
-from aft_factory.records.files import CHUNK, check_writable, named, open_bytes, replacing
+from aft_factory.records.files import CHUNK, named, open_bytes
 from aft_factory.records.record import Row
+from aft_factory.records.replacing import check_writable, replacing
 from aft_factory.records.tables import table_format
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class TableWriter:
     Args:
         path: The file.
         overwrite: Whether an existing file may be replaced.
-        until: As for `files.replacing`.
+        until: As for `replacing.replacing`.
 
     Attributes:
         digest: Takes in the JSON of all rows, in the order in which they are written, if it is set.

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from aft_factory.records.files import check_writable, replacing
+from aft_factory.records.replacing import check_writable, replacing
 from aft_factory.report.page import Page
 from aft_factory.report.reporting import told, write_page
 from aft_factory.report.settings import ReportSettings

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.errors import needing
-from aft_factory.records.files import check_writable, replacing, write_whole
 from aft_factory.records.record import Row
+from aft_factory.records.replacing import check_writable, replacing, write_whole
 from aft_factory.stage.declaring import REQUIRED, setting, switch
 from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.reading import Settings, check_paths

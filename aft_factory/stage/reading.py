@@ -15,7 +15,7 @@ from pathlib import Path
 from aft_factory.errors import UsageError
 from aft_factory.prompts.rendering import template_names
 from aft_factory.records.columns import FIELDS, Columns
-from aft_factory.records.files import check_place
+from aft_factory.records.replacing import check_place
 from aft_factory.records.tables import Line, read_rows
 from aft_factory.stage.declaring import setting
 from aft_factory.stage.leaves import Leaves

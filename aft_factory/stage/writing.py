@@ -18,9 +18,9 @@ from aft_factory.inference.runner import Runner
 from aft_factory.inference.strategy import Strategy
 from aft_factory.network import without_secrets
 from aft_factory.prompts.tokenizer import Pretrained
-from aft_factory.records.files import check_writable, write_report
 from aft_factory.records.record import Row
 from aft_factory.records.rejects import Rejects
+from aft_factory.records.replacing import check_writable, write_report
 from aft_factory.records.table_writer import TableWriter
 from aft_factory.records.tables import Line
 from aft_factory.stage.console import show

@@ -10,7 +10,7 @@ from aft_factory.prompts.fitting import Fitter
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import Aggregation
 from aft_factory.prompts.tokenizer import resolve_chat_template
-from aft_factory.records.files import check_writable, replacing, write_report
+from aft_factory.records.replacing import check_writable, replacing, write_report
 from aft_factory.stage.command import PlainCommand
 from aft_factory.stage.console import show
 from aft_factory.stage.following import following, merging

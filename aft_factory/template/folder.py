@@ -12,7 +12,8 @@ from pathlib import Path
 
 from aft_factory.errors import UsageError
 from aft_factory.prompts.prelude import made_by
-from aft_factory.records.files import read_text, write_whole
+from aft_factory.records.files import read_text
+from aft_factory.records.replacing import write_whole
 
 PLAIN = "chat_template.jinja"
 NAMED = "additional_chat_templates"

@@ -21,7 +21,8 @@ from verdicts import Gate, training_gate, vote_gate
 from aft_factory.errors import UsageError, suggest
 from aft_factory.evaluate.results import FILE, read_results
 from aft_factory.inference.answers import is_correct
-from aft_factory.records.files import read_text, write_whole
+from aft_factory.records.files import read_text
+from aft_factory.records.replacing import write_whole
 from aft_factory.stage.yaml_file import read_yaml
 
 HERE = Path(__file__).parent

@@ -25,7 +25,7 @@ from verdicts import Estimate, estimate, held, over_seeds, paired
 from aft_factory.errors import UsageError
 from aft_factory.evaluate.results import columns
 from aft_factory.pipeline.supervisor import Supervisor
-from aft_factory.records.files import write_whole
+from aft_factory.records.replacing import write_whole
 from aft_factory.stage.console import guarded
 from aft_factory.stage.yaml_file import read_yaml
 

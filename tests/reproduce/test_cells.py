@@ -10,7 +10,7 @@ from conftest import ROOT
 from reproduce import Reproduction, main
 
 from aft_factory.errors import UsageError
-from aft_factory.records.files import write_whole
+from aft_factory.records.replacing import write_whole
 
 SCALES = ("smoke", "135m", "8b")
 MODELS = {

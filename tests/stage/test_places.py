@@ -13,7 +13,7 @@ import pytest
 from asking_tools import read_lines, write_lines
 from kernel_tools import python, read_only
 
-from aft_factory.records.files import check_place
+from aft_factory.records.replacing import check_place
 
 ROWS = [{"query": f"What is {i}+1?", "proposals": ["1", "2"], "aggregation": "2"} for i in range(2)]
 SCRIPTED = ("--scripted", "--quiet")

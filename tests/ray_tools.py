@@ -30,6 +30,12 @@ async def gated(folder, free=0):
     return Gated(folder, free)
 
 
+async def on_its_gpu():
+    """Open one that tells which GPUs it has."""
+    text = f"on GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+    return ScriptedEngine(lambda request: [text] * request.n, record=False)
+
+
 def asked(folder):
     """The processes of replicas that were asked so far."""
     return {int(path.stem) for path in Path(folder).glob("*.asked")}

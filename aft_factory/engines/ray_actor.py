@@ -6,6 +6,7 @@ Errors that people are to read come back as values: raised, they would come wrap
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import pickle
@@ -62,9 +63,14 @@ class Replica:
         opening: Loads what answers.
         folders: Of models that are part of its identity.
         facts: Attributes of it that the driver is told.
+        here: The driver's folder, of which relative paths are; a node may not have it.
     """
 
-    def __init__(self, opening: Opening, folders: Sequence[str], facts: Sequence[str]) -> None:
+    def __init__(
+        self, opening: Opening, folders: Sequence[str], facts: Sequence[str], here: str
+    ) -> None:
+        with contextlib.suppress(OSError):
+            os.chdir(here)
         self._opening, self._folders, self._facts = opening, folders, facts
         self._held: Any = None
 

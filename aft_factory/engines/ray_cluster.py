@@ -22,7 +22,7 @@ from typing import Any
 
 from aft_factory.errors import MissingPackage, UsageError
 
-LOCAL = "local"  # an address: start one here
+LOCAL, AUTO = "local", "auto"  # addresses: start one here; take what runs here
 STARTS = 3  # of a Ray of our own: it gives itself half a minute, too little on a busy machine
 LONGEST_CONNECT = 10.0  # seconds to wait for an address; Ray itself would take minutes
 # Answers pass through memory, not through the object store, which takes this at least.
@@ -34,6 +34,10 @@ OWN = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
 }
+# Under `uv run`, Ray would send the folder we are in to all nodes, and begin every replica by
+# another `uv run` there, or try to for ever; the other one keeps it from a warning.
+QUIET = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+PLACE = "its files are in RAY_TMPDIR or else TMPDIR: name a short path that can be written"
 TOKENS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 
@@ -59,30 +63,29 @@ async def joined(address: str) -> AsyncIterator[Cluster]:
 
     Args:
         address: Of a cluster: host:port, or `auto` for the one that this machine is part of;
-            `local` takes what RAY_ADDRESS names, or else starts one here.
+            `local` and `auto` take what RAY_ADDRESS names; else `local` starts one here.
 
     Raises:
         MissingPackage: If Ray is not installed.
         UsageError: If nobody answers there.
     """
-    if address == LOCAL:
-        address = os.environ.get("RAY_ADDRESS") or LOCAL
-    if address.startswith("ray://"):
+    named, told = f"--ray {address}", os.environ.get("RAY_ADDRESS")
+    if address in (LOCAL, AUTO) and told:
+        named, address = f"RAY_ADDRESS={told}", told
+    if "://" in address:
         raise UsageError(
-            f"--ray {address}: Ray's client knows no asynchronous actors; run the command in the "
-            "cluster: ray job submit --address http://HEAD:8265 -- aft ... --ray auto"
+            f"{named}: for Ray's clients and its job server, not for replicas; run the command in "
+            "the cluster: ray job submit --address http://HEAD:8265 -- aft ... --ray auto"
         )
     options: dict[str, Any] = {}
-    settings = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"} | dict(os.environ)  # or Ray warns of it
+    settings = QUIET | dict(os.environ)
     if address == LOCAL:
         options = {"include_dashboard": False, "object_store_memory": STORE}
         settings |= OWN
         if not os.environ.keys() & TOKENS:  # else Ray makes one, and leaves it in ~/.ray
             settings["RAY_AUTH_TOKEN"] = _token()
-    else:
-        await asyncio.to_thread(_knock, address)
     with _environment(settings):
-        ours = await _begin(address, options)
+        ours = await _begin(address, named, options)
     import ray
 
     try:
@@ -112,7 +115,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-async def _begin(address: str, options: Mapping[str, Any]) -> bool:
+async def _begin(address: str, named: str, options: Mapping[str, Any]) -> bool:
     """Connect to a cluster; return False where this process is in one already."""
     try:
         import ray
@@ -121,14 +124,24 @@ async def _begin(address: str, options: Mapping[str, Any]) -> bool:
     if ray.is_initialized():
         return False
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if address != LOCAL:
+        await asyncio.to_thread(_knock, address, named)
     quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
     for start in range(1, STARTS + 1):
-        try:  # in a thread, as it takes seconds and would set signal handlers in this one
-            await asyncio.to_thread(ray.init, address, **quiet, **options)
+        # In a thread, as it takes seconds and would set signal handlers in this one.
+        begun = asyncio.ensure_future(asyncio.to_thread(ray.init, address, **quiet, **options))
+        try:
+            await asyncio.shield(begun)
             break
+        except asyncio.CancelledError:  # it reads the environment till its end
+            await asyncio.wait([begun])
+            await asyncio.to_thread(ray.shutdown)
+            raise
         except Exception as error:  # of its many kinds, none is for users to know
-            if address != LOCAL or start == STARTS:
-                raise UsageError(f"--ray {address}: cannot join the cluster: {error}") from error
+            if address != LOCAL:
+                raise UsageError(f"{named}: cannot join the cluster: {error}") from error
+            if start == STARTS:
+                raise UsageError(f"{named}: cannot start Ray: {error}; {PLACE}") from error
     _hush()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):  # Ray's C++ took them over, to print stacks
@@ -144,16 +157,20 @@ def _hush() -> None:
         worker.print_to_stdstream = lambda *_, **__: None
 
 
-def _knock(address: str) -> None:
-    """Refuse an address at which nobody listens."""
-    host, colon, port = address.rpartition(":")
-    if address == "auto" or not colon:
-        return
+def _knock(address: str, named: str) -> None:
+    """Refuse an address at which nobody listens; `auto` may be that of a cluster that is gone."""
+    from ray._private import services
+
+    find = getattr(services, "canonicalize_bootstrap_address", None)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), LONGEST_CONNECT).close()
+        if address == AUTO and find:
+            address = find(AUTO) or AUTO
+        host, colon, port = address.rpartition(":")
+        if colon:
+            socket.create_connection((host.strip("[]"), int(port)), LONGEST_CONNECT).close()
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--ray {address}: no cluster answers there: {error}; name the head's HOST:PORT, by "
+            f"{named}: no cluster answers there: {error}; name the head's HOST:PORT, by "
             "default port 6379"
         ) from None
 
@@ -178,6 +195,7 @@ def gpus_of(engine_args: Mapping[str, Any], flag: str = "--engine-args") -> int:
 
 async def on_gpus(size: int) -> int:
     """Return how many GPUs vLLM takes, which is none where its build for CPUs is installed."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when vLLM is imported
     try:
         from vllm.platforms import current_platform
     except ImportError:  # it is on the nodes that matters

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import pickle
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -107,7 +108,8 @@ class Replicas:
             scheduling_strategy="SPREAD",
         )
         expected = None if served is None else comparable(served.identity, folders)
-        actors = [actor.remote(opening, list(folders), list(cls.facts)) for _ in range(count)]
+        given = (opening, list(folders), list(cls.facts), os.getcwd())
+        actors = [actor.remote(*given) for _ in range(count)]
         replicas = cls(actors, what, expected)
         for member in replicas._members:
             member.loading = asyncio.create_task(replicas._load(member))
@@ -144,7 +146,7 @@ class Replicas:
             EngineError: What it answered; of kind `retry`, if several are lost in turn; of kind
                 `fatal`, if none is left.
         """
-        from ray.exceptions import RayActorError, RayError
+        from ray.exceptions import RayError, RayTaskError
 
         words = ""
         for _ in range(MOST_LOST):
@@ -156,10 +158,10 @@ class Replicas:
             member.busy += weight
             try:
                 answer = await call(member.actor)
-            except RayActorError as error:
-                answer, words = Absent(), _words(error)
-            except RayError as error:  # our own error, or an answer that cannot be carried
+            except RayTaskError as error:  # our own error, or an answer that cannot be carried
                 raise EngineError(f"{member.name}: {_words(error)}", "retry") from error
+            except RayError as error:  # its process, its node or its answer is gone
+                answer, words = Absent(), _words(error)
             finally:
                 member.busy -= weight
             if isinstance(answer, EngineError):
@@ -236,21 +238,21 @@ class Replicas:
 
     async def _said(self, member: _Member) -> Hello | UsageError:
         """Begin one as often as it takes; return what it says, or why it cannot be."""
-        from ray.exceptions import RayActorError, RayError
+        from ray.exceptions import RayError, RayTaskError
 
         said: Hello | UsageError
         for failed in range(1, MOST_STARTS + 1):
             try:
                 said = await self._started(member)
                 break
-            except RayActorError as error:
-                said = UsageError(_words(error))
-                if error.actor_init_failed:
-                    return UsageError(f"{said}; every node needs the aft-factory that is here")
-                await asyncio.sleep(min(2.0**failed, LONGEST_PAUSE))
-            except RayError as error:
+            except RayTaskError as error:
                 said = UsageError(_words(error))
                 break
+            except RayError as error:
+                said = UsageError(_words(error))
+                if getattr(error, "actor_init_failed", False):
+                    return UsageError(f"{said}; every node needs the aft-factory that is here")
+                await asyncio.sleep(min(2.0**failed, LONGEST_PAUSE))
         return self._vetted(said) if isinstance(said, Hello) else said
 
     def _vetted(self, said: Hello) -> Hello | UsageError:

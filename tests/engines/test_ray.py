@@ -10,10 +10,12 @@ import functools
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 
 import psutil
 import pytest
@@ -24,7 +26,7 @@ from ray_tools import asked, gated
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.ray_cluster import Cluster as Joined
-from aft_factory.engines.ray_cluster import gpus_of, joined, placed
+from aft_factory.engines.ray_cluster import _knock, gpus_of, joined, placed
 from aft_factory.engines.ray_engine import RayEngine
 from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
@@ -76,7 +78,8 @@ def cluster(module_env):
     from ray.cluster_utils import Cluster
 
     register_pickle_by_value(ray_tools)  # nodes have the package, and no tests
-    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_log_monitor": False}
+    node = {"num_cpus": 1, "num_gpus": 1}  # of which Ray believes what it is told
+    node |= {"object_store_memory": 100 * 2**20, "include_log_monitor": False}
     head = {**node, "include_dashboard": False, "no_monitor": True}
     cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     cluster.add = lambda: patiently(lambda: cluster.add_node(**node))
@@ -239,9 +242,9 @@ def test_a_reward_models_scores_are_those_of_one_without_ray(cluster, rows, tiny
 
 
 @contextlib.asynccontextmanager
-async def engine(cluster, opening=replicas.scripted, count=1):
+async def engine(cluster, opening=replicas.scripted, count=1, gpus=0):
     async with joined(cluster.address):
-        opened = await RayEngine.start(opening, count, 0, what="a model")
+        opened = await RayEngine.start(opening, count, gpus, what="a model")
         try:
             yield opened
         finally:
@@ -270,6 +273,20 @@ def test_a_stream_tells_the_texts_of_its_reply_and_begins_anew_with_another_repl
             assert [told[0], told[1]] == [c.text for c in expected.completions]
 
     asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_replicas_have_gpus_of_their_own_and_those_that_wait_for_one_hold_up_none(cluster):
+    async def ask():
+        async with engine(cluster, ray_tools.on_its_gpu, 3, gpus=1) as opened:
+            while sum(member.hello is not None for member in opened._members) < 2:
+                await asyncio.sleep(0.1)
+            assert len(replica_pids(cluster)) == 2  # as there are GPUs
+            return await asyncio.gather(*(opened.sample(REQUEST) for _ in range(4)))
+
+    answers = asyncio.run(ask())
+    assert {c.text for reply in answers for c in reply.completions} == {"on GPU 0"}  # of its node
+    until(lambda: not replica_pids(cluster), PATIENCE)
 
 
 @pytest.mark.slow
@@ -332,12 +349,16 @@ sys.exit(code)
 
 
 @pytest.mark.slow
-def test_a_ray_of_its_own_is_quiet_listens_to_this_machine_only_and_leaves_nothing(rows):
+def test_a_ray_of_its_own_is_quiet_and_closed_under_uv_run_too_and_leaves_nothing(rows):
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     env |= {"PYTHONPATH": str(ROOT), "HOME": str(rows / "home")}
     words = ("--output", "out.jsonl", *RUN, "--replicas", "2", "--ray", "rows.jsonl")
     command = [sys.executable, "-c", CHECKED, *words]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    # Ray looks for `uv run` among what began it; that would begin each replica, and it cannot here.
+    (rows / "uv").symlink_to(sys.executable)
+    (rows / "run").write_text(f"import subprocess\nraise SystemExit(subprocess.call({command!r}))")
+    uv_run = [str(rows / "uv"), "run"]
+    done = subprocess.run(uv_run, env=env, capture_output=True, text=True, check=True, timeout=600)
     assert done.stderr == "--scripted: no model is asked, the answers are made up\n"
     assert (
         done.stdout.splitlines()[0] == f"read {ROWS} rows: {ROWS} written to out.jsonl, 0 rejected"
@@ -347,50 +368,124 @@ def test_a_ray_of_its_own_is_quiet_listens_to_this_machine_only_and_leaves_nothi
     check_same(rows)
 
 
-@pytest.mark.parametrize(("address", "starts"), [("local", 3), ("auto", 1)])
-def test_a_ray_of_its_own_that_does_not_begin_in_time_is_begun_again(monkeypatch, address, starts):
+@pytest.fixture
+def listening():
+    """An address at which somebody answers."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield "127.0.0.1:{1}".format(*server.getsockname())
+
+
+async def join(address):
+    async with joined(address):
+        pass
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Have something happen in the place of joining a cluster."""
     import ray
 
+    def put(init):
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        for name, does in {
+            "init": init,
+            "nodes": list,
+            "shutdown": lambda: ended.append(1),
+        }.items():
+            monkeypatch.setattr(ray, name, does)
+        return ended
+
+    ended = []
+    return put
+
+
+@pytest.mark.parametrize(("own", "starts"), [(True, 3), (False, 1)])
+def test_a_ray_of_its_own_that_does_not_begin_in_time_is_begun_again(
+    stand_in, listening, own, starts
+):
     begun = []
 
     def init(*_, **__):
         begun.append(os.environ.get("RAY_AUTH_TOKEN"))
+        # Or under `uv run`, Ray would begin each replica by `uv run`.
+        assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
         if len(begun) < 3:
             raise TimeoutError("timed out during startup")
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    for name, put in {"init": init, "nodes": list, "shutdown": bool}.items():
-        monkeypatch.setattr(ray, name, put)
-
-    async def join():
-        async with joined(address):
-            pass
-
+    stand_in(init)
+    address = "local" if own else listening
     with contextlib.nullcontext() if starts == 3 else pytest.raises(UsageError, match="timed out"):
-        asyncio.run(join())
+        asyncio.run(join(address))
     assert len(begun) == starts
     assert "RAY_AUTH_TOKEN" not in os.environ
-    if address == "local":  # the next one has its token: Ray would know no other
-        asyncio.run(join())
+    if own:  # the next one has its token: Ray would know no other
+        asyncio.run(join(address))
         assert None not in begun
         assert len(set(begun)) == 1
 
 
+def test_a_ray_of_its_own_that_is_stopped_while_it_begins_has_its_token_to_the_end(stand_in):
+    seen = []
+
+    def init(*_, **__):
+        time.sleep(0.5)
+        seen.append("RAY_AUTH_TOKEN" in os.environ)
+
+    ended = stand_in(init)
+
+    async def stop():
+        joining = asyncio.create_task(join("local"))
+        await asyncio.sleep(0.1)
+        joining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await joining
+
+    asyncio.run(stop())
+    assert seen == [True]
+    assert ended == [1]
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_where_ray_cannot_put_its_files_the_way_out_is_told(stand_in):
+    def init(*_, **__):
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes: /long/ray/session/plasma_store")
+
+    stand_in(init)
+    with pytest.raises(UsageError, match=r"cannot start Ray: AF_UNIX .*RAY_TMPDIR .* short path"):
+        asyncio.run(join("local"))
+
+
 @pytest.mark.parametrize(
-    ("address", "problem"),
+    ("address", "told", "problem"),
     [
-        ("127.0.0.1:1", "no cluster answers there"),
-        ("ray://127.0.0.1:10001", "ray job submit"),
-        ("nonsense", "cannot join the cluster"),
+        ("127.0.0.1:1", "", "error: --ray 127.0.0.1:1: no cluster answers there"),
+        ("ray://127.0.0.1:10001", "", "ray job submit"),
+        ("nonsense", "", "cannot join the cluster"),
+        ("local", "127.0.0.1:1", "error: RAY_ADDRESS=127.0.0.1:1: no cluster answers there"),
+        ("auto", "127.0.0.1:1", "error: RAY_ADDRESS=127.0.0.1:1: no cluster answers there"),
+        ("auto", "http://127.0.0.1:8265", "error: RAY_ADDRESS=http://127.0.0.1:8265: for Ray's"),
     ],
 )
-def test_an_address_at_which_no_cluster_is_ends_the_run_at_once(rows, address, problem):
+def test_an_address_at_which_no_cluster_is_ends_the_run_at_once(rows, address, told, problem):
     words = ("rows.jsonl", "--output", "out.jsonl", *RUN, "--ray", address)
     command = [sys.executable, "-m", "aft_factory.run", *words]  # this process may be in a cluster
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {**os.environ, "RAY_ADDRESS": told}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert problem in done.stderr
+
+
+def test_a_cluster_that_is_gone_is_told_at_once(tmp_path, monkeypatch):
+    from ray._private import services
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)  # none of others either
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    with pytest.raises(UsageError, match="--ray auto: no cluster answers there"):
+        _knock("auto", "--ray auto")
 
 
 @pytest.mark.parametrize(

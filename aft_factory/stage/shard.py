@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from aft_factory import __version__
 from aft_factory.errors import UsageError
+from aft_factory.records.files import open_bytes
 from aft_factory.stage.kept import keepable
 from aft_factory.stage.reading import Settings
 from aft_factory.stage.states import state_of
@@ -78,7 +78,8 @@ class ShardFile:
         """
         beside = shard_path(path)
         try:
-            content = json.loads(gzip.decompress(beside.read_bytes()))
+            with open_bytes(beside, suffix=".gz") as stream:
+                content = json.loads(stream.read())
             read = cls(path, *(content[name] for name in ("kept", "inputs", "made_by", "found")))
             shard = read.shard
         except FileNotFoundError:
@@ -86,7 +87,7 @@ class ShardFile:
                 f"{path}: no shard of `aft convert` or `aft stats`, as others are: expected what "
                 f"such a one leaves beside it, {beside}"
             ) from None
-        except (ValueError, LookupError, TypeError, EOFError, gzip.BadGzipFile, zlib.error):
+        except (ValueError, LookupError, TypeError, UsageError):
             raise damaged(path) from None
         if not path.is_file():
             raise UsageError(f"{path}: shard {shard} is not done; give its command again")

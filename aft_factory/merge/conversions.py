@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -37,7 +36,6 @@ def merge_conversions(
     parts = list(map(Part.of, files))
     kept |= {name: given[name] for name in ("output", "rejects", "overwrite", "strict")}
     settings = build(ConvertSettings, [(str(shard_path(files[0].path)), kept)])
-    settings = replace(settings, by_flag=tuple(files[0].kept["settings"]["by_flag"]))
     beside = [path for part in parts for path in (part.rejects_path, shard_path(part.file.path))]
     check_files(settings, [*(str(file.path) for file in files), *map(str, beside)])
     try:

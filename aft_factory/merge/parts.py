@@ -18,6 +18,7 @@ from aft_factory.stage.kept import NOT_BEGUN
 from aft_factory.stage.left import PACE, difference
 from aft_factory.stage.output import read_report
 from aft_factory.stage.reading import read_shard
+from aft_factory.stage.shard import shard_path
 
 
 class Shard(Protocol):
@@ -145,7 +146,10 @@ def open_parts(paths: Sequence[Path]) -> Iterator[Parts]:
 def _open(path: Path, stack: contextlib.ExitStack) -> Part:
     journal = journal_of(path)
     if not journal.is_file():
-        raise UsageError(f"{path}: no part of a job: expected the journal of a shard at {journal}")
+        raise UsageError(
+            f"{path}: no part of a job: expected the journal of a shard at {journal} (of convert "
+            f"and stats: {shard_path(path)})"
+        )
     opened = stack.enter_context(Journal(journal, read_only=True))
     kept, fingerprint = opened.settings(), opened.last_run()
     if kept is None or fingerprint is None:

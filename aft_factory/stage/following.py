@@ -16,7 +16,8 @@ def following(*words: str | Path) -> list[str]:
 
 def merging(output: Path, shard: str) -> list[str]:
     """Return the line that tells that the parts are joined, after a shard."""
-    lines = following("aft", "merge", output, "...", "--output", "merged.jsonl")
+    merged = "merged.json" if output.suffix == ".json" else "merged.jsonl"
+    lines = following("aft", "merge", output, "...", "--output", merged)
     return [f"{line}, with the outputs of the other shards (this was {shard})" for line in lines]
 
 

@@ -99,7 +99,8 @@ def next_step(settings: StatsSettings, counts: Counts, numbers: dict[str, Any]) 
     """Return what comes next, by what the rows lack; nothing where their columns are unusual."""
     empty, file = numbers["empty"], settings.input
     if settings.shard is not None:
-        return [] if settings.json is None else merging(settings.json, settings.shard)
+        of_all = settings.tokenizer is None or not settings.sample  # a sample is not joined
+        return merging(settings.json, settings.shard) if settings.json and of_all else []
     if settings.column or not counts.usable:
         return []
     if empty["rows_without_proposals"] == counts.usable:

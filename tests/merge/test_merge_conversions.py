@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import os
 import re
 import shutil
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from kill_tools import KILLED, check_every_kill, run_until
@@ -143,6 +145,12 @@ def test_what_is_wrong_with_all_rows_is_told_of_the_whole_only(capsys):
     code, told = check(capsys, "proposals", "rows.jsonl")
     assert code == 2
     assert told.startswith("error: none of the 5 rows has proposals; the first has the columns")
+    # Of the whole it is the first row whose columns are told, whichever shard has it.
+    others = [json.dumps({"prompt": f"{i}?", "texts": ["a"]}) for i in range(9)]
+    Path("rows.jsonl").write_text("\n".join(["no JSON", bare[0], *others]))
+    assert (
+        "columns: id, query, proposals, agg" in check(capsys, "proposals", "rows.jsonl", count=2)[1]
+    )
     Path("rows.jsonl").write_text("\n".join([json.dumps(row(2)), *bare]))
     assert check(capsys, "proposals", "rows.jsonl", "--overwrite")[0] == 0
 
@@ -279,6 +287,19 @@ def test_a_part_that_was_cut_off_or_goes_on_is_refused_by_name(capsys, name, mor
     assert merge([*outputs, "--output", "all.jsonl"]) == 2
     assert f"error: {name}: not as its shard left it (1/2)" in capsys.readouterr().err
     assert not list(Path().glob("all.*"))
+
+
+def test_parts_of_a_pipe_that_gave_each_another_count_of_rows_are_refused(capsys):
+    os.mkfifo("pipe.jsonl")
+    for index, count in ((0, 2), (1, 9)):
+        text = "".join(json.dumps(row(i)) + "\n" for i in range(count))
+        feeding = Thread(target=Path("pipe.jsonl").write_text, args=(text,))
+        feeding.start()
+        more = ("--output", f"part-{index}.jsonl", "--shard", f"{index}/2", "--quiet")
+        assert convert(["proposals", "pipe.jsonl", *more]) == 0
+        feeding.join()
+    assert merge(["part-0.jsonl", "part-1.jsonl", "--output", "all.jsonl"]) == 2
+    assert "are not parts of one input, by how many rows each has read" in capsys.readouterr().err
 
 
 RUN = ("--scripted", "--width", "2", "--layers", "1", "--quiet")

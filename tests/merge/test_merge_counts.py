@@ -66,6 +66,14 @@ def test_shards_joined_tell_what_is_told_of_all_rows(capsys, words, count):
     assert words or found["duplicates"] == {"ids": 3, "queries": 29, "queries_and_proposals": 0}
 
 
+def test_what_comes_after_a_shard_is_the_merge_if_there_is_what_to_merge(capsys):
+    shards(2)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("next: aft merge part-0.json ... --output merged.json, with the outp")
+    stats(["rows.jsonl", "--shard", "0/2", "--quiet"])
+    assert "next:" not in capsys.readouterr().out
+
+
 def test_rows_of_which_none_can_be_used_are_told_too(capsys):
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, BAD)))
     assert check(capsys, count=2, code=1)["rows"]["unusable"] == 3

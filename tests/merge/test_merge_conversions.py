@@ -148,9 +148,8 @@ def test_what_is_wrong_with_all_rows_is_told_of_the_whole_only(capsys):
     # Of the whole it is the first row whose columns are told, whichever shard has it.
     others = [json.dumps({"prompt": f"{i}?", "texts": ["a"]}) for i in range(9)]
     Path("rows.jsonl").write_text("\n".join(["no JSON", bare[0], *others]))
-    assert (
-        "columns: id, query, proposals, agg" in check(capsys, "proposals", "rows.jsonl", count=2)[1]
-    )
+    _, told = check(capsys, "proposals", "rows.jsonl", count=2, parts=".json")
+    assert "columns: id, query, proposals, agg" in told
     Path("rows.jsonl").write_text("\n".join([json.dumps(row(2)), *bare]))
     assert check(capsys, "proposals", "rows.jsonl", "--overwrite")[0] == 0
 

@@ -172,6 +172,14 @@ def test_a_reject_is_an_error_of_the_merge_if_it_is_asked_to_be_strict(capsys):
     assert merge([*outputs, "--output", "all.jsonl", "--overwrite", "--strict"]) == 1
 
 
+def test_what_is_told_as_often_stands_in_one_order_wherever_it_came_first(capsys):
+    pairs = [{"prompt": f"{i}?", "chosen": "a", "rejected": text} for i, text in enumerate("bNc")]
+    pairs[1]["rejected"], pairs[2]["rejected"] = "N/A", ""
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    _, told = check(capsys, "ultrafeedback", "pairs.jsonl", count=2)
+    assert "1 x empty responses left out\n  1 x placeholder responses left out\n" in told
+
+
 def test_what_is_merged_is_registered_and_no_part_of_it(capsys, folder):
     info = Path("data/dataset_info.json")
     info.parent.mkdir()

@@ -23,6 +23,7 @@ _blanks = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
 # A name ends in a quote and a colon; so do some texts, as `":"` begins and `"{\"a\": 1}"` goes on.
 _NAME_END = re.compile(rb'"\s*+:')
 _UNESCAPED_NAME_END = re.compile(rb'"(?<!(?<!\\)\\")\s*+:')
+START = 64  # bytes, in which most files with blanks between names and values have one
 LONGEST_WORD = 16  # characters: more than `-Infinity`, or an escape, has
 
 
@@ -44,6 +45,8 @@ def load_given(text: bytes | str) -> Any:
         ValueError: If it is no JSON, or an object has; names it.
     """
     value, names = _load(text)
+    if names is None:
+        return value
     data = text if isinstance(text, bytes) else text.encode(errors="replace")
     # There are at least as many ends as names, and mostly no more.
     if len(_NAME_END.findall(data)) != names and len(_UNESCAPED_NAME_END.findall(data)) != names:
@@ -54,8 +57,11 @@ def load_given(text: bytes | str) -> Any:
     return value
 
 
-def _load(text: bytes | str) -> tuple[Any, int]:
-    """Read one JSON value; return how many names its objects have too, or -1 if not counted."""
+def _load(text: bytes | str) -> tuple[Any, int | None]:
+    """Read one JSON value; return how many names its objects have too, or -1 if not counted.
+
+    None if it is known that nothing was lost: what was read is the same text when it is written.
+    """
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -63,6 +69,9 @@ def _load(text: bytes | str) -> tuple[Any, int]:
             return _whole(json.loads(text if isinstance(text, str) else text.decode())), -1
         except (ValueError, RecursionError):
             raise error from None
+    data = text if isinstance(text, bytes) else text.encode()
+    if b'": ' not in data[:START] and _is_written_so(value, data):
+        return value, None
     names, left = 0, [value]
     for item in left:  # grows with it
         kind = type(item)
@@ -75,6 +84,14 @@ def _load(text: bytes | str) -> tuple[Any, int]:
             # May be made of a whole number beyond 64 bits.
             return json.loads(text), -1
     return value, names
+
+
+def _is_written_so(value: Any, data: bytes) -> bool:
+    """Tell whether a text is just what we write for a value, as in all files of ours."""
+    try:
+        return orjson.dumps(value) == data.strip()
+    except TypeError:  # nested more deeply than can be written
+        return False
 
 
 def array_elements(stream: IO[bytes]) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from typing import Any
 
 MOST_KINDS = 10_000  # of rows that are kept in mind
 EARLY = 5 << 20  # bytes; the rest of the 10 MB has room for the rows that come before these
+_TOLD_APART: set[type] = {list, dict, float}  # types of which not all values are alike
 
 
 class EarlyTypes:
@@ -47,10 +48,10 @@ def _kind(value: Any) -> Any:
     """Return what is alike for rows with values at the same places."""
     kind = type(value)
     if kind is list:
-        inner = {type(item) for item in value}
-        return frozenset(map(_kind, value) if inner & {list, dict, float} else inner)
+        inner = set(map(type, value))
+        return frozenset(inner if inner.isdisjoint(_TOLD_APART) else map(_kind, value))
     if kind is dict:
-        return tuple([(name, _kind(inner)) for name, inner in value.items()])
+        return tuple(value), *map(_kind, value.values())
     return (kind, math.isfinite(value)) if kind is float else kind
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from aft_factory.convert.settings import ConvertSettings
-from aft_factory.convert.sources import SOURCES, ReadRow, left_thoughts, without_truthful_qa
+from aft_factory.convert.sources import SOURCES, ReadRow, without_truthful_qa
 from aft_factory.convert.summary import Summary
 from aft_factory.convert.targets import TARGETS, aggregation_target
 from aft_factory.errors import RecordError
@@ -134,9 +134,6 @@ class Conversion:
                 summary.columns = (number, names_of(line.value))
             try:
                 record = self.read_row(line.value, self.columns, summary.notes)
-                summary.notes.update(
-                    f"answers taken without their {name}" for name in left_thoughts(line.value)
-                )
                 if record.meta:
                     note_beside(record, line.value, summary.beside, self.columns)
                 self.target_text(record)

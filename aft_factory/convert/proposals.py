@@ -24,12 +24,12 @@ def read_proposals(row: Any, columns: Columns, notes: Counter[str]) -> Record:
     Args:
         row: A row in one of those layouts.
         columns: Names of the columns, where they are not the usual ones.
-        notes: Counts rows without proposals; a misspelt column shows there.
+        notes: Counts what was left out, and rows without proposals: a misspelt column shows there.
 
     Raises:
         RecordError: If the row is no record.
     """
-    record = record_from_row(row, columns)
+    record = record_from_row(row, columns, notes)
     if not record.proposals:
         notes["rows without proposals"] += 1
     if (best := best_response(record)) is not None and best != record.reference:

@@ -38,7 +38,7 @@ from aft_factory.records.fields import (
 )
 from aft_factory.records.layouts import MESSAGE_KEYS, Asked, read_query
 from aft_factory.records.leftovers import refuse_leftovers
-from aft_factory.records.messages import from_text
+from aft_factory.records.messages import from_text, note_thought
 from aft_factory.records.record import Record
 from aft_factory.records.texts import refuse_more
 
@@ -68,7 +68,7 @@ def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Recor
     if row.get(field := "completions") is not None:
         asked, responses, preferred = _read_completions(row, columns, notes)
     elif row.get(field := "chosen") is not None:
-        asked, responses, preferred = _read_pair(row, columns)
+        asked, responses, preferred = _read_pair(row, columns, notes)
     else:
         raise RecordError(
             "completions", f"missing, and no 'chosen' either; the row has: {names_of(row)}"
@@ -138,7 +138,7 @@ class _Response:
 def _read_completions(
     row: Mapping[str, Any], columns: Columns, notes: Counter[str]
 ) -> tuple[Asked, list[_Response], None]:
-    asked = read_query(row, columns)
+    asked = read_query(row, columns, notes)
     completions = row["completions"]
     if not isinstance(completions, LIST) or isinstance(completions, str) or not completions:
         raise RecordError("completions", "expected a list with at least one completion")
@@ -158,19 +158,22 @@ def _read_completions(
     return asked, responses, None
 
 
-def _read_pair(row: Mapping[str, Any], columns: Columns) -> tuple[Asked, list[_Response], str]:
-    before, chosen = _split_answer(row["chosen"], "chosen")
-    _, rejected = _split_answer(row.get("rejected"), "rejected")
+def _read_pair(
+    row: Mapping[str, Any], columns: Columns, notes: Counter[str]
+) -> tuple[Asked, list[_Response], str]:
+    before, chosen = _split_answer(row["chosen"], "chosen", notes)
+    _, rejected = _split_answer(row.get("rejected"), "rejected", notes)
     # The whole conversation where it has one: `prompt` may be one message of it, but no other.
     if before:
-        asked = read_query({**row, "chosen": before}, replace(columns, messages="chosen"))
+        named = replace(columns, messages="chosen")
+        asked = read_query({**row, "chosen": before}, named, notes)
         beside = {
             key: row[key] for key in MESSAGE_KEYS if key in row and key not in columns.ignored
         }
         said = [*(message["content"] for message in asked.messages), chosen, rejected]
         refuse_leftovers(beside, said, asked.used)
     else:
-        asked = read_query(row, columns)
+        asked = read_query(row, columns, notes)
     metadata = row.get("metadata") if isinstance(row.get("metadata"), OBJECT) else {}
     responses = []
     for side, text in (("chosen", chosen), ("rejected", rejected)):
@@ -182,7 +185,7 @@ def _read_pair(row: Mapping[str, Any], columns: Columns) -> tuple[Asked, list[_R
     return asked, responses, chosen
 
 
-def _split_answer(value: Any, field: str) -> tuple[list[Any] | None, str]:
+def _split_answer(value: Any, field: str, notes: Counter[str]) -> tuple[list[Any] | None, str]:
     """Take apart a text, or a list of messages that ends with the assistant's."""
     value = from_text(known(value), field)
     if value is None:
@@ -194,6 +197,7 @@ def _split_answer(value: Any, field: str) -> tuple[list[Any] | None, str]:
         content, role = value[-1].get("content"), value[-1].get("role")
         if role == "assistant" and isinstance(content, str):
             refuse_more(value[-1], ("role", "content"), content, f"{field}[{len(value) - 1}]")
+            note_thought(value[-1], notes)
             return list(value[:-1]), content
         raise RecordError(
             f"{field}[{len(value) - 1}]", "expected the assistant's message with a text"

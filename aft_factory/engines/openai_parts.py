@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aft_factory.prompts.thoughts import FIELDS
+from aft_factory.records.messages import THOUGHT_FIELDS
 
 
 def text_of(content: Any) -> Any:
@@ -22,7 +22,7 @@ def text_of(content: Any) -> Any:
 
 def thought_of(message: Mapping[str, Any]) -> str:
     """Return the thought that a message has beside its text."""
-    own = (_words_in(message.get(name)).strip() for name in FIELDS)
+    own = (_words_in(message.get(name)).strip() for name in THOUGHT_FIELDS)
     return thought_in(message.get("content")).strip() or next(filter(None, own), "")
 
 

@@ -9,7 +9,7 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_failures import error_words, read_json, undisguised
 from aft_factory.engines.openai_parts import as_object, text_of, thought_in
 from aft_factory.engines.sampling import Piece, Told
-from aft_factory.prompts.thoughts import FIELDS
+from aft_factory.records.messages import THOUGHT_FIELDS
 
 STOPPED_BY = ("stop_reason", "matched_stop")  # vLLM's and SGLang's: the text or token, or null
 DATA, DONE = b"data:", b"[DONE]"
@@ -79,7 +79,9 @@ class Joining:
             message, delta = choice["message"], _plain(part.get("delta", part.get("message")))
             texts = (choice, "text", part.get("text")), (message, "content", delta.get("content"))
             start = sum(len(at.get(name) or "") for at, name, _ in texts)
-            thought = next((name for name in FIELDS if isinstance(delta.get(name), str)), None)
+            thought = next(
+                (name for name in THOUGHT_FIELDS if isinstance(delta.get(name), str)), None
+            )
             if thought is not None and delta[thought]:
                 before = len(message.get(thought) or "")
                 self._told(Piece(index, delta[thought], before, thought=True))
@@ -122,7 +124,7 @@ def _plain(delta: Any) -> dict[str, Any]:
     content = plain.get("content")
     if not isinstance(content, list):
         return plain
-    return {**plain, "content": text_of(content), FIELDS[0]: thought_in(content)}
+    return {**plain, "content": text_of(content), THOUGHT_FIELDS[0]: thought_in(content)}
 
 
 def _add_text(message: dict[str, Any], name: str, value: Any) -> None:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aft_factory.prompts.probing import alike
-from aft_factory.prompts.thoughts import FIELDS, SWITCHES, ThoughtWords
+from aft_factory.prompts.thoughts import SWITCHES, ThoughtWords
+from aft_factory.records.messages import THOUGHT_FIELDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -84,7 +85,9 @@ def _shown(render: Callable[..., str], chat_template: str, before: str) -> Thoug
 
     plain = render(_ANSWERS[0]).partition(ANSWER)[0]
     for answer in _ANSWERS:
-        thought, closed, behind = render(answer | dict.fromkeys(FIELDS, THOUGHT)).partition(THOUGHT)
+        thought, closed, behind = render(answer | dict.fromkeys(THOUGHT_FIELDS, THOUGHT)).partition(
+            THOUGHT
+        )
         if closed and ANSWER in behind and not _DUMPED.search(behind):
             opening = _opening(thought, plain, before)
             closing = behind.partition(ANSWER)[0].strip()

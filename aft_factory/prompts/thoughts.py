@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FIELDS = ("reasoning_content", "reasoning", "thinking")  # what servers and templates call thoughts
 SWITCHES = ("enable_thinking", "thinking")  # what templates are told whether to think by
 
 

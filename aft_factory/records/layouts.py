@@ -17,6 +17,7 @@ is none of these, is refused by name.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +56,10 @@ class Asked:
     used: frozenset[str]
 
 
-def read_query(row: Mapping[str, Any], columns: Columns = USUAL_COLUMNS) -> Asked:
-    """Read the conversation of a row in one of the layouts above.
+def read_query(
+    row: Mapping[str, Any], columns: Columns = USUAL_COLUMNS, notes: Counter[str] | None = None
+) -> Asked:
+    """Read the conversation of a row in one of the layouts above; `notes` count what is left out.
 
     Raises:
         RecordError: If there is no query, a part of it is wrong, or a column may belong to it.
@@ -84,7 +87,7 @@ def read_query(row: Mapping[str, Any], columns: Columns = USUAL_COLUMNS) -> Aske
         extra = text_of(row[more], more)
         if is_text:
             value = f"{value}\n{extra}" if value else extra
-    messages, answer = parse_conversation(value, name)
+    messages, answer = parse_conversation(value, name, notes=notes)
     if extra is not None and not is_text:
         last = messages[-1]
         messages[-1] = {"role": last["role"], "content": f"{last['content']}\n{extra}"}

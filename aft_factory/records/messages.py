@@ -13,6 +13,8 @@ Pure; knows no columns, no proposals and no targets. What is read:
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from aft_factory.errors import RecordError
@@ -37,6 +39,7 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")  # what a thought is called
 # As Python and numpy print messages, or JSON that is cut off.
 _PRINTED = re.compile(r"\s*(?:array\()?[\[(]?\s*\{\s*(['\"])\w+\1\s*:")
 _KEYS = [[re.compile(rf"(['\"]){key}\1\s*:") for key in pair] for pair in TAGS]
@@ -87,7 +90,7 @@ def parse_messages(value: Any, field: str, *, join: bool = False) -> list[Messag
 
 
 def parse_conversation(
-    value: Any, field: str, *, join: bool = False
+    value: Any, field: str, *, join: bool = False, notes: Counter[str] | None = None
 ) -> tuple[list[Message], str | None]:
     """Read a conversation: a text, or a list of `{role, content}` or `{from, value}`.
 
@@ -97,6 +100,7 @@ def parse_conversation(
         value: The conversation.
         field: What it is called.
         join: Whether neighbours of one role are one message, a blank line between them.
+        notes: Counts what was left out.
 
     Returns:
         The messages up to the user's last one, and the answer behind it, if there is one.
@@ -138,11 +142,19 @@ def parse_conversation(
     answer = None
     if messages and messages[-1]["role"] == "assistant":
         answer = messages.pop()["content"]
+        note_thought(given[-1], notes)
     if not messages or messages[-1]["role"] != "user":
         raise RecordError(field, "the last message must be the user's, got 'system'")
     if not messages[-1]["content"].strip():
         raise RecordError(field, "the query is empty")
     return messages, answer
+
+
+def note_thought(answer: Mapping[str, Any], notes: Counter[str] | None) -> None:
+    """Count an answer that has its thought beside it: it is read without."""
+    if notes is not None:
+        left = (name for name in THOUGHT_FIELDS if not is_blank(answer.get(name)))
+        notes.update(f"answers taken without their {name}" for name in left)
 
 
 def single_turn(value: Any, field: str) -> Any:

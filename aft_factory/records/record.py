@@ -14,6 +14,7 @@ Every key is always written and `meta` is JSON text, so that Arrow finds equal c
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ from aft_factory.records.fields import (
     parse_list,
 )
 from aft_factory.records.layouts import read_query
-from aft_factory.records.messages import Message
+from aft_factory.records.messages import Message, note_thought
 
 Row = dict[str, Any]
 
@@ -94,7 +95,9 @@ class Record:
         }
 
 
-def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
+def record_from_row(
+    row: Any, columns: Columns = USUAL_COLUMNS, notes: Counter[str] | None = None
+) -> Record:
     """Read a record from a row of any of the accepted layouts.
 
     Args:
@@ -106,13 +109,14 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
             `aggregation_thought` and `meta` of other types than ours; what else the drafts' objects
             hold is there as "of_proposals".
         columns: Names of the columns, where they are not the usual ones.
+        notes: Counts what was left out.
 
     Raises:
         RecordError: If the row is no record; names the field.
     """
     if not isinstance(row, OBJECT):
         raise RecordError("row", f"expected an object, got {kind(row)}")
-    asked = read_query(row, columns)
+    asked = read_query(row, columns, notes)
     used = set(asked.used)
 
     def take(
@@ -174,6 +178,8 @@ def record_from_row(row: Any, columns: Columns = USUAL_COLUMNS) -> Record:
         more[name] = asked.answer
     if rest is not None:
         more["of_proposals"] = rest
+        for draft in rest:
+            note_thought(draft, notes)
     return Record(
         id=identity,
         messages=asked.messages,

@@ -429,6 +429,19 @@ def test_readme_rows_are_not_from_truthful_qa(real):
     assert not any(map(is_truthful_qa, real.rows("ultrafeedback_readme_rows.jsonl")))
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_an_answer_that_is_taken_without_its_thought_is_noted(name):
+    def answer(text, thought):
+        return [USER, {"role": "assistant", "content": text, name: thought}]
+
+    row = {"prompt": "q", "chosen": answer("a", "why a"), "rejected": answer("b", "why b")}
+    assert read(row)[1] == {f"answers taken without their {name}": 2}
+    assert read(row | {"rejected": answer("b", " ")})[1] == {
+        f"answers taken without their {name}": 1
+    }
+    assert read(row | {"chosen": "a", "rejected": "b", name: "why"})[1] == {}
+
+
 def test_a_response_that_is_missing_as_nan_is_blank_and_other_columns_are_kept():
     row = {"instruction": "Q", "completions": [{"response": float("nan")}, {"response": "a"}], "facts": "F"}  # fmt: skip
     notes = Counter()

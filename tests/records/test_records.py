@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 from decimal import Decimal
 
 import pytest
@@ -299,6 +300,36 @@ def test_unknown_columns_are_refused(names, message):
     with pytest.raises(UsageError) as caught:
         Columns.from_mapping(names)
     assert str(caught.value) == message
+
+
+TURNS = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
+WITH_THOUGHT = [TURNS[0], TURNS[1] | {"reasoning": "2 + 3"}]
+LEFT = {
+    "an answer with its thought": ({"messages": WITH_THOUGHT}, 1),
+    "as JSON text": ({"messages": str(WITH_THOUGHT).replace("'", '"')}, 1),
+    "as a list of each key": (
+        {
+            "messages": {
+                "role": ["user", "assistant"],
+                "content": ["q", "5"],
+                "reasoning": ["", "2"],
+            }
+        },
+        1,
+    ),
+    "a blank thought": ({"messages": [TURNS[0], TURNS[1] | {"reasoning": " "}]}, 0),
+    "an earlier answer's": ({"messages": [*WITH_THOUGHT, TURNS[0]]}, 0),
+    "the query's": ({"messages": [TURNS[0] | {"reasoning": "2 + 3"}, TURNS[1]]}, 0),
+    "a column that is not read": ({"query": "q", "reasoning": "2", "other": WITH_THOUGHT}, 0),
+    "drafts with theirs": ({"query": "q", "proposals": ["4", *2 * WITH_THOUGHT[1:]]}, 2),
+}
+
+
+@pytest.mark.parametrize(("row", "count"), LEFT.values(), ids=LEFT)
+def test_an_answer_that_is_taken_without_its_thought_is_noted(row, count):
+    notes = Counter()
+    assert record_from_row(row, notes=notes) == record_from_row(row)
+    assert notes == ({"answers taken without their reasoning": count} if count else {})
 
 
 def test_ids_never_change():

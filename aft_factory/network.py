@@ -111,6 +111,19 @@ def is_sendable(text: str) -> bool:
     return re.fullmatch(r"[\x20-\x7e]*", text) is not None
 
 
+def check_headers(headers: Mapping[str, Any]) -> None:
+    """Refuse what OpenAI's client takes from variables of its own and cannot send.
+
+    Raises:
+        UsageError: With the variables.
+    """
+    for header, value in headers.items():
+        if isinstance(value, str) and not is_sendable(value):
+            named = (n for n, v in os.environ.items() if n.startswith("OPENAI_") and value in v)
+            names = ", ".join(named) or "the environment"
+            raise UsageError(f"{names}: expected printable ASCII, as it is sent in {header}")
+
+
 @contextlib.contextmanager
 def making_client() -> Iterator[None]:
     """Tell what in the environment keeps an HTTP client from being made.

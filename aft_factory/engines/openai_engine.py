@@ -14,10 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -30,7 +29,7 @@ from aft_factory.engines.openai_system import takes_system
 from aft_factory.engines.sampling import Reply, Request, Sampling, Told, joined, shifted
 from aft_factory.engines.telling import apart
 from aft_factory.errors import UsageError, needing
-from aft_factory.network import is_sendable, making_client
+from aft_factory.network import check_headers, making_client
 from aft_factory.prompts.thought_probes import Thoughts
 from aft_factory.prompts.tokenizer import shows_system
 
@@ -124,8 +123,9 @@ class OpenAIEngine:
                 max_retries=0,
                 http_client=http,
                 default_query=dict(parse_qsl(query)),
+                default_headers={"api-key": key} if query else None,  # as Azure wants it
             )
-            _check_headers(client.default_headers)
+            check_headers(client.default_headers)
             servers.append(Server(shown_url(place), client, http, omit, connect))
         try:
             servers, name, told = await choose(servers, model)
@@ -280,15 +280,6 @@ def _decoding(sampling: Sampling, seed: int) -> dict[str, Any]:
     if sampling.top_k is not None:
         body["top_k"] = sampling.top_k
     return body | dict(sampling.extra)
-
-
-def _check_headers(headers: Mapping[str, Any]) -> None:
-    """Refuse what the client takes from further variables of its own and cannot send."""
-    for header, value in headers.items():
-        if isinstance(value, str) and not is_sendable(value):
-            named = (n for n, v in os.environ.items() if n.startswith("OPENAI_") and value in v)
-            names = ", ".join(named) or "the environment"
-            raise UsageError(f"{names}: expected printable ASCII, as it is sent in {header}")
 
 
 def _allow_open_files() -> None:

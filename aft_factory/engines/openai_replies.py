@@ -19,15 +19,18 @@ STOPS = "%s does not tell what ended an answer: of a thought that `stop` ends, i
 
 
 def parse_body(body: bytes, url: str) -> dict[str, Any]:
-    """Return the object in a body of status 200, unless it is an error in disguise."""
+    """Return the completion in a body of status 200, unless it is an error in disguise."""
     data = parse_answer(body, url)
     if isinstance(data, list):
         raise _no_object(body, url)
+    choices = data.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise EngineError(f"expected choices, got none: {error_words(body)}", "refused")
     return data
 
 
 def parse_answer(body: bytes, url: str) -> dict[str, Any] | list[Any]:
-    """Return the same, or an array: some list their models in a bare one."""
+    """Return the object, or an array: some list their models in a bare one."""
     data = joined_stream(body, url) if is_stream(body) else read_json(body)
     if not isinstance(data, dict | list):
         raise _no_object(body, url)
@@ -58,11 +61,7 @@ def read_reply(
         cached: From what the body says of cached tokens, and of how many samples, to what is known.
         words: Around a thought, where the text may hold one.
     """
-    choices = data.get("choices")
-    if not isinstance(choices, list) or not choices:
-        raise EngineError(
-            f"expected choices, got none: {error_words(exact_json.dump(data))}", "refused"
-        )
+    choices = data["choices"]
     usage = as_object(data.get("usage"))
     told = whole(as_object(usage.get("prompt_tokens_details")).get("cached_tokens"))
     written = whole(usage.get("completion_tokens"))

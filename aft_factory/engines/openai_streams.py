@@ -13,11 +13,12 @@ from aft_factory.records.messages import THOUGHT_FIELDS
 
 STOPPED_BY = ("stop_reason", "matched_stop")  # vLLM's and SGLang's: the text or token, or null
 DATA, DONE = b"data:", b"[DONE]"
+BEGINNINGS = (DATA, b"event:", b"id:", b"retry:", b":")  # of its lines
 
 
 def is_stream(body: bytes) -> bool:
     """Tell whether a body is a stream of events."""
-    return body.lstrip()[:6].startswith((DATA, b"event:", b":"))
+    return body.lstrip()[:6].startswith(BEGINNINGS)
 
 
 async def lines_of(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

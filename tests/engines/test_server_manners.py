@@ -197,6 +197,19 @@ def test_settings_that_do_not_even_do_for_a_short_question_end_everything():
     assert sent[1] | {"messages": 0} == sent[0] | {"messages": 0}
 
 
+@pytest.mark.parametrize("choices", [{}, {"choices": None}, {"choices": []}])
+def test_an_answer_without_choices_is_a_refusal_of_one_or_of_all(choices):
+    """Some tell a wrong key or a spent balance so, in words of their own behind status 200."""
+    none = lambda *_: web.json_response({"base_resp": {"status_msg": "no balance"}, **choices})  # noqa: E731
+    replies, sent = gathered(none)
+    assert ({error.kind for error in replies}, len(sent)) == ({"fatal"}, 2)
+    assert "expected choices, got none: " in str(replies[0])
+    assert "no balance" in str(replies[0])
+    first = lambda _, b: none() if b["messages"][0]["content"] == QUESTIONS[0] else None  # noqa: E731
+    replies, sent = gathered(first)
+    assert (replies[0].kind, len(texts(replies[1:]))) == ("refused", len(QUESTIONS) - 1)
+
+
 # As vLLM 0.23 says it, and transformers 5.
 TEMPLATELESS = (
     "As of transformers v4.44, default chat template is no longer allowed, so you must provide a "

@@ -20,7 +20,7 @@ from aft_factory.engines.openai_engine import OpenAIEngine
 from aft_factory.engines.openai_failures import MOST_WORDS, error_words, failure_of
 from aft_factory.engines.openai_fields import Fields
 from aft_factory.engines.openai_replies import parse_body, read_reply
-from aft_factory.engines.openai_streams import lines_of
+from aft_factory.engines.openai_streams import BEGINNINGS, lines_of
 from aft_factory.engines.sampling import Request, Sampling
 
 ANSWER = {"choices": [{"message": {"content": "It is 42."}, "finish_reason": "stop"}]}
@@ -105,6 +105,7 @@ def test_a_text_that_is_null_leaves_the_message_to_be_read():
         [event({"content": "It is 42."}), event({}, "stop", message={"content": "It is 42."})],
         [b"data: : PROCESSING", b": PROCESSING", event({"content": "It is 42."}, "stop")],
         [b"data: ", event({"content": "It is 42."}, "stop"), b"event: done", b"data: [DONE]"],
+        *([name + b" 7", event({"content": "It is 42."}, "stop")] for name in BEGINNINGS[1:]),
     ],
 )
 def test_a_stream_that_came_to_an_end_is_read_however_it_says_so(lines):
@@ -370,6 +371,19 @@ def test_what_follows_a_question_mark_is_sent_with_every_request():
     assert ("/openai/chat/completions", "api-version=1") in seen
     # Neither a password nor what may be a key is in what is told.
     assert engine._servers[0].url == f"http://{host}/openai"
+
+
+@pytest.mark.parametrize(("query", "header"), [("?api-version=1", "sk-1"), ("", None)])
+def test_where_a_question_mark_is_a_key_is_sent_as_azure_wants_it(query, header, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    seen = []
+
+    async def handle(request):
+        seen.append((request.headers.get("api-key"), request.headers.get("Authorization")))
+        return web.json_response({"data": [{"id": "m"}]} if request.method == "GET" else ANSWER)
+
+    ask_site(handle, "http://{}/openai" + query)
+    assert {seen[0], seen[-1]} == {(header, "Bearer sk-1")}
 
 
 def test_a_redirection_that_loses_the_question_is_told_with_where_it_led():

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from aft_factory import __version__
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.ray_actor import Absent, Hello, Opening, Replica, comparable
+from aft_factory.engines.ray_calls import result, words_of
 from aft_factory.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Replicas:
             served: What is to answer, as it is here; None takes the first one's word for all.
 
         Raises:
-            UsageError: If the first that comes to an end of loading cannot load.
+            UsageError: If the first that comes to an end of loading cannot load; of several, each
+                is tried twice.
         """
         import ray
 
@@ -133,7 +135,7 @@ class Replicas:
         """Have a replica call a method of what it holds; see `ask`."""
         # Bytes of our own, as Ray takes twice as long to pack anything else.
         packed = pickle.dumps((name, given), pickle.HIGHEST_PROTOCOL)
-        return await self.ask(weight, lambda actor: _result(actor.call.remote(packed)))
+        return await self.ask(weight, lambda actor: result(actor.call.remote(packed)))
 
     async def ask(self, weight: int, call: Callable[[Any], Awaitable[Any]]) -> Any:
         """Have a replica do something, and another one if it is lost meanwhile.
@@ -159,9 +161,9 @@ class Replicas:
             try:
                 answer = await call(member.actor)
             except RayTaskError as error:  # our own error, or an answer that cannot be carried
-                raise EngineError(f"{member.name}: {_words(error)}", "retry") from error
+                raise EngineError(f"{member.name}: {words_of(error)}", "retry") from error
             except RayError as error:  # its process, its node or its answer is gone
-                answer, words = Absent(), _words(error)
+                answer, words = Absent(), words_of(error)
             finally:
                 member.busy -= weight
             if isinstance(answer, EngineError):
@@ -244,15 +246,20 @@ class Replicas:
         for failed in range(1, MOST_STARTS + 1):
             try:
                 said = await self._started(member)
-                break
+                # Who loads beside it may have taken its port, or who was there before it still
+                # have the GPU's memory; but where none has loaded yet, all may tell the same.
+                last = 1 if len(self._members) == 1 else 2
+                if isinstance(said, Hello) or (not self._any and failed == last):
+                    break
+                _log.warning("%s cannot be loaded, and is tried again: %s", member.name, said)
             except RayTaskError as error:
-                said = UsageError(_words(error))
+                said = UsageError(words_of(error))
                 break
             except RayError as error:
-                said = UsageError(_words(error))
+                said = UsageError(words_of(error))
                 if getattr(error, "actor_init_failed", False):
                     return UsageError(f"{said}; every node needs the aft-factory that is here")
-                await asyncio.sleep(min(2.0**failed, LONGEST_PAUSE))
+            await asyncio.sleep(min(2.0**failed, LONGEST_PAUSE))
         return self._vetted(said) if isinstance(said, Hello) else said
 
     def _vetted(self, said: Hello) -> Hello | UsageError:
@@ -270,7 +277,7 @@ class Replicas:
 
     async def _started(self, member: _Member) -> Hello | UsageError:
         """Have one load; say so now and then where no other is there to answer."""
-        start = asyncio.ensure_future(_result(member.actor.start.remote()))
+        start = asyncio.ensure_future(result(member.actor.start.remote()))
         try:
             while not (await asyncio.wait([start], timeout=TELL_AFTER))[0]:
                 if not any(other.hello for other in self._members):
@@ -279,22 +286,3 @@ class Replicas:
             return said
         finally:
             start.cancel()
-
-
-async def _result(ref: Any) -> Any:
-    """Wait for a call, and return its result as it was packed; give it up with who waits."""
-    import ray
-
-    try:
-        answer = await ref
-        return pickle.loads(answer) if isinstance(answer, bytes) else answer
-    except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            ray.cancel(ref)
-        raise
-
-
-def _words(error: Exception) -> str:
-    """Return what a person needs of Ray's many lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [repr(error)])[-1][:300]

@@ -276,7 +276,8 @@ def begun_with(here, *openings):
     turns = iter(openings)
 
     async def whole():
-        opened = await RayEngine.start(lambda: next(turns)(), len(openings), 0, what="a model")
+        count = min(len(openings), 2)
+        opened = await RayEngine.start(lambda: next(turns)(), count, 0, what="a model")
         await opened.close()
 
     try:
@@ -290,8 +291,59 @@ async def broken():
 
 
 def test_if_the_first_that_ends_loading_cannot_nobody_waits_for_the_others(here):
-    with pytest.raises(UsageError, match=r"replica 0 .* cannot be loaded: .* no such thing"):
-        begun_with(here, broken, asyncio.Event().wait)
+    async def again():
+        raise ValueError("once more no such thing")
+
+    with pytest.raises(UsageError, match=r"replica 0 .* cannot be loaded: .* once more no such"):
+        begun_with(here, broken, asyncio.Event().wait, again)
+    assert sum(handle.calls.count("start") for handle in here.handles) == 3
+
+
+def test_a_single_one_that_cannot_be_loaded_is_told_at_once(here):
+    with pytest.raises(UsageError, match="no such thing"):
+        begun_with(here, broken)
+    assert here.handles[0].calls == ["start"]
+
+
+def test_a_port_that_another_took_while_all_loaded_costs_no_replica(here, caplog):
+    async def lose(opened, gates):
+        return [member.hello is not None for member in opened._members]
+
+    turns = iter([broken])
+
+    async def opening():
+        return await next(turns, good)()
+
+    async def good():
+        return Engine("0", {})
+
+    assert run(here, lose, opening=opening) == [True, True]
+    assert "cannot be loaded, and is tried again" in caplog.text
+
+
+@pytest.mark.parametrize("failures", [4, 5])
+def test_where_it_was_loaded_before_a_gpu_may_not_be_free_yet(here, caplog, failures):
+    async def lose(opened, gates):
+        here.handles[0].lose(GONE)
+        asked = asyncio.create_task(opened.sample(REQUEST))
+        await settle()
+        return texts(await asked)
+
+    async def good():
+        engine = Engine("it", {})
+        engine.gate.set()
+        return engine
+
+    turns = iter([good] + [broken] * failures)
+
+    async def opening():
+        return await next(turns, good)()
+
+    if failures == 4:
+        assert run(here, lose, count=1, opening=opening) == {"it"}
+    else:
+        with pytest.raises(EngineError, match=r"cannot be loaded: .*no such thing"):
+            run(here, lose, count=1, opening=opening)
 
 
 def test_where_none_is_ready_yet_it_is_told_after_a_while(here, caplog, monkeypatch):

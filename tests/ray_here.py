@@ -26,8 +26,13 @@ class Method:
     def __init__(self, handle, name):
         self._handle, self._name = handle, name
 
+    def options(self, **_):
+        return self
+
     def remote(self, *given):
-        """Call it."""
+        """Call it; of a stream, the parts can be gone through."""
+        if self._name == "stream":
+            return self._handle.parts(*given)
         return Ref(self._handle.run(self._name, *given))
 
 
@@ -58,12 +63,29 @@ class Handle:
             self._calls.discard(lost)
             call.cancel()
 
+    async def parts(self, *given):
+        stream = self._replica.stream(*given)
+        lost = asyncio.get_running_loop().create_future()
+        self._calls.add(lost)
+        try:
+            while True:
+                part = asyncio.ensure_future(anext(stream, None))
+                await asyncio.wait([part, lost], return_when=asyncio.FIRST_COMPLETED)
+                if lost.done() and not lost.exception():
+                    part.cancel()
+                    return
+                if not lost.done() and part.result() is None:
+                    return
+                yield lost if lost.done() else part
+        finally:
+            self._calls.discard(lost)
+
     def lose(self, error):
-        """Have its process end: all calls fail, and another one begins."""
+        """Have its process end: all calls fail (without an error: end), and another one begins."""
         self._replica = self._make()
         for lost in self._calls:
             with contextlib.suppress(asyncio.InvalidStateError):
-                lost.set_exception(error)
+                lost.set_exception(error) if error else lost.set_result(None)
 
 
 class Here:

@@ -64,7 +64,7 @@ class RayEngine(Replicas):
 
         async def follow(actor: Any) -> Reply | EngineError | Absent:
             parts = actor.stream.options(num_returns="streaming").remote(request)
-            answer: Reply | EngineError | Absent = Absent()
+            answer: Any = Absent()
             try:
                 async for part in parts:
                     answer = await part
@@ -73,7 +73,7 @@ class RayEngine(Replicas):
             except asyncio.CancelledError:
                 ray.cancel(parts)
                 raise
-            return answer
+            return Absent() if isinstance(answer, list) else answer  # it ended before its reply
 
         reply: Reply = await self.ask(request.n, follow)
         return reply

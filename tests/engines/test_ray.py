@@ -310,7 +310,7 @@ def test_what_cannot_be_loaded_is_told_once_and_an_error_of_the_engine_comes_as_
 
 
 CHECKED = """
-import asyncio, functools, os, psutil, sys, threading, time
+import asyncio, os, psutil, sys, threading, time
 from aft_factory.run.__main__ import main
 from aft_factory.stage import replicas
 
@@ -318,6 +318,8 @@ def look():
     while True:
         for process in psutil.Process().children(recursive=True):
             try:
+                if "ray::Replica" in " ".join(process.cmdline()) and process.nice() > own:
+                    seen.add("nicer than the driver")
                 for one in process.net_connections():
                     if one.status == "LISTEN":
                         seen.add(one.laddr.ip.removeprefix("::ffff:"))
@@ -331,10 +333,17 @@ def placed(*given):
     seen.update({"RAY_AUTH_TOKEN"} & os.environ.keys())  # what is begun meanwhile would inherit it
     return place(*given)
 
-seen = set()
+seen, own = set(), psutil.Process().nice()
 place, replicas.placed = replicas.placed, placed
 threading.Thread(target=look, daemon=True).start()
-replicas.scripted = functools.partial(replicas.scripted, delay=2.0)
+scripted = replicas.scripted
+
+async def chatty():
+    print("said on a node")
+    print("said there too", file=sys.stderr)
+    return await scripted(delay=2.0)
+
+replicas.scripted = chatty
 code = main(sys.argv[1:])
 left = [p.name() for p in psutil.Process().children(recursive=True) if "ray" in p.name()]
 print("seen", *sorted(seen), "left", *left)

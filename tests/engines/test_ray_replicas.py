@@ -18,7 +18,7 @@ from aft_factory.engines.engine import EngineError
 from aft_factory.engines.identity import contents, fingerprint
 from aft_factory.engines.ray_actor import Absent, Replica, comparable
 from aft_factory.engines.ray_engine import RayEngine, RayReward
-from aft_factory.engines.sampling import Request, Sampling
+from aft_factory.engines.sampling import Piece, Request, Sampling
 from aft_factory.engines.scripted import ScriptedEngine
 from aft_factory.engines.vllm_served import Served
 from aft_factory.errors import UsageError
@@ -47,6 +47,12 @@ class Engine(ScriptedEngine):
 
     async def sample(self, request):
         await self.gate.wait()
+        return await super().sample(request)
+
+    async def stream(self, request, told):
+        told(Piece(0, "first", 0))
+        await self.gate.wait()
+        told(Piece(0, "last", 5, ended=True))
         return await super().sample(request)
 
     async def reachable(self):
@@ -455,7 +461,34 @@ def test_in_the_end_each_closes_what_it_holds_and_is_killed(here):
     assert all(handle.killed for handle in here.handles)
 
 
-def test_a_stream_begins_anew_with_nothing_held():
+@pytest.mark.parametrize("error", [GONE, None])
+def test_a_lost_stream_begins_anew_with_another_replica(here, caplog, error):
+    async def lose(opened, gates):
+        told = []
+        asked = asyncio.create_task(opened.stream(REQUEST, told.append))
+        while not told:
+            await asyncio.sleep(0.01)
+        gates["1"].set()
+        here.handles[0].lose(error)
+        return texts(await asked), [piece.text for piece in told], opened._members[0].busy
+
+    assert run(here, lose) == ({"1"}, ["first", "first", "last"], 0)
+    assert caplog.text.count("is lost") == 1
+
+
+def test_a_stream_counts_for_what_its_replica_has_to_do(here):
+    async def ask(opened, gates):
+        stream = asyncio.create_task(opened.stream(REQUEST, lambda piece: None))
+        await settle()
+        for gate in gates.values():
+            gate.set()
+        answer = texts(await opened.sample(REQUEST))
+        return answer, texts(await stream)
+
+    assert run(here, ask) == ({"1"}, {"0"})
+
+
+def test_a_stream_with_nothing_held_tells_that():
     async def follow():
         replica = Replica(None, [], [], os.getcwd())
         return [part async for part in replica.stream(REQUEST)]

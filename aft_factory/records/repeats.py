@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from hashlib import blake2b
+
+from xxhash import xxh3_64
 
 from aft_factory.records.messages import Message
 
@@ -23,7 +24,7 @@ class Repeats:
 
     def add(self, *texts: str) -> None:
         """Take note of a value, by a hash that is the same in every process."""
-        found = blake2b(digest_size=8)
+        found = xxh3_64()
         for text in texts:
             data = text.encode("utf-8", "surrogatepass")
             found.update(b"%d:" % len(data))

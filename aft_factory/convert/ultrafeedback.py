@@ -29,6 +29,7 @@ from aft_factory.records.columns import Columns
 from aft_factory.records.fields import (
     LIST,
     OBJECT,
+    is_list,
     items_of,
     kind,
     known,
@@ -74,39 +75,37 @@ def read_ultrafeedback(row: Any, columns: Columns, notes: Counter[str]) -> Recor
             "completions", f"missing, and no 'chosen' either; the row has: {names_of(row)}"
         )
 
-    kept: dict[str, _Response] = {}
+    kept: list[_Response] = []
+    texts: list[str] = []  # of them: a few texts are faster compared than hashed
     for response in responses:
-        if response.text in kept:
+        if response.text in texts:
             notes["duplicate responses left out"] += 1
-            earlier = kept[response.text]
-            if response.rank > earlier.rank:
-                kept[response.text] = _Response(response.text, response.model, response.score)
+            at = texts.index(response.text)
+            if response.rank > kept[at].rank:
+                kept[at] = response
         elif not response.text or response.text.isspace():
             notes["empty responses left out"] += 1
         elif response.text in PLACEHOLDERS:
             notes["placeholder responses left out"] += 1
         else:
-            kept[response.text] = response
+            kept.append(response)
+            texts.append(response.text)
     if not kept:
         raise RecordError(field, "no usable response")
-    best = max(kept.values(), key=lambda r: r.rank)
+    best = max(kept, key=lambda r: r.rank)
     reference = best.text if best.score is not None else None
     if preferred is not None:
-        reference = preferred if preferred in kept else None
+        reference = preferred if preferred in texts else None
     name = "prompt_id" if row.get("id") is None else "id"
     return Record(
         id=parse_id(row.get(name), name),
         messages=asked.messages,
-        proposals=list(kept),
+        proposals=texts,
         aggregation=optional_text(row.get("aggregation"), "aggregation"),
         reference=reference,
         source=row["source"] if isinstance(row.get("source"), str) else "",
-        scores=[r.score for r in kept.values()]
-        if any(r.score is not None for r in kept.values())
-        else None,
-        proposal_models=[r.model for r in kept.values()]
-        if any(r.model for r in kept.values())
-        else None,
+        scores=[r.score for r in kept] if any(r.score is not None for r in kept) else None,
+        proposal_models=[r.model for r in kept] if any(r.model for r in kept) else None,
         meta={str(key): row[key] for key in row if key not in _KNOWN and key not in asked.used},
     )
 
@@ -117,9 +116,7 @@ def is_truthful_qa(row: Any) -> bool:
         return False
     answers = row.get("correct_answers")
     return row.get("source") == "truthful_qa" or bool(
-        isinstance(answers, LIST)
-        and not isinstance(answers, str)
-        and list(answers) not in ([], ["None"])
+        is_list(answers) and list(answers) not in ([], ["None"])
     )
 
 
@@ -140,7 +137,7 @@ def _read_completions(
 ) -> tuple[Asked, list[_Response], None]:
     asked = read_query(row, columns, notes)
     completions = row["completions"]
-    if not isinstance(completions, LIST) or isinstance(completions, str) or not completions:
+    if not is_list(completions) or not completions:
         raise RecordError("completions", "expected a list with at least one completion")
     responses = []
     for index, completion in enumerate(completions):

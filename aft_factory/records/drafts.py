@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from aft_factory.errors import RecordError
-from aft_factory.records.fields import LIST, OBJECT, as_number, is_blank, items_of, kind, known
+from aft_factory.records.fields import OBJECT, as_number, is_blank, is_list, items_of, kind, known
 from aft_factory.records.texts import text_of_parts
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def parse_drafts(value: Any, field: str) -> Drafts:
                 if rest := {key: other for key, other in others.items() if not is_blank(other)}:
                     rests[index] = rest
         text = "" if known(text) is None else text  # a draft that is missing
-        if isinstance(text, LIST) and not isinstance(text, str):
+        if is_list(text):
             text = text_of_parts(text, f"{field}[{index}]")
         if not isinstance(text, str):
             raise _no_draft(f"{field}[{index}]", item)

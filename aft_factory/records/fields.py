@@ -10,7 +10,7 @@ import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard
 
 from aft_factory.errors import RecordError
 from aft_factory.records import exact_json
@@ -39,14 +39,21 @@ def as_number(value: Any) -> Any:
     return known(value)
 
 
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Tell whether a value is a list, and no text."""
+    return isinstance(value, list) or (not isinstance(value, str) and isinstance(value, Sequence))
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """Go through the values in lists and objects, however deep, in no order; keys aside."""
     left = [value]
     while left:
         value = left.pop()
-        if isinstance(value, OBJECT):
+        if isinstance(value, str | bytes):
+            yield value
+        elif isinstance(value, OBJECT):
             left += value.values()
-        elif isinstance(value, LIST) and not isinstance(value, str | bytes):
+        elif isinstance(value, LIST):
             left += value
         else:
             yield value
@@ -68,12 +75,12 @@ def items_of(value: Any) -> list[Any] | None:
     """
     if isinstance(value, OBJECT):
         columns = list(value.values())
-        if not columns or not all(isinstance(c, LIST) and not isinstance(c, str) for c in columns):
+        if not columns or not all(map(is_list, columns)):
             return None
         if len({len(column) for column in columns}) > 1:
             return None
         return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
-    return list(value) if isinstance(value, LIST) and not isinstance(value, str) else None
+    return list(value) if is_list(value) else None
 
 
 def from_json(value: Any) -> Any:
@@ -108,7 +115,7 @@ def parse_list(value: Any, field: str, types: tuple[type, ...], length: int) -> 
     """
     if value is None:
         return None
-    if not isinstance(value, LIST) or isinstance(value, str):
+    if not is_list(value):
         raise RecordError(field, f"expected a list, got {kind(value)}")
     if len(value) != length:
         raise RecordError(field, f"expected {length} entries, one per proposal, got {len(value)}")

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from aft_factory.errors import RecordError
-from aft_factory.records.fields import LIST, OBJECT, from_json, is_blank, kind, leaves
+from aft_factory.records.fields import OBJECT, from_json, is_blank, is_list, kind, leaves
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+")
 # A last word that says nothing, or which of several it is.
@@ -127,7 +127,7 @@ def _is_said(text: str, texts: list[str]) -> bool:
 
 def _told(value: Any) -> Iterator[Any]:
     """Go through what a value tells: of messages and parts, the texts."""
-    if isinstance(value, LIST) and not isinstance(value, str):
+    if is_list(value):
         value = [
             {key: item[key] for key in item if key not in _TAGS}
             if isinstance(item, OBJECT)

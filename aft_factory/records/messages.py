@@ -19,10 +19,10 @@ from typing import Any, TypedDict
 
 from aft_factory.errors import RecordError
 from aft_factory.records.fields import (
-    LIST,
     OBJECT,
     from_json,
     is_blank,
+    is_list,
     items_of,
     kind,
     known,
@@ -164,7 +164,7 @@ def single_turn(value: Any, field: str) -> Any:
         RecordError: If there are several, or a turn holds more than its text.
     """
     turns = from_json(value)
-    if not isinstance(turns, LIST) or isinstance(turns, str):
+    if not is_list(turns):
         return value
     if len(turns) != 1:
         problem = f"{len(turns)} turns, of which only one can be asked; use the task mt_bench"
@@ -212,7 +212,7 @@ def _history(value: Any, field: str) -> list[Message]:
         return messages[:-1]
     messages = []
     for index, pair in enumerate(given):
-        if not isinstance(pair, LIST) or isinstance(pair, str) or len(pair) != 2:
+        if not is_list(pair) or len(pair) != 2:
             raise RecordError(f"{field}[{index}]", f"expected [user, assistant], got {kind(pair)}")
         for role, text in zip(("user", "assistant"), pair, strict=True):
             messages.append({"role": role, "content": text_of(text, f"{field}[{index}]")})

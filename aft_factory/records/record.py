@@ -30,6 +30,7 @@ from aft_factory.records.fields import (
     OBJECT,
     from_json,
     is_blank,
+    is_list,
     kind,
     known,
     names_of,
@@ -127,10 +128,11 @@ def record_from_row(
                 raise RecordError(given, f"no such column; the row has: {names_of(row)}")
             names = (given,)
         present = [name for name in names if name in row]
-        filled = (name for name in present if not nothing(row[name]))
-        name = next(filled, next(iter(present), ""))
+        name = present[0] if present else names[0]
+        if len(present) > 1:
+            name = next((other for other in present if not nothing(row[other])), name)
         used.add(name)
-        return name or names[0], known(row.get(name))
+        return name, known(row.get(name))
 
     name, value = take(
         *PROPOSAL_KEYS, given=columns.proposals, nothing=lambda value: _is_nothing(from_json(value))
@@ -139,7 +141,7 @@ def record_from_row(
     beside: dict[str, list[Any] | None] = {}
     for name, types in (("scores", (int, float)), ("proposal_models", (str,))):
         value = from_json(known(row.get(name)))
-        if value is None or (isinstance(value, LIST) and not isinstance(value, str)):
+        if value is None or is_list(value):
             used.add(name)
             beside[name] = parse_list(value, name, types, len(proposals))
     scores = put_together(beside.get("scores"), scores)

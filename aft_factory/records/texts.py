@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from aft_factory.errors import RecordError
-from aft_factory.records.fields import LIST, OBJECT, is_blank, kind, known
+from aft_factory.records.fields import OBJECT, is_blank, is_list, kind, known
 from aft_factory.records.leftovers import may_be_part
 
 PART_TEXTS = ("text", "value")
@@ -22,7 +22,7 @@ def text_of(value: Any, field: str) -> str:
     Raises:
         RecordError: If it is neither.
     """
-    if isinstance(value, LIST) and not isinstance(value, str) and value:
+    if is_list(value) and value:
         return text_of_parts(value, field)
     if not isinstance(value, str):
         raise RecordError(field, f"expected a text, got {kind(value)}")
@@ -57,8 +57,7 @@ def text_of_parts(parts: Sequence[Any], field: str) -> str:
 def is_parts(value: Any) -> bool:
     """Tell whether a value is a list of parts, and not of messages."""
     return (
-        isinstance(value, LIST)
-        and not isinstance(value, str)
+        is_list(value)
         and bool(value)
         and all(
             isinstance(part, OBJECT) and "type" in part and "role" not in part for part in value

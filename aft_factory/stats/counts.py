@@ -19,7 +19,7 @@ from aft_factory.prompts.estimating import HOW, estimated_row, estimated_tokens
 from aft_factory.prompts.rendering import load_template
 from aft_factory.prompts.selection import whole_target
 from aft_factory.records.columns import USUAL_COLUMNS, Columns
-from aft_factory.records.fields import LIST, OBJECT
+from aft_factory.records.fields import OBJECT, is_list
 from aft_factory.records.record import Record, note_beside, record_from_row
 from aft_factory.records.rejects import Rejects
 from aft_factory.records.repeats import Repeats, said
@@ -93,7 +93,8 @@ class Counts:
         self._seen["queries"].add(*conversation)
         parts = (str(len(conversation)), *conversation, *proposals)
         self._seen["queries_and_proposals"].add(*parts)
-        self._equal_proposals += len(set(proposals)) < len(proposals)
+        if len(set(map(len, proposals))) < len(proposals):  # else none are equal
+            self._equal_proposals += len(set(proposals)) < len(proposals)
         self.proposals_per_row.add(len(proposals))
 
         self._add_lengths("query", query)
@@ -254,4 +255,4 @@ def _cut_off(meta: dict[str, Any]) -> bool | None:
 def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
-    return list(value) if isinstance(value, LIST) and not isinstance(value, str) else [value]
+    return list(value) if is_list(value) else [value]

@@ -302,6 +302,13 @@ def test_unknown_columns_are_refused(names, message):
     assert str(caught.value) == message
 
 
+def test_whatever_python_has_for_a_list_is_one():
+    parts = [{"type": "text", "text": "How many?"}]
+    row = {"messages": [USER | {"content": parts}], "proposals": ["5", "6"], "scores": [1, 2]}
+    as_tuples = {"messages": (USER | {"content": (*parts,)},), "proposals": ("5", "6")}
+    assert record_from_row(as_tuples | {"scores": (1, 2)}) == record_from_row(row)
+
+
 TURNS = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
 WITH_THOUGHT = [TURNS[0], TURNS[1] | {"reasoning": "2 + 3"}]
 LEFT = {

@@ -134,8 +134,7 @@ class Conversion:
                 summary.columns = (number, names_of(line.value))
             try:
                 record = self.read_row(line.value, self.columns, summary.notes)
-                if record.meta:
-                    note_beside(record, line.value, summary.beside, self.columns)
+                note_beside(record, line.value, summary.beside, self.columns)
                 self.target_text(record)
                 if self.target == "sft" or self.options.ablation != "none":
                     refuse_copy(record)

@@ -37,7 +37,7 @@ def parse_drafts(value: Any, field: str) -> Drafts:
     for index, item in enumerate(items):
         model = score = None
         text = item
-        if isinstance(item, OBJECT):
+        if not isinstance(item, str) and isinstance(item, OBJECT):
             text = _text_in(item, f"{field}[{index}]")
             model, score = known(item.get("model")), as_number(item.get("score"))
             if item.keys() - KEYS:

@@ -203,6 +203,8 @@ def note_beside(
 
     Those that the user has left out by name are none to be told of.
     """
+    if not record.meta:  # the usual case
+        return
     for name in record.meta.keys() & row.keys() - found - set(columns.ignored):
         if not is_blank(row[name]):
             found.add(name)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
@@ -22,9 +21,10 @@ from aft_factory.plugin.account import Account, Accounts, note
 from aft_factory.plugin.slots import thinks, written_by
 from aft_factory.prompts.fitting import token_boundaries
 from aft_factory.prompts.markers import Markers
-from aft_factory.prompts.rendering import load_template, system_text
+from aft_factory.prompts.rendering import AggregatorTemplate, load_template, system_text
 from aft_factory.prompts.shortening import DoesNotFit, fit
 from aft_factory.prompts.tokenizer import tokenizer_markers
+from aft_factory.records import exact_json
 
 PARTS = "_aft_parts"  # the column of an aligned row that holds its `Parts`
 PROCESSORS = ("supervised", "unsupervised")  # of LLaMA-Factory; the first trains, both predict
@@ -60,7 +60,7 @@ class Parts:
 
     def dump(self) -> str:
         """Return it as text: Arrow takes a column's type from its first rows."""
-        return json.dumps(asdict(self))
+        return exact_json.dump(asdict(self)).decode()
 
 
 def hook_processor(module: ModuleType) -> None:
@@ -110,10 +110,16 @@ class _Batch:
     markers: Markers
     accounts: Accounts = field(default_factory=dict)
     encoded: dict[int, Encoded] = field(default_factory=dict)
+    templates: dict[str, AggregatorTemplate] = field(default_factory=dict)
 
     def account(self, parts: Parts) -> Account:
         """Return the account of a row's data set."""
         return self.accounts.setdefault(parts.dataset, Account())
+
+    def template(self, parts: Parts) -> AggregatorTemplate:
+        """Return the aggregator prompt of a row, whose file is read once."""
+        name = parts.template
+        return self.templates.get(name) or self.templates.setdefault(name, load_template(name))
 
 
 def _choosing_preprocess(original: Any) -> Any:
@@ -126,7 +132,7 @@ def _choosing_preprocess(original: Any) -> Any:
         examples = dict(examples)  # lists that stay the same objects
         parts = zip(examples["_prompt"], examples[PARTS], strict=True)
         batch = _Batch(
-            {id(prompt): Parts(**json.loads(text)) for prompt, text in parts if text},
+            {id(prompt): Parts(**exact_json.load(text)) for prompt, text in parts if text},
             markers=tokenizer_markers(self.tokenizer, written_by(self.template)),
         )
         self._aft_batch = batch
@@ -182,7 +188,7 @@ def _aggregating_encode(original: Any, predicts: bool) -> Any:
         if id(prompt) in batch.encoded:
             return batch.encoded[id(prompt)]
         sanitise, limit = batch.markers.sanitise, self.data_args.cutoff_len
-        template, own = load_template(parts.template), sanitise(system or "")
+        template, own = batch.template(parts), sanitise(system or "")
         prompt, response = map(batch.markers.sanitise_all, (prompt, response))
         proposals = [sanitise(text) for text in parts.proposals]
         if parts.thought.strip():
@@ -225,8 +231,7 @@ def _of_last_answer(labels: list[int]) -> list[int]:
     Where no token ends an answer (`efficient_eos`), LLaMA-Factory has the model learn to end the
     earlier ones by EOS, though they are history.
     """
-    ignored = [i for i, label in enumerate(labels) if label == IGNORE]
-    start = ignored[-1] + 1 if ignored else 0
+    start = len(labels) - labels[::-1].index(IGNORE) if IGNORE in labels else 0
     return [IGNORE] * start + labels[start:]
 
 

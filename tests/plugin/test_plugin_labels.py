@@ -34,6 +34,11 @@ def test_earlier_answers_are_never_labels(fit, options, tmp_path, tiny_llama):
     assert "Six pails." in tokenizer.decode(row["input_ids"])
 
 
+def test_all_is_learned_of_labels_of_which_none_is_ignored():
+    assert v0_fitting._of_last_answer([5, 6]) == [5, 6]
+    assert v0_fitting._of_last_answer([-100, 5, -100, 6, 7]) == [-100, -100, -100, 6, 7]
+
+
 def test_they_are_labels_of_other_data_sets_as_before(tmp_path, tiny_llama):
     other = {
         "conversations": [

@@ -29,7 +29,7 @@ from aft_factory.engines.openai_failures import Kind, failure_of
 from aft_factory.engines.openai_replies import parse_body
 from aft_factory.errors import UsageError, needing
 from aft_factory.evaluate.settings import EvalSettings
-from aft_factory.network import hint, making_client, read_key
+from aft_factory.network import hint, making_client, read_key, without_keys
 
 if TYPE_CHECKING:
     from httpx import Client
@@ -164,7 +164,8 @@ class Judge:
             parse_body(got.content, shown_url(self._url))
         except EngineError as error:
             status = REFUSED if got.is_success else got.status_code
-            return _Answer(status, got.content, error.kind), error.retry_after
+            words = without_keys(got.content.decode("utf-8", "replace"))  # a harness keeps them
+            return _Answer(status, words.encode(), error.kind), error.retry_after
         return _Answer(200, got.content), None
 
     @contextlib.contextmanager

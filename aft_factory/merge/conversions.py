@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from aft_factory.convert.settings import ConvertSettings
@@ -71,12 +72,20 @@ def copy_rows(
             table.write(row)
         for line in islice(lost[at], not count):
             digests[at][1].update(line)
-            rejects.copy(line)
+            try:
+                rejects.copy(line)
+            except (ValueError, LookupError, TypeError):
+                raise _changed(parts[at], parts[at].rejects_path) from None
     for part, found, *rest in zip(parts, digests, rows, lost, strict=True):
         names = (part.file.path, part.rejects_path)
         for name, digest, then, more in zip(names, found, part.digests, rest, strict=True):
             if digest.hexdigest() != then or any(True for _ in more):
-                raise UsageError(
-                    f"{name}: not as its shard left it ({part.file.shard}); copy it anew, or give "
-                    "the command of the shard again with --overwrite"
-                )
+                raise _changed(part, name)
+
+
+def _changed(part: Part, name: Path) -> UsageError:
+    """Return the error of a file that is not the one that a shard has left."""
+    return UsageError(
+        f"{name}: not as its shard left it ({part.file.shard}); copy it anew, or give the command "
+        "of the shard again with --overwrite"
+    )

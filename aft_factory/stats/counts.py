@@ -130,7 +130,8 @@ class Counts:
         known = [s for s in row if s is not None and math.isfinite(s)]
         self._scores["missing"] += len(row) - len(known)
         for score in known:
-            self.scores.add(float(f"{score:.4g}"))  # so that different ones stay few
+            # So that different ones stay few; the zero below zero is no other one.
+            self.scores.add(float(f"{score:.4g}") + 0.0)
         if len(known) > 1:
             best = max(known)
             self._scores["rows"] += 1

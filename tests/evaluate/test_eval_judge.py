@@ -260,6 +260,16 @@ def test_a_judges_key_that_cannot_be_sent_is_told_by_its_name(tmp_path, monkeypa
     assert any(text.startswith("judge_key_env: no environment variable") for text in problems)
 
 
+def test_a_judges_key_that_it_repeats_is_in_no_message_and_not_told_to_the_harness(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("JUDGES_KEY", "xyzzy-xyzzy")
+    with http_server(lambda body: (401, {}, "no such key: xyzzy-xyzzy")) as url:
+        judge = judge_at(url, tmp_path, judge_key_env="JUDGES_KEY")
+        assert judge.ask(body()) == (401, b"no such key: ...")
+        assert judge.failure == "401: no such key: ..."
+
+
 def test_judgments_that_cannot_be_kept_end_the_judging(tmp_path):
     with judging(lambda body: {"content": "[[7]]"}) as (url, asked):
         judge = judge_at(url, tmp_path)

@@ -270,6 +270,7 @@ def test_a_shard_killed_while_it_is_made_anew_is_never_joined_half_old_half_new(
 CHANGES = {
     "a row": ("part-1.jsonl", "It is 1", "It was 1", "part-1.jsonl: not as its shard left it"),
     "a reject": ("part-1.rejects.jsonl", "none", "some", "part-1.rejects.jsonl: not as its shard"),
+    "what is no reject": ("part-1.rejects.jsonl", ', "reason"', "", "part-1.rejects.jsonl: not as"),
     "what is no row": ("part-1.jsonl", '{"id":"1"', '{"id":"1', "part-1.jsonl: not as its shard"),
     "no change": ("rows.jsonl", "What is 0?", "What was 0?", ""),
 }

@@ -21,7 +21,7 @@ def row(number):
         "query": f"What is {number % 11}?",
         "proposals": [f"It is {n % 2}." * (1 + number % 3) for n in range(width)],
         "aggregation": None if number % 7 == 3 else f"It is {number}, é.",
-        "scores": [n / 3 if number % 5 else None for n in range(width)],
+        "scores": [(-1.0) ** number * n / 3 if number % 5 else None for n in range(width)],
         "proposal_models": [f"m{(n + number) % 3}" for n in range(width)],
         "source": f"s{number % 3}",
         "meta": {"truncated": number % 2 == 0} if number % 6 == 5 else {},

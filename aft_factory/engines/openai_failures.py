@@ -31,8 +31,10 @@ LASTING = re.compile(
 )
 # How servers say in words when to come again: "try again in 7m12.5s", "retry after 10 seconds".
 _TIME = r"(\d+(?:\.\d+)?)\s*(ms|mil|[hms])"
+_UNIT_ENDS = r"(?:ours?|rs?|in(?:ute)?s?|ec(?:ond)?s?|liseconds?)?(?![a-z])"  # not: "retry 3 more"
 AGAIN = re.compile(
-    rf"\b(?:again|retry|wait)\s+(?:(?:in|after|for)\s+)?(?:{_TIME}[a-z]*\s*)+", re.IGNORECASE
+    rf"\b(?:again|retry|wait)\s+(?:(?:in|after|for)\s+)?(?:{_TIME}{_UNIT_ENDS}\s*)+",
+    re.IGNORECASE,
 )
 UNITS = {"ms": 0.001, "mil": 0.001, "s": 1, "m": 60, "h": 3600}
 UNTAKEN = re.compile(

@@ -248,8 +248,8 @@ class Replicas:
                 said = await self._started(member)
                 # Who loads beside it may have taken its port, or who was there before it still
                 # have the GPU's memory; but where none has loaded yet, all may tell the same.
-                last = 1 if len(self._members) == 1 else 2
-                if isinstance(said, Hello) or (not self._any and failed == last):
+                most = MOST_STARTS if self._any else 1 if len(self._members) == 1 else 2
+                if isinstance(said, Hello) or failed >= most:
                     break
                 _log.warning("%s cannot be loaded, and is tried again: %s", member.name, said)
             except RayTaskError as error:

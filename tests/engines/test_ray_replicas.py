@@ -350,6 +350,7 @@ def test_where_it_was_loaded_before_a_gpu_may_not_be_free_yet(here, caplog, fail
     else:
         with pytest.raises(EngineError, match=r"cannot be loaded: .*no such thing"):
             run(here, lose, count=1, opening=opening)
+    assert caplog.text.count("is tried again") == 4
 
 
 def test_where_none_is_ready_yet_it_is_told_after_a_while(here, caplog, monkeypatch):

@@ -276,6 +276,7 @@ def test_an_answer_that_has_a_code_of_its_own_is_an_answer():
         (429, {"error": {"message": f"Retry after 2 minutes. {SPENT}"}}, {}, "retry", 120),
         (429, {"error": {"message": f"Please wait 250 ms; {SPENT}"}}, {}, "retry", 0.25),
         (429, {"error": {"message": "Try again in 9s"}}, {"Retry-After": "3"}, "retry", 3),
+        (503, {"error": {"message": "Please retry 3 more times"}}, {}, "retry", None),
         (400, {"error": {"message": "no 'try again in 9s'"}}, {}, "refused", None),
         (429, [{"error": {"message": SPENT}}], {}, "fatal", None),
         (

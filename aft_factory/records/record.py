@@ -206,7 +206,7 @@ def note_beside(
     if not record.meta:  # the usual case
         return
     for name in record.meta.keys() & row.keys() - found - set(columns.ignored):
-        if not is_blank(row[name]):
+        if not is_blank(from_json(row[name])):
             found.add(name)
 
 

@@ -135,7 +135,9 @@ def test_the_text_says_the_same(stats):
 
 
 def test_columns_in_no_prompt_are_told_and_wide_numbers_stand_apart(stats, numbers):
-    rows = [{"query": "a", "proposals": ["b" * 12_345_679], "topic": "x", "note": " "}]
+    rows = [
+        {"query": "a", "proposals": ["b" * 12_345_679], "topic": "x", "note": " ", "tools": "[]"}
+    ]
     assert numbers(write("rows.jsonl", rows))["in_no_prompt"] == ["topic"]
     text = stats(write("rows.jsonl", [*rows, {"query": "b", "proposals": ["b"]}]))
     assert "in no prompt, as they are no part of a query by their names: topic" in text

@@ -38,6 +38,7 @@ class EngineError(AftError, RuntimeError):
             is too long); `fatal` is final for the whole run (wrong key, no such model).
         retry_after: Seconds to wait before the next attempt, where the server says so.
         body: What a server answered, as JSON; None where it is none.
+        status: The HTTP status that it answered with, or that its words stand for.
     """
 
     def __init__(
@@ -46,13 +47,15 @@ class EngineError(AftError, RuntimeError):
         kind: Literal["retry", "refused", "fatal"],
         retry_after: float | None = None,
         body: Any = None,
+        status: int | None = None,
     ) -> None:
         problem = without_keys(printable(problem))
-        super().__init__(problem, kind, retry_after, body)
+        super().__init__(problem, kind, retry_after, body, status)
         self.problem = problem
         self.kind = kind
         self.retry_after = retry_after
         self.body = body
+        self.status = status
 
     def __str__(self) -> str:
         return self.problem

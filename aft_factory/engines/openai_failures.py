@@ -81,7 +81,7 @@ def failure_of(response: Any, url: str, absent: str = "") -> EngineError:
     body = read_json(response.content)
     kind, after = _meaning(status, words, body, retry_after(response.headers))
     problem = words if kind == "refused" else f"{url} answered {status}: {words}{hint(url, '')}"
-    return EngineError(problem + (absent if status in ABSENT else ""), kind, after, body)
+    return EngineError(problem + (absent if status in ABSENT else ""), kind, after, body, status)
 
 
 def _meaning(
@@ -121,7 +121,7 @@ def undisguised(data: Any) -> Any:
         if error or one.get("object") == "error" or bare:
             words = error_words(exact_json.dump(one))
             status = code or _status_said(inner, words) or 503
-            raise EngineError(words, *_meaning(status, words, one), one)
+            raise EngineError(words, *_meaning(status, words, one), one, status)
     return data
 
 

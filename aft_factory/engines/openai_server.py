@@ -170,7 +170,7 @@ class Server:
         try:
             entries = await self._call(read_list(listing, self.url), sampling=False)
         except EngineError as error:
-            status = getattr(error.__cause__, "status_code", None)
+            status = error.status
             lasts = status in (500, 501) or error.__cause__ is None  # it answers, but with no list
             if status == 401 or (error.kind == "retry" and not lasts):
                 raise

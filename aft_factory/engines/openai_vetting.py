@@ -154,8 +154,7 @@ class Vetting:
 
     def _may_be_of_one(self, error: EngineError) -> bool:
         """Tell whether a refusal may be of one text: by a filter of contents, or its firewall."""
-        status = getattr(error.__cause__, "status_code", None)
-        return status == 403 or (status == 404 and self._answered)
+        return error.status == 403 or (error.status == 404 and self._answered)
 
     async def _doubt(
         self, error: EngineError, sent: Mapping[str, Any], settings: _Settings, refused: int

@@ -29,6 +29,7 @@ from aft_factory.prompts.shortening import DoesNotFit
 from aft_factory.records.messages import Message
 
 SUMMARY = -1  # in the place of an attempt
+LONG = 200  # characters; shorter drafts may be the same by chance
 
 
 @dataclass(slots=True)
@@ -174,6 +175,9 @@ class Drafting:
             checks = [group.create_task(usable(slot + i, c)) for i, c in enumerate(first)]
         results = [check.result() for check in checks] * (n if alike else 1)
         found = [completion for completion in results if completion is not None]
+        said = {completion.text for completion in found}
+        if len(found) > 1 and not alike and len(said) == 1 and len(found[0].text) >= LONG:
+            self.note(layer, slot, "all the same")
         self._record(layer, [(slot + i, r) for i, r in enumerate(results) if r is not None])
         if answers:
             if len(found) < n:

@@ -18,6 +18,7 @@ from aft_factory.records.record import Row
 SET_BY = {  # by what became of a draft
     "unfinished": " (--on-unfinished; --max-tokens gives thoughts more room)",
     "truncated": " (--on-truncated; --max-tokens gives answers more room)",
+    "all the same": " (the server draws samples of a request alike: see --split-samples)",
     "empty": " (--on-empty)",
     "filtered": " (--on-filtered)",
 }

@@ -466,7 +466,7 @@ class TestServerAnswers:
                 )
             ),
             (401, {}, "wrong key", "fatal", None),
-            (404, {}, "no such path", "fatal", None),
+            (404, {}, "nobody takes it", "refused", None),
             (200, {}, logits(0.1, 0.2), "fatal", None),
             (200, {"Content-Length": "99"}, "cut off", "retry", None),
         ],
@@ -566,6 +566,15 @@ class TestServerAnswers:
         with http_server(answer) as url:
             scores = ask(url, [(QUERY, "a"), (QUERY, "b")], tokenizer=str(reward_dir))
         assert [getattr(score, "kind", score) for score in scores] == ["refused", 1]
+
+    def test_a_pair_that_a_filter_forbids_is_refused_alone(self, reward_dir):
+        [bad] = PairEncoder(load_tokenizer(str(reward_dir)), "own", None).encode([(QUERY, "a")])
+        answer = lambda body: (403, {}, "no") if body["input"] == bad else (200, {}, logits(1))  # noqa: E731
+        for pairs in ([(QUERY, "a"), (QUERY, "b")], [(QUERY, "b"), (QUERY, "a")]):
+            with http_server(answer) as url:
+                scores = ask(url, pairs, tokenizer=str(reward_dir))
+            kinds = {pair[1]: getattr(s, "kind", s) for pair, s in zip(pairs, scores, strict=True)}
+            assert kinds == {"a": "refused", "b": 1}
 
     @pytest.mark.parametrize("listing", [[{"id": "rm"}, {"id": "other"}], (403, "no"), (404, "no")])
     def test_a_list_of_models_of_another_kind_stops_nobody_who_names_one(self, reward_dir, listing):

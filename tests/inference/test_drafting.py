@@ -511,6 +511,13 @@ def test_a_summary_is_asked_for_once_and_counted_and_read_in_the_drafts_place():
     assert (trace.usage[0, 1].requests, trace.usage[0, 1].samples) == (2, 2)
 
 
+def test_long_drafts_that_are_all_the_same_are_told():
+    """A server may draw the n samples of a request under one seed."""
+    for texts, told in (["y" * 200] * 3, 1), (["y" * 199] * 3, 0), (["y" * 200] * 2 + ["z"], 0):
+        drafts, trace = draw(ScriptedEngine(lambda _, texts=texts: texts), n=3)
+        assert (drafts, events(trace)) == (texts, [(0, "all the same")] * told)
+
+
 def test_a_thought_that_does_not_end_is_resampled_with_twice_the_tokens():
     engine = thinking("<think>Hm", "<think>Hm, hm", THOUGHT, cut=(0, 1))
     texts, trace = draw(engine, n=1)

@@ -38,7 +38,7 @@ examples:
 
 
 def count(settings: StatsSettings) -> int:
-    """Count, print the text and write what was asked for; return 0, or 1 (no usable row)."""
+    """Count, print the text and write what was asked for; return the exit code."""
     check_paths([settings.input], settings.outputs)
     for _, path in settings.outputs:
         check_writable(path, overwrite=settings.overwrite)
@@ -69,7 +69,7 @@ def count(settings: StatsSettings) -> int:
 
 
 def tell(settings: StatsSettings, counts: Counts, beside: ShardFile | None = None) -> int:
-    """Print what was counted and write what was asked for; return the exit code.
+    """Print what was counted and write what was asked for; return 0, or 1 (no usable row in all).
 
     Args:
         settings: Of the command.
@@ -92,7 +92,7 @@ def tell(settings: StatsSettings, counts: Counts, beside: ShardFile | None = Non
     if settings.plot is not None:
         write_histogram(settings.plot, lengths.parts, numbers["tokens"]["how"])
     show("\n".join([describe(numbers), *next_step(settings, counts, numbers)]))
-    return 0 if counts.usable else 1
+    return 0 if counts.usable or settings.shard is not None else 1
 
 
 def next_step(settings: StatsSettings, counts: Counts, numbers: dict[str, Any]) -> list[str]:

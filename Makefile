@@ -12,8 +12,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
-# Each file in one process, as its tests may share a server.
-PARALLEL ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Each file in one process, as its tests may share a server; three on two cores, as many tests wait.
+PARALLEL ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 READY := .venv/ready-$(ENGINE)
 NEWEST := .venv-newest
 MODEL ?= smollm2

@@ -709,7 +709,7 @@ def test_an_upload_is_one_commit_of_the_card_and_all_rows(folder, hub, tmp_path)
         "what an upload makes public of them, all texts aside:\n"
         "  keys of meta: none\n"
         "  sources: gsm8k\n"
-        "  models of proposals: 6b_finetuning, 6b_verification, 175b_finetuning, 175b_verification\n"
+        "  models of proposals: 175b_finetuning, 175b_verification, 6b_finetuning, 6b_verification\n"
         f"  settings: none\n{last}"
     )
     assert {token for _, token, _ in hub.posts} == {"Bearer hf_xxxxxxxx"}

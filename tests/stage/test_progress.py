@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from tqdm import tqdm
 
 from aft_factory.stage import progress
 from aft_factory.stage.progress import progress_bar
@@ -30,6 +31,7 @@ def clock(monkeypatch):
 def shown(monkeypatch, clock, stream, *, quiet=False):
     """What a bar of 300 steps shows, each of which takes a second and shows itself twice."""
     monkeypatch.setattr(sys, "stderr", stream)
+    tqdm._instances.clear()  # a bar of another test that failed as it should may still be there
     with progress_bar(total=300, unit=" rows", desc="convert", quiet=quiet, mininterval=0) as bar:
         for _ in range(300):
             clock[0] += 1

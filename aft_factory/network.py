@@ -58,6 +58,11 @@ def read_key(name: str) -> str:
     return key
 
 
+def is_key(text: str) -> bool:
+    """Tell whether a text is one of the keys that were read."""
+    return text.strip() in _keys
+
+
 def without_keys(text: str) -> str:
     """Return a text without the keys that were read: a server may repeat what it was sent."""
     for key in _keys:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aft_factory.errors import UsageError
 from aft_factory.evaluate.judge import Judge
-from aft_factory.network import without_proxies
+from aft_factory.network import is_key, without_proxies
 from aft_factory.stage.guard import guarding
 
 
@@ -46,7 +46,8 @@ def run_harness(
     ):
         # The names that the versions of OpenAI's client know.
         names = {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "none"}
-        env = without_proxies({**os.environ, **names, **environment})
+        inherited = {name: text for name, text in os.environ.items() if not is_key(text)}
+        env = without_proxies({**inherited, **names, **environment})
         env.pop("OPENAI_API_KEYS", None)
         child = subprocess.Popen(
             command,

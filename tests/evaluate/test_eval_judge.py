@@ -270,6 +270,15 @@ def test_a_judges_key_that_it_repeats_is_in_no_message_and_not_told_to_the_harne
         assert judge.failure == "401: no such key: ..."
 
 
+def test_a_harness_is_handed_no_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGES_KEY", "xyzzy-xyzzy")
+    judge = judge_at("http://127.0.0.1:1", tmp_path, judge_key_env="JUDGES_KEY")
+    show = [sys.executable, "-c", "import os; print(dict(os.environ))"]
+    said = run_harness("a harness", show, judge, tmp_path, tmp_path / "log", {})
+    assert "'OPENAI_API_KEY': 'none'" in said
+    assert "xyzzy" not in said
+
+
 def test_judgments_that_cannot_be_kept_end_the_judging(tmp_path):
     with judging(lambda body: {"content": "[[7]]"}) as (url, asked):
         judge = judge_at(url, tmp_path)

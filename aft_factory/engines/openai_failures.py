@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from aft_factory.engines.engine import EngineError
 from aft_factory.engines.openai_parts import as_object
-from aft_factory.network import hint
+from aft_factory.network import hint, without_keys
 from aft_factory.records import exact_json
 
 MOST_WORDS = 500  # characters of a server's error message
@@ -144,7 +144,8 @@ def error_words(body: bytes) -> str:
         found = _page_words(body.decode(errors="replace"))
     words = ": ".join(dict.fromkeys(_words_in(found)))
     words = "".join(c if c.isprintable() else " " for c in words)  # it may reach a terminal
-    return " ".join(words.split())[:MOST_WORDS] or "(no message)"
+    words = without_keys(" ".join(words.split()))  # before one could be cut in two
+    return words[:MOST_WORDS] or "(no message)"
 
 
 def _words_in(found: Any, depth: int = 0) -> Iterator[str]:

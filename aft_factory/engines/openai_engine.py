@@ -12,9 +12,7 @@ called `gpt-3.5-turbo` unless API_MODEL_NAME is set.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import resource
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,6 +30,7 @@ from aft_factory.errors import UsageError, needing
 from aft_factory.network import check_headers, making_client
 from aft_factory.prompts.thought_probes import Thoughts
 from aft_factory.prompts.tokenizer import shows_system
+from aft_factory.records.files import allow_open_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 LONGEST_CONNECT = 30.0  # seconds; a burst of a thousand connections may need some
 MOST_IDLE = 32  # connections kept; the client looks through them all at every request
 KEEP_IDLE = 3.0  # seconds; servers drop idle connections after 5, and a request may meet that
-OPEN_FILES = 65536  # a connection is an open file, and systems often allow 1024, or 256
 APART = (
     "%s reads %d tokens where the tokenizer counts %d, by which drafts are fitted to the context: "
     "--tokenizer and --chat-template are to be the served model's own"
@@ -104,7 +102,7 @@ class OpenAIEngine:
         wrong = [url for url in urls if not is_url(url)]
         if wrong or not urls:
             raise UsageError(f"expected URLs such as http://localhost:8000/v1, got {wrong or urls}")
-        _allow_open_files()
+        allow_open_files()  # a connection is one
         keys = list(api_keys) or [default_key()]
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)(  # httpx's or httpx2's, as openai has it
             max_keepalive_connections=MOST_IDLE, keepalive_expiry=KEEP_IDLE
@@ -280,12 +278,3 @@ def _decoding(sampling: Sampling, seed: int) -> dict[str, Any]:
     if sampling.top_k is not None:
         body["top_k"] = sampling.top_k
     return body | dict(sampling.extra)
-
-
-def _allow_open_files() -> None:
-    """Raise this process's own limit of open files as far as the system lets it."""
-    with contextlib.suppress(ValueError, OSError):
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-        if soft != resource.RLIM_INFINITY and soft < most:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

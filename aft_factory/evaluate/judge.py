@@ -84,7 +84,8 @@ class Judge:
         """Return the status and body of a judgment, an earlier one where there is one."""
         data = self._data(body)
         answer = self._once(data, data, self._retries, self._judges)
-        if answer.kind not in (None, "refused"):
+        # A harness that has ended waits for nothing.
+        if answer.kind not in (None, "refused") and not self._stopping.is_set():
             self.failure = self._told(answer)
         return answer.status, answer.reply
 

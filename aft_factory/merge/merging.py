@@ -18,6 +18,7 @@ from aft_factory.errors import UsageError
 from aft_factory.merge.parts import Parts, open_parts
 from aft_factory.merge.shards import merge_shards
 from aft_factory.rank.__main__ import COMMAND as RANK
+from aft_factory.records.files import allow_open_files
 from aft_factory.records.rejects import rejects_path
 from aft_factory.records.tables import Line
 from aft_factory.run.__main__ import COMMAND as RUN
@@ -85,6 +86,7 @@ def merge(settings: MergeSettings) -> int:
     """Write the job's files; return the exit code that the job would have had."""
     output, named = settings.output, list(map(Path, settings.parts))
     assert output is not None
+    allow_open_files()  # each part has two or three
     beside = {*map(rejects_path, named), *map(shard_path, named)}  # which part-* takes, too
     paths = [path for path in named if path not in beside]
     if any(shard_path(path).exists() for path in paths):

@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import io
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from aft_factory.errors import UsageError
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 CHUNK = 1 << 20
+OPEN_FILES = 65536
 MARK = "\ufeff"  # the byte order mark, which editors put before a text
 OTHERS = {  # how a text in another encoding begins, or what is none; the longer ones first
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -128,3 +130,12 @@ def readable(name: str) -> str:
         'caf\\udce9.jsonl'
     """
     return name.encode(errors="backslashreplace").decode()
+
+
+def allow_open_files() -> None:
+    """Raise this process's own limit of open files, often 1024 or 256, as far as it may."""
+    with contextlib.suppress(ValueError, OSError):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -9,6 +9,7 @@ from aft_factory.stage.declaring import REQUIRED, argument, setting, switch, wri
 from aft_factory.stage.leaves import Leaves
 from aft_factory.stage.plotting import plot_files, plot_problems
 from aft_factory.stage.reading import AGGREGATOR, INPUTS, ReadSettings, at_least
+from aft_factory.stage.shard import shard_path
 from aft_factory.stage.tokenizing import TokenizerSettings
 
 SAMPLE = 1000  # rows: some seconds; 95% of shares are then within 3.1 points of all rows'
@@ -47,4 +48,5 @@ class StatsSettings(TokenizerSettings, ReadSettings):
 
     def leaves(self) -> Leaves:
         """Tell what the command leaves."""
-        return Leaves([path for _, path in self.outputs])
+        beside = [] if self.json is None or self.shard is None else [shard_path(self.json)]
+        return Leaves([path for _, path in self.outputs], beside)

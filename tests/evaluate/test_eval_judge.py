@@ -131,6 +131,17 @@ def test_what_does_not_pass_is_sent_once(tmp_path, status, refusal, ends):
     assert (judge.failure is None) == (ends is None)
 
 
+def test_what_a_harness_that_has_ended_did_not_wait_for_is_no_failure(tmp_path):
+    with http_server(lambda body: (503, {}, "{}")) as url:
+        judge = judge_at(url, tmp_path)
+        with judge.serving():
+            left = threading.Thread(target=judge.ask, args=(body(),))
+            left.start()
+            wait_for(lambda: judge.asked)
+        left.join()
+    assert judge.failure is None
+
+
 def test_that_a_judge_is_there_is_asked_of_each_server_until_it_can_judge(tmp_path):
     able = []
     with judging(lambda body: {"content": "[[7]]" if able else "no"}) as (url, asked):

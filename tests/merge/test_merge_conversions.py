@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import resource
 import shutil
 from pathlib import Path
 from threading import Thread
@@ -107,6 +108,15 @@ def check(capsys, *words, count=3, suffix=".jsonl", parts=".jsonl"):
 def test_shards_joined_are_what_one_conversion_writes_and_tells(capsys, words, count):
     code, told = check(capsys, *words, count=count)
     assert (code, "rejected" in told) == (0, True)
+
+
+def test_there_may_be_more_parts_than_files_may_be_open(capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, hard))
+    try:
+        check(capsys, "proposals", "rows.jsonl", count=40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl.gz", ".parquet"])

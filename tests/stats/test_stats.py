@@ -6,6 +6,7 @@ import math
 import random
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from aft_factory.stats.counts import MOST_NAMES, OTHERS, Counts, count_words
 from aft_factory.stats.distributions import Distribution
 from aft_factory.stats.plot import BINS, histogram
 from aft_factory.stats.report import TokenCounts
+from aft_factory.stats.settings import StatsSettings
 
 ROWS = [
     {"id": "a", "query": "How many?", "proposals": ["five", "six", "five"], "aggregation": "Six.",
@@ -426,3 +428,9 @@ def test_a_shard_is_told_of_as_such(stats, numbers):
     assert (found["shard"], found["rows"]["read"]) == ("1/3", 3)
     assert found["tokens"] == numbers(write("shard.jsonl", [ROWS[1], ROWS[4]]))["tokens"]
     assert numbers(rows)["shard"] is None
+
+
+def test_what_merging_needs_is_among_what_is_left():
+    settings = StatsSettings(input="rows.jsonl", json=Path("part.json"), shard="0/2")
+    assert settings.leaves().traces == [Path("part.json.shard")]
+    assert not replace(settings, shard=None).leaves().traces

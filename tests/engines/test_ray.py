@@ -32,6 +32,7 @@ from aft_factory.engines.sampling import Request, Sampling
 from aft_factory.errors import UsageError
 from aft_factory.rank.__main__ import main as rank
 from aft_factory.run.__main__ import main
+from aft_factory.run.settings import RunSettings
 from aft_factory.stage import replicas
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'aft-factory[ray]'")
@@ -527,6 +528,15 @@ def test_gpus_are_those_of_one_node():
     for args in ({"distributed_executor_backend": "ray"}, {"data_parallel_size": 2}):
         with pytest.raises(UsageError, match=r"--base-url|--replicas"):
             gpus_of(args)
+
+
+@pytest.mark.parametrize(("size", "begins"), [(1, None), (2, "mp")])
+def test_within_a_node_vllm_begins_its_processes_itself(tiny_llama, size, begins):
+    settings = RunSettings(model=str(tiny_llama), engine_args={"tensor_parallel_size": size})
+    loads, what, folders, served = asyncio.run(replicas._model(settings, size))
+    assert loads.keywords["engine_args"].get("distributed_executor_backend") == begins
+    assert "distributed_executor_backend" not in served.settings  # how, and not what
+    assert (what, folders) == (str(tiny_llama), [str(tiny_llama)])
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,8 @@ def told_once(tell: Callable[[str], object], limit: int, *, streaming: bool) -> 
 
     def finish(folder: Path | None, more: str = "") -> Accounts:
         accounts = _take(folder)
+        if folder is not None and not streaming:  # the process may be killed
+            shutil.rmtree(folder, ignore_errors=True)
         for name, account in accounts.items():
             for line in account.describe(name, limit):
                 tell(line + more)

@@ -4,6 +4,7 @@ Run: pytest tests/plugin/test_plugin_v0.py
 """
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -134,6 +135,7 @@ def test_what_several_workers_did_in_many_batches_is_told_once(
         "('very long very long very long very long very long very long '): needs 1110",
         f"aft-factory: shortened 2 proposals in 1 of 2 rows to fit cutoff_len {limit} ({cut[0]}",
     ]
+    assert not Path(os.environ[account.FOLDER]).exists()  # a training that is killed leaves none
     logged.clear()
     tokenize(tmp_path, "drafts,more", tiny_llama, **options)  # from LLaMA-Factory's cache
     assert told(logged) == []

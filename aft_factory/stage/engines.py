@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aft_factory.engines.engine import Engine, shown_url
+from aft_factory.engines.sampling import Request
 from aft_factory.engines.scripted import CHARACTERS_PER_TOKEN, ScriptedEngine
 from aft_factory.errors import UsageError
 from aft_factory.network import read_key
@@ -207,10 +208,14 @@ def dry_run_engines(
         ending: Of every text, where the stage looks for one.
     """
     tokens = min(settings.draft_tokens, settings.max_tokens)
-    text = "0" * tokens * CHARACTERS_PER_TOKEN + ending
-    engine = ScriptedEngine(
-        lambda request: [text] * request.n, model="dry-run", tokens=tokens, record=False
-    )
+    length = tokens * CHARACTERS_PER_TOKEN
+
+    def drafts(request: Request) -> list[str]:
+        """Return drafts of which no two are the same: that would be told."""
+        numbers = range(request.seed, request.seed + request.n)
+        return [f"{number:0{length}}"[-length:] + ending for number in numbers]
+
+    engine = ScriptedEngine(drafts, model="dry-run", tokens=tokens, record=False)
     engine.most_samples = 1 if settings.split_samples else None
     engines: dict[str, Engine] = dict.fromkeys(("", *others), engine)
     return OpenEngines(engines, {}, DEFAULT_IN_FLIGHT, settings.shape(), score)

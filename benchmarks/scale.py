@@ -60,12 +60,11 @@ def lengths_of(seed: int, n: int, scale: float = 1.0) -> list[int]:
 class Timed(ScriptedEngine):
     """An engine that writes so many samples at a time, each for as long as it is; it may die."""
 
-    def __init__(self, scale: float, mean_life: float) -> None:
+    def __init__(self, scale: float, life: float) -> None:
         super().__init__(model="timed", record=False)
         self.most = asyncio.Semaphore(SLOTS)
         self.scale = scale
-        if mean_life:
-            life = random.expovariate(1 / mean_life)
+        if life:
             asyncio.get_running_loop().call_later(life, os._exit, 1)
 
     async def sample(self, request: Request) -> Reply:
@@ -83,8 +82,8 @@ async def scripted() -> ScriptedEngine:
     return ScriptedEngine(record=False)
 
 
-async def timed(scale: float, mean_life: float) -> Timed:
-    return Timed(scale, mean_life)
+async def timed(scale: float, life: float) -> Timed:
+    return Timed(scale, life)
 
 
 async def run(engine: Engine, count: int, in_flight: int, *, keep: bool = True) -> dict[str, float]:
@@ -148,12 +147,12 @@ async def measure_driver(args: argparse.Namespace) -> dict[str, dict[str, float]
 async def check_model(args: argparse.Namespace, cost: float) -> list[tuple[str, float, float]]:
     """Return real and modelled seconds of small runs: without failures, and with."""
     found = []
-    for count, mean_life in ((1, 0.0), (2, 0.0), (1, 20.0), (2, 20.0)):
-        async with replicas(partial(timed, args.scale, mean_life), count) as engine:
+    for count, life in ((1, 0.0), (2, 0.0), (1, 8.0), (2, 8.0)):
+        async with replicas(partial(timed, args.scale, life), count) as engine:
             real = await run(engine, args.check, 2 * SLOTS * count)
         load = Load(args.check, 5, 2, partial(lengths_of, scale=args.scale))
-        cluster = Cluster(count, SLOTS, STEP, cost, mean_life, args.reload)
-        lives = f"a failure every {mean_life:.0f} s and replica" if mean_life else "no failures"
+        cluster = Cluster(count, SLOTS, STEP, cost, life, args.reload, even=True)
+        lives = f"each is lost after {life:.0f} s" if life else "no failures"
         name = f"{count} replica{'s' if count > 1 else ''}, {lives}"
         found.append((name, real["seconds"], simulate(load, cluster).seconds))
     return found

@@ -39,6 +39,7 @@ class Cluster:
         cost: Seconds of the driver for each request.
         mean_life: Seconds until a replica fails, on average; 0 if none does.
         reload: Seconds until it is there again.
+        even: Whether each lives for exactly that long, as in the checks, and not by chance.
     """
 
     replicas: int
@@ -47,6 +48,11 @@ class Cluster:
     cost: float
     mean_life: float = 0.0
     reload: float = 0.0
+    even: bool = False
+
+    def life(self, draw: random.Random) -> float:
+        """Return how long a replica lives."""
+        return self.mean_life if self.even else draw.expovariate(1 / self.mean_life)
 
 
 @dataclass(slots=True)
@@ -146,7 +152,7 @@ def simulate(load: Load, cluster: Cluster) -> Told:
             later(now + length * cluster.step, "written", _Sample(request, replica.life, length))
 
     for i in range(cluster.replicas if cluster.mean_life else 0):
-        later(draw.expovariate(1 / cluster.mean_life), "fail", i)
+        later(cluster.life(draw), "fail", i)
     while begun < min(load.queries, limit * 5 // 4):
         ask(begun, 0)
         begun += 1
@@ -168,7 +174,7 @@ def simulate(load: Load, cluster: Cluster) -> Told:
         elif what == "up":
             assert isinstance(about, int)
             replicas[about].up = True
-            later(now + draw.expovariate(1 / cluster.mean_life), "fail", about)
+            later(now + cluster.life(draw), "fail", about)
         else:
             assert isinstance(about, _Sample)
             request, life, length = about.request, about.life, about.length
